@@ -1,0 +1,8 @@
+"""Edits: what is to be written into a model, and the readers of the files that hold it."""
+
+from __future__ import annotations
+
+from harness_rect.edits.edit import Edit, Probe, fingerprint
+from harness_rect.edits.readers import EditStream, load_edits
+
+__all__ = ["Edit", "EditStream", "Probe", "fingerprint", "load_edits"]

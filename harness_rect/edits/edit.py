@@ -1,0 +1,176 @@
+"""One fact to write into a model, in the one form everything behind the readers works with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+from harness_rect.errors import UserError
+
+MARKER = "{}"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A prompt whose answer should stay what it was.
+
+    ``answer`` is the reference answer without a leading space of ours; None if the row has none.
+    """
+
+    prompt: str
+    answer: str | None
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A fact to edit. All text is kept as the row gives it.
+
+    id: the row's ``case_id`` if it has one, else its index in its file; unique within a stream.
+    prompt: holds the marker ``{}`` exactly once, at the subject. Other braces are plain text.
+    target_old: the answer to be replaced, None if the row names none.
+    paraphrases, attribute_prompts, generation_prompts: full texts, no marker.
+    source: where the row stands ("file.json row 12"), for messages only.
+
+    Raises :class:`UserError` where ``prompt`` does not hold the marker exactly once.
+    """
+
+    id: str
+    prompt: str
+    subject: str
+    target_new: str
+    target_old: str | None
+    paraphrases: tuple[str, ...]
+    neighborhood: tuple[Probe, ...]
+    attribute_prompts: tuple[str, ...] = ()
+    generation_prompts: tuple[str, ...] = ()
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        count = self.prompt.count(MARKER)
+        if count != 1:
+            where = self.source or f"edit {self.id}"
+            raise UserError(f"{where}: prompt: expected the marker {MARKER} once, found it {count} times")
+
+    @property
+    def text(self) -> str:
+        """The prompt with the subject filled in. Never ``str.format``: prompts contain braces."""
+        before, _, after = self.prompt.partition(MARKER)
+        return before + self.subject + after
+
+    @property
+    def target(self) -> str:
+        """``target_new`` with one leading space, added only where none is there."""
+        return self.target_new if self.target_new.startswith(" ") else " " + self.target_new
+
+    @property
+    def subject_span(self) -> tuple[int, int]:
+        """Character start and end of the subject in ``text``."""
+        start = self.prompt.index(MARKER)
+        return start, start + len(self.subject)
+
+
+def fingerprint(edits: Sequence[Edit]) -> str:
+    """sha256 (hex) over what the edits say, in their order.
+
+    ``source`` and ``id`` stay out: they tell where a row stands in a file, and the same facts cut
+    into another file must give the same hash. Report the ids beside it where they matter.
+    """
+    names = [field.name for field in fields(Edit) if field.name not in {"id", "source"}]
+    content = [{name: _plain(getattr(edit, name)) for name in names} for edit in edits]
+    # ASCII escapes also cover the lone surrogates that a JSON file may hold and UTF-8 cannot encode.
+    text = json.dumps(content, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Probe):
+        return [value.prompt, value.answer]
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def mark_subject(prompt: str, subject: str) -> tuple[str, str, bool]:
+    """Put the marker where the subject stands: (prompt with one marker, subject, matched loosely).
+
+    A prompt that holds ``{}`` once is marked already. Otherwise the FIRST occurrence of the subject
+    becomes the marker, later ones stay text. If there is no exact one, the subject is looked for
+    without its surrounding white space, then up to Unicode composition (NFC), then up to case; what is
+    returned as the subject is then the text as it stands in the prompt.
+
+    Raises :class:`UserError` if the subject is not there or more than one ``{}`` remains.
+    """
+    # A subject that itself holds {} ("dict{}") must not pass for a marker.
+    if prompt.count(MARKER) == 1 and not (MARKER in subject and subject in prompt):
+        return prompt, subject, False
+    span = _find(prompt, subject) if MARKER in subject or MARKER not in prompt else None
+    loose = False
+    if span is None and MARKER not in prompt:
+        span, loose = _find_loosely(prompt, subject.strip()), True
+        if span is None:
+            raise UserError(
+                f"neither the subject {shorten(subject)!r} nor {MARKER} is in {shorten(prompt, 160)!r}"
+            )
+    if span is not None:
+        start, end = span
+        subject = prompt[start:end]
+        prompt = prompt[:start] + MARKER + prompt[end:]
+    if (count := prompt.count(MARKER)) != 1:
+        raise UserError(f"expected one {MARKER}, at the subject, found {count} in {shorten(prompt, 160)!r}")
+    return prompt, subject, loose
+
+
+def _find(prompt: str, subject: str) -> tuple[int, int] | None:
+    start = prompt.find(subject)
+    return None if start < 0 else (start, start + len(subject))
+
+
+def _find_loosely(prompt: str, subject: str) -> tuple[int, int] | None:
+    """Upper and lower case are let go last, so that " US" is not found at the start of "us of US"."""
+    return _find_folded(prompt, subject, str) or _find_folded(prompt, subject, str.casefold)
+
+
+def _find_folded(prompt: str, subject: str, fold: Callable[[str], str]) -> tuple[int, int] | None:
+    """Search composed and folded text, and give back a span of the text as it is.
+
+    Composing and folding change lengths, so both work on single characters with what combines with
+    them, and a match must begin and end between two of these.
+    """
+    pieces = _characters(prompt)
+    starts: dict[int, int] = {}  # offset in the folded text -> offset in the prompt
+    folded, offset = "", 0
+    for piece in pieces:
+        starts[len(folded)] = offset
+        folded += fold(unicodedata.normalize("NFC", piece))
+        offset += len(piece)
+    starts[len(folded)] = offset
+    wanted = "".join(fold(unicodedata.normalize("NFC", piece)) for piece in _characters(subject))
+    at = folded.find(wanted)
+    while at >= 0:
+        if at in starts and at + len(wanted) in starts:
+            return starts[at], starts[at + len(wanted)]
+        at = folded.find(wanted, at + 1)
+    return None
+
+
+def _characters(text: str) -> list[str]:
+    pieces: list[str] = []
+    for char in text:
+        # Hangul letters combine without being marked as combining: there composing has to be tried.
+        if pieces and (unicodedata.combining(char) or _compose(pieces[-1] + char)):
+            pieces[-1] += char
+        else:
+            pieces.append(char)
+    return pieces
+
+
+def _compose(text: str) -> bool:
+    return len(unicodedata.normalize("NFC", text)) == 1
+
+
+def shorten(text: str, limit: int = 80) -> str:
+    """For messages: the text, cut to ``limit`` characters."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,594 @@
+"""The readers: every row shape, slices, what is refused and how, what is only warned about."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+import unicodedata
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from harness_rect.edits import Edit, Probe, fingerprint, load_edits, readers
+from harness_rect.edits.edit import mark_subject
+from harness_rect.errors import UserError
+
+Row = dict[str, Any]
+
+
+def plain(index: int = 0, **changes: Any) -> Row:
+    return {"prompt": "{} grows on", "subject": f"Plant {index}", "target_new": "rocks", **changes}
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    return str(path)
+
+
+def read_one(tmp_path: Path, row: Any) -> Edit:
+    (edit,) = load_edits(write(tmp_path / "one.json", [row]))
+    return edit
+
+
+def message(spec: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_edits(spec)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+# --- Edit ---------------------------------------------------------------------------------------
+
+
+def edit_of(prompt: str, subject: str = "Ann", target: str = "x", **more: Any) -> Edit:
+    given_fields: Row = {"id": "0", "target_old": None, "paraphrases": (), "neighborhood": (), **more}
+    return Edit(prompt=prompt, subject=subject, target_new=target, **given_fields)
+
+
+def test_text_leaves_other_braces_alone() -> None:
+    edit = edit_of("f{0} of {{}} is {x}", "a{}b")
+    assert edit.text == "f{0} of {a{}b} is {x}"
+    assert edit.text[slice(*edit.subject_span)] == "a{}b"
+
+
+@pytest.mark.parametrize("prompt", ["no marker", "{} and {}"])
+def test_an_edit_has_exactly_one_marker(prompt: str) -> None:
+    with pytest.raises(UserError, match="marker"):
+        edit_of(prompt)
+
+
+@pytest.mark.parametrize(("given_target", "expected"), [("x", " x"), (" x", " x"), ("  x", "  x")])
+def test_target_gets_one_space_only_where_none_is(given_target: str, expected: str) -> None:
+    assert edit_of("{} is", target=given_target).target == expected
+
+
+def test_fingerprint_is_of_the_content_in_its_order() -> None:
+    one, two = edit_of("{} is", "A"), edit_of("{} is", "B")
+    assert re.fullmatch("[0-9a-f]{64}", fingerprint([one, two]))
+    assert fingerprint([one, two]) != fingerprint([two, one])
+    assert fingerprint([one]) == fingerprint([edit_of("{} is", "A", source="f.json row 9", id="9")])
+    for change in (
+        {"target_old": "o"},
+        {"paraphrases": ("p",)},
+        {"neighborhood": (Probe("q", None),)},
+        {"neighborhood": (Probe("q", "a"),)},
+        {"attribute_prompts": ("p",)},
+        {"generation_prompts": ("p",)},
+    ):
+        assert fingerprint([edit_of("{} is", "A", **change)]) != fingerprint([one]), change
+    # Known value: a change to it makes every cached run unfindable.
+    known = edit_of("{} \u00e9 is", "A", " t", paraphrases=("p",), neighborhood=(Probe("q", None),))
+    assert fingerprint([known]) == "044a707e6d29a442085b4b5f1b780ef681069aaf7a0caad5719a2c9bccacff10"
+
+
+# --- row shapes ---------------------------------------------------------------------------------
+
+COUNTERFACT: Row = {
+    "case_id": 41,
+    "requested_rewrite": {
+        "prompt": "{} is written in",
+        "relation_id": "P1",
+        "target_new": {"str": "Basque", "id": "Q1"},
+        "target_true": {"str": " Welsh", "id": "Q2"},
+        "subject": "The Blue Ledger",
+    },
+    "paraphrase_prompts": ["Noise. The Blue Ledger uses", "They read The Blue Ledger in"],
+    "neighborhood_prompts": ["The Red Ledger is written in", "The Old Ledger is in"],
+    "attribute_prompts": ["Some Song is in"],
+    "generation_prompts": ["The Blue Ledger's readers", "The Blue Ledger's readers"],
+}
+
+
+def test_counterfact(tmp_path: Path) -> None:
+    assert read_one(tmp_path, COUNTERFACT) == Edit(
+        id="41",
+        prompt="{} is written in",
+        subject="The Blue Ledger",
+        target_new="Basque",
+        target_old=" Welsh",
+        paraphrases=("Noise. The Blue Ledger uses", "They read The Blue Ledger in"),
+        neighborhood=(
+            Probe("The Red Ledger is written in", " Welsh"),
+            Probe("The Old Ledger is in", " Welsh"),
+        ),
+        attribute_prompts=("Some Song is in",),
+        generation_prompts=("The Blue Ledger's readers", "The Blue Ledger's readers"),
+        source="one.json row 0",
+    )
+
+
+ZSRE: Row = {
+    "subject": "Lake Orn",
+    "src": "Which river does Lake Orn feed, if Lake Orn feeds any?",
+    "pred": "Sill",
+    "rephrase": "What river does Lake Orn feed?",
+    "alt": "Tamm",
+    "answers": ["Sill river"],
+    "loc": "nq question: who painted the old barn",
+    "loc_ans": "Ida Holm",
+    "cond": "Sill >> Tamm || Which river?",
+    "portability": {"New Question": "?", "New Answer": "!"},
+}
+
+
+def test_zsre(tmp_path: Path) -> None:
+    assert read_one(tmp_path, ZSRE) == Edit(
+        id="0",
+        prompt="Which river does {} feed, if Lake Orn feeds any?",
+        subject="Lake Orn",
+        target_new="Tamm",
+        target_old="Sill",
+        paraphrases=("What river does Lake Orn feed?",),
+        neighborhood=(Probe("nq question: who painted the old barn", "Ida Holm"),),
+        source="one.json row 0",
+    )
+
+
+def test_zsre_without_what_is_optional(tmp_path: Path) -> None:
+    row = {key: ZSRE[key] for key in ("subject", "src", "alt")}
+    edit = read_one(tmp_path, {**row, "rephrase": "  ", "loc": "nq question: why"})
+    assert (edit.target_old, edit.paraphrases) == (None, ())
+    assert edit.neighborhood == (Probe("nq question: why", None),)
+
+
+def test_easyedit_flat(tmp_path: Path) -> None:
+    row = {
+        "case_id": "c7",
+        "prompt": "Orn Castle stands in",
+        "subject": "Orn Castle",
+        "target_new": " Lund",
+        "ground_truth": "Bern",
+        "rephrase_prompt": "The place of Orn Castle is",
+        "locality_prompt": "Sill Castle stands in",
+        "locality_ground_truth": "Rome",
+    }
+    edit = read_one(tmp_path, row)
+    assert (edit.id, edit.prompt, edit.target_new, edit.target_old) == ("c7", "{} stands in", " Lund", "Bern")
+    assert edit.paraphrases == ("The place of Orn Castle is",)
+    assert edit.neighborhood == (Probe("Sill Castle stands in", "Rome"),)
+
+
+@pytest.mark.parametrize(
+    ("locality", "expected"),
+    [
+        ({"neighborhood": {"prompt": "P", "ground_truth": "a"}}, [("P", "a")]),
+        ({"neighborhood": {"prompt": ["P", "Q"], "ground_truth": ["a", "b"]}}, [("P", "a"), ("Q", "b")]),
+        ({"neighborhood": {"prompt": ["P"], "ground_truth": ["a", "alias of a"]}}, [("P", "a")]),
+        (
+            {"G": [{"prompt": "P", "ground_truth": [["a", "alias"]]}, {"prompt": "Q"}]},
+            [("P", "a"), ("Q", None)],
+        ),
+        (
+            {"G": [{"prompt": "P", "ground_truth": []}], "H": {"prompt": "Q", "ground_truth": "b"}},
+            [("P", None), ("Q", "b")],
+        ),
+        ({"G": [{"prompt": "", "ground_truth": "a"}], "H": None, "I": []}, []),
+    ],
+)
+def test_easyedit_nested_locality(
+    tmp_path: Path, locality: Row, expected: list[tuple[str, str | None]]
+) -> None:
+    edit = read_one(tmp_path, plain(ground_truth=[["old", "older"]], locality=locality))
+    assert edit.neighborhood == tuple(Probe(*pair) for pair in expected)
+    assert edit.target_old == "old"
+
+
+def test_plain_rows(tmp_path: Path) -> None:
+    row = plain(
+        target_new={"str": "cliffs", "id": None},
+        target_true={"str": "sand"},
+        rephrase_prompt=["One", "Two", "One"],
+        neighborhood_prompts=["Near", {"prompt": "Far", "ground_truth": "away"}],
+    )
+    edit = read_one(tmp_path, row)
+    assert (edit.target_new, edit.target_old, edit.paraphrases) == ("cliffs", "sand", ("One", "Two"))
+    assert edit.neighborhood == (Probe("Near", "sand"), Probe("Far", "away"))
+
+
+def test_shapes_may_be_mixed_in_a_file(tmp_path: Path) -> None:
+    edits = load_edits(write(tmp_path / "mixed.jsonl", [COUNTERFACT, ZSRE, plain()]))
+    assert [edit.id for edit in edits] == ["41", "1", "2"]
+    assert [edit.source for edit in edits][1] == "mixed.jsonl row 1 (line 2)"
+
+
+def test_ids_are_made_unique(tmp_path: Path) -> None:
+    ids: list[Any] = [1, None, 1, "1", "1#2", True, "", 0]
+    rows = [plain(i, case_id=case_id) for i, case_id in enumerate(ids)]
+    found = [edit.id for edit in load_edits(write(tmp_path / "a.json", rows))]
+    assert found == ["1", "1#2", "1#3", "1#4", "1#2#2", "5", "6", "0"]
+
+
+def test_an_id_is_the_row_number_in_the_file_not_in_the_slice(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", [plain(i) for i in range(5)])
+    assert [edit.id for edit in load_edits(path + "[3:1:-1]")] == ["3", "2"]
+
+
+# --- the subject in its prompt ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "marked", "stands", "loose"),
+    [
+        ("Who is {}?", "Ann", "Who is {}?", "Ann", False),
+        ("Ann, is {} here?", "Ann", "Ann, is {} here?", "Ann", False),  # a marker wins over the text
+        ("Is Ann Ann?", "Ann", "Is {} Ann?", "Ann", False),
+        ("What is dict{}?", "dict{}", "What is {}?", "dict{}", False),
+        ("Who is {Ann}?", "Ann", "Who is {{}}?", "Ann", False),
+        ("Who is Ann?", " Ann ", "Who is {}?", "Ann", True),
+        ("Tell us of US", "US ", "Tell us of {}", "US", True),  # stripped comes before folded
+        ("Where is caf\u00e9 Ann?", "cafe\u0301", "Where is {} Ann?", "caf\u00e9", True),
+        ("Where is cafe\u0301 Ann?", "caf\u00e9", "Where is {} Ann?", "cafe\u0301", True),
+        ("Where is cafe\u0301?", "CAFE\u0301", "Where is {}?", "cafe\u0301", True),
+        ("cafe\u0301 or CAFE", "cafe", "{}\u0301 or CAFE", "cafe", False),  # exact is exact
+        ("Cafe\u0301 or Cafe", "cafe", "Cafe\u0301 or {}", "Cafe", True),  # not half of a character
+        ("On \u1112\u1161\u11ab Street", "\ud55c street", "On {}", "\u1112\u1161\u11ab Street", True),
+        ("n\u00e9 or N\u00c9", "NE\u0301", "n\u00e9 or {}", "N\u00c9", True),
+        ("X\u0301 or X", "x", "X\u0301 or {}", "X", True),  # a pair with no single-character form
+        ("Go to STRASSE 5", "Stra\u00dfe", "Go to {} 5", "STRASSE", True),
+    ],
+)
+def test_marking(prompt: str, subject: str, marked: str, stands: str, loose: bool) -> None:
+    assert mark_subject(prompt, subject) == (marked, stands, loose)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject"),
+    [("{} and {}", "Ann"), ("Ann {} {}", "Ann"), ("dict{} {}", "dict{}"), ("Who?", "Ann"), ("{ }", "Ann")],
+)
+def test_marking_refuses(prompt: str, subject: str) -> None:
+    with pytest.raises(UserError):
+        mark_subject(prompt, subject)
+
+
+some_text = st.text(alphabet=st.sampled_from("aAbé\u0301ß{} İ\u1112\u1161n"), max_size=12)
+
+
+@given(before=some_text, subject=some_text.filter(str.strip), after=some_text)
+@example(before="{", subject="a", after="}")
+@example(before="", subject="{}", after="")
+@example(before="{", subject="}", after="")
+def test_the_span_holds_the_subject(before: str, subject: str, after: str) -> None:
+    prompt = before + subject + after
+    try:
+        marked, stands, loose = mark_subject(prompt, subject)
+    except UserError:
+        assert "{}" in prompt  # nothing else may be refused when the subject is there
+        return
+    edit = edit_of(marked, stands)
+    start, end = edit.subject_span
+    assert edit.prompt.count("{}") == 1
+    assert edit.text[start:end] == stands == subject
+    assert not loose
+    if "{}" not in prompt or "{}" in subject:
+        assert edit.text == prompt
+        assert start == prompt.index(subject)
+
+
+@given(
+    before=some_text,
+    subject=some_text.filter(str.strip),
+    after=some_text,
+    form=st.sampled_from(["NFC", "NFD"]),
+)
+def test_loose_matches_point_into_the_prompt(before: str, subject: str, after: str, form: Any) -> None:
+    prompt = before + subject + after
+    if "{}" in prompt:
+        return
+    try:
+        marked, stands, _ = mark_subject(prompt, f" {unicodedata.normalize(form, subject).swapcase()} ")
+    except UserError:
+        return
+    edit = edit_of(marked, stands)
+    assert edit.text == prompt
+    assert edit.text[slice(*edit.subject_span)] == stands
+    assert stands
+
+
+# --- slices -------------------------------------------------------------------------------------
+
+bound = st.none() | st.integers(-12, 12)
+
+
+@pytest.fixture(scope="module")
+def ten(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("with[0:1]brackets")
+    return write(folder / "ten[x].json", [plain(i) for i in range(10)])
+
+
+@given(start=bound, stop=bound, step=bound.filter(lambda step: step != 0), short=st.booleans())
+def test_slices_are_pythons(
+    ten: str, start: int | None, stop: int | None, step: int | None, short: bool
+) -> None:
+    parts = ["" if part is None else str(part) for part in (start, stop, step)]
+    if short and step is None:
+        parts.pop()
+    expected = [str(i) for i in range(10)[start:stop:step]]
+    spec = f"{ten}[{':'.join(parts)}]"
+    if expected:
+        assert [edit.id for edit in load_edits(spec)] == expected
+    else:
+        assert "10 rows" in message(spec)
+
+
+@pytest.mark.parametrize(("number", "expected"), [(0, "0"), (7, "7"), (-1, "9"), (-10, "0")])
+def test_one_row(ten: str, number: int, expected: str) -> None:
+    stream = load_edits(f"{ten}[{number}]")
+    assert [edit.id for edit in stream] == [expected]
+    assert (len(stream), stream[0].subject, stream[0:1]) == (1, f"Plant {expected}", stream.edits)
+
+
+@pytest.mark.parametrize("inner", ["10", "-11", "5:5", "20:", "::-1][3:2"])
+def test_an_empty_selection_says_how_many_rows_there_are(ten: str, inner: str) -> None:
+    if "]" not in inner:
+        assert "10 rows" in message(f"{ten}[{inner}]")
+    else:  # only the last bracket is the slice; what stays is no path
+        assert "ending in" in message(f"{ten}[{inner}]")
+
+
+@pytest.mark.parametrize(
+    "inner", ["", " ", "a", "1:b", "1,2", "0:4:0", "1:2:3:4", "1.5", "1e3", "9" * 5000, "\u0661"]
+)
+def test_malformed_slices(ten: str, inner: str) -> None:
+    assert "[start:stop:step]" in message(f"{ten}[{inner}]")
+
+
+def test_rows_outside_the_slice_do_not_matter(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [plain(0), {"odd": 1}, plain(2)])
+    assert len(load_edits(path + "[::2]")) == 2
+    assert "row 1 (line 2)" in message(path)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", [".json", ".jsonl", ".JSONL"])
+def test_json_lines_with_bom_blank_lines_and_crlf(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a{ending}"
+    line = json.dumps(plain(subject="one\u2028two"), ensure_ascii=False)
+    path.write_bytes(f"\ufeff\r\n{line}\r\n\r\n{line}".encode())
+    edits = load_edits(str(path))
+    assert [edit.subject for edit in edits] == ["one\u2028two"] * 2
+    assert edits[1].source == f"a{ending} row 1 (line 4)"
+
+
+def test_a_list_with_bom(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("\ufeff " + json.dumps([plain()], indent=1), encoding="utf-8")
+    assert len(load_edits(str(path))) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.json", b'[{"a": 1},\n {"b": }]', "a.json line 2: malformed JSON"),
+        ("a.jsonl", b'{"a": 1}\n\n{"b": }\n', "a.jsonl line 3: malformed JSON"),
+        ("a.jsonl", b"[1]\n", "a list goes into .json"),
+        ("a.json", b'{\n "rows": [1]\n}', "one JSON object; expected a list"),
+        ("a.json", b'{"rows": [1]}', "unknown row format"),
+        ("a.json", b'["text"]', "row 0: expected an object, found a string"),
+        ("a.json", b"\xff\xfe", "not UTF-8"),
+        ("a.json", b"", "the file has 0 rows"),
+        ("a.json", b"[]", "the file has 0 rows"),
+        ("a.json", b"[" * 100_000, "malformed JSON"),
+    ],
+)
+def test_files_that_are_refused(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert expected in message(str(tmp_path / name))
+
+
+def test_a_missing_file_is_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert str(tmp_path / "gone.json") in message("gone.json[0:2]")
+
+
+@pytest.mark.parametrize("spec", ["facts.csv", "zsree[0:5]", "", "[0:5]"])
+def test_unknown_names(spec: str) -> None:
+    text = message(spec)
+    assert ".jsonl" in text
+    assert "counterfact" in text
+
+
+def test_tiny_is_still_to_come() -> None:
+    assert "later version" in message("tiny[0:20]")
+
+
+# --- rows that are refused ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"question": 1, "answer": 2}, ["unknown row format", "'question', 'answer'"]),
+        ({}, ["unknown row format", "none"]),
+        (plain(subject=None), ["subject: missing"]),
+        (plain(subject=" "), ["subject: empty"]),
+        (plain(subject=3), ["subject: expected a string", "number (3)"]),
+        (plain(prompt="Who?"), ["prompt: neither", "'Plant 0'", "'Who?'"]),
+        (plain(prompt="{} or {}"), ["prompt: expected one {}", "found 2"]),
+        (plain(prompt=""), ["prompt: empty"]),
+        (plain(target_new="  "), ["target_new: empty"]),
+        (plain(target_new=["a"]), ["target_new: expected a string", "a list"]),
+        (plain(target_new={"id": "Q1"}), ["target_new.str: missing"]),
+        (plain(target_new="\ud800"), ["target_new: half of a surrogate pair"]),
+        ({**ZSRE, "alt": ""}, ["alt: empty"]),
+        ({**ZSRE, "alt": 2006}, ["alt: expected a string", "2006"]),
+        ({**ZSRE, "src": "Which river?"}, ["src: neither", "Lake Orn"]),
+        ({"src": "Which?", "subject": "Which"}, ["alt: missing"]),
+        ({"requested_rewrite": []}, ["requested_rewrite: expected an object"]),
+        ({"requested_rewrite": {"prompt": "{}"}}, ["requested_rewrite.subject: missing"]),
+        (plain(rephrase_prompt=[1]), ["rephrase_prompt: expected a string"]),
+        (plain(locality=["x"]), ["locality: expected an object of groups"]),
+        (plain(locality={"G": ["x"]}), ["locality 'G': expected prompt and ground_truth"]),
+        (plain(locality={"G": {"prompt": ["a", "b"], "ground_truth": ["c"]}}), ["2 prompts but 1 answers"]),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, row: Row, expected: list[str]) -> None:
+    path = write(tmp_path / "bad.jsonl", [plain(0), plain(1), row])
+    text = message(path + "[1:]")
+    assert text.startswith(f"{path} row 2 (line 3): ")
+    for part in expected:
+        assert part in text
+    assert f"{tmp_path / 'bad.json'} row 1: " in message(write(tmp_path / "bad.json", [plain(), row]))
+
+
+def test_messages_stay_short_and_on_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", [plain(prompt="line\n" * 500, subject="not\nthere" * 99)])
+    assert len(message(path)) < 400 + len(path)
+
+
+# --- warnings -----------------------------------------------------------------------------------
+
+
+def test_odd_streams_are_warned_about_with_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [
+        plain(0),
+        plain(0, target_new=" rocks"),  # the same once it has its space
+        plain(0, target_new="moss"),
+        plain(3, target_true=" rocks "),
+        {"prompt": "what of plant 4?", "subject": "Plant 4", "target_new": "rocks"},
+        plain(5, rephrase_prompt="Again", loc="nq question: why"),
+    ]
+    with caplog.at_level(logging.INFO):
+        stream = load_edits(write(tmp_path / "a.json", rows))
+    repeated, conflicting, same, loose = stream.warnings
+    assert re.match(r"1 of 6 edits repeat .*: 1$", repeated)
+    assert re.match(r"3 of 6 edits .* different targets: 0, 1, 2$", conflicting)
+    assert re.match(r"1 of 6 edits .* equal to the old one: 3$", same)
+    assert re.match(r"1 of 6 edits .* ignoring .*: 4$", loose)
+    assert stream[4].subject == "plant 4"
+    logged = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert [text.split(": ", 1)[1] for level, text in logged if level == "WARNING"] == list(stream.warnings)
+    infos = [text for level, text in logged if level == "INFO"]
+    assert any("5 of 6 rows have no paraphrases" in text for text in infos)
+    assert any("5 of 6 rows have no neighborhood" in text for text in infos)
+
+
+def test_an_ordinary_stream_has_no_warnings(tmp_path: Path) -> None:
+    assert load_edits(write(tmp_path / "a.json", [COUNTERFACT, ZSRE])).warnings == ()
+
+
+# --- the public sets ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # these tests serve files on this machine
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder and the address at which it is served on this machine."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield folder, f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_public_sets_come_through_the_cache(
+    cache: Path, served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, address = served
+    # Rows whose fields differ in type: one schema for all would refuse or change them.
+    mixed = plain(1, case_id="a", target_new={"str": "moss"}, unused=[1, "x", None])
+    path = Path(write(folder / "counterfact.json", [COUNTERFACT, mixed]))
+    monkeypatch.setitem(readers.URLS, "counterfact", f"{address}/counterfact.json")
+    stream = load_edits("counterfact[::-1]")
+    assert [edit.id for edit in stream] == ["a", "41"]
+    assert stream[1].source == "counterfact.json row 0"
+    assert any(cache.iterdir())
+    path.unlink()
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    assert load_edits("counterfact[::-1]").edits == stream.edits
+
+
+def test_a_damaged_download_says_what_to_delete(
+    cache: Path, served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, address = served
+    (folder / "zsre.json").write_text("<html>please sign in</html>")
+    monkeypatch.setitem(readers.URLS, "zsre", f"{address}/zsre.json")
+    text = message("zsre[0:5]")
+    assert "zsre.json line 1: malformed JSON" in text
+    assert f"delete {cache}" in text
+
+
+def test_no_network_is_one_line_that_says_what_to_do(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(readers.URLS, "zsre", "http://127.0.0.1:9/zsre.json")
+    text = message("zsre[0:5]")
+    assert "download http://127.0.0.1:9/zsre.json" in text
+    assert "edits=PATH" in text
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"])
+def test_offline_variables_are_respected(tmp_path: Path, variable: str) -> None:
+    pytest.importorskip("datasets")
+    code = (
+        "import socket, sys\n"
+        "def refuse(*a, **k): print('asked the network'); raise OSError('no')\n"
+        "socket.getaddrinfo = socket.socket.connect = refuse\n"
+        "from harness_rect.edits import load_edits\n"
+        "try: load_edits('zsre')\n"
+        "except ValueError as error: print(error)\n"
+    )
+    environment = {**os.environ, variable: "1", "HF_DATASETS_CACHE": str(tmp_path)}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count("\n") == 1
+    assert "asked the network" not in done.stdout
+    assert "Offline" in done.stdout
+    assert "https://rome.baulab.info/data/dsets/zsre_mend_eval.json" in done.stdout
