@@ -1,0 +1,194 @@
+"""Hyper-parameters of an editing run: a published file, a preset of ours, or a default for any model.
+
+Files of ROME, MEMIT, AlphaEdit and EasyEdit load as they are, JSON or YAML. Keys that say where modules,
+devices and files are on their authors' machines mean nothing here and are set aside; a key that nobody
+published is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import PreTrainedModel
+
+from harness_rect.config import did_you_mean, validated
+from harness_rect.errors import UserError
+from harness_rect.methods import Method
+from harness_rect.methods.base import HyperParameters
+from harness_rect.models import EditableLM
+
+log = logging.getLogger(__name__)
+
+PRESETS = Path(__file__).parent / "presets"
+
+#: Keys of published files that name modules, machines, paths or evaluation settings; not used.
+SET_ASIDE = frozenset(
+    (
+        "alg_name",
+        "model_name",
+        "tokenizer_name",
+        "tokenizer_class",
+        "model_class",
+        "device",
+        "model_parallel",
+        "fp16",
+        "stats_dir",
+        "results_dir",
+        "archive",
+        "weight_cache",
+        "max_length",
+        "max_new_tokens",
+        "batch_size",
+        "evaluation_type",
+        "api_key",
+        "v_loss_layer",
+        "layer_selection",
+        "objective_optimization",
+        "layer_module_tmp",
+        "mlp_module_tmp",
+        "attn_module_tmp",
+        "ln_f_module",
+        "lm_head_module",
+    )
+)
+#: The one module key that could ask for something else than we do; it is compared with what was found.
+REWRITE_MODULE = "rewrite_module_tmp"
+#: Keys of the other published methods, for an error that says more than "unknown".
+OTHER_METHODS = frozenset(
+    (
+        "mom2_update_weight",
+        "nullspace_threshold",
+        "L2",
+        "lr_scale",
+        "n_toks",
+        "refine",
+        "steps",
+        "adaptive_threshold",
+        "p",
+        "num_steps",
+        "lr",
+        "weight_decay",
+        "norm_constraint",
+        "rank",
+        "edit_lr",
+        "inner_params",
+    )
+)
+
+
+@dataclass(frozen=True)
+class ResolvedHparams:
+    """values: validated hyper-parameters; origin: the preset, file or rule they came from."""
+
+    values: HyperParameters
+    origin: str
+
+
+def resolve_hparams(method: Method, spec: str | None, lm: EditableLM) -> ResolvedHparams:
+    """Hyper-parameters for a method on a model.
+
+    Args:
+        spec: a preset name (``gpt2-xl``), a path to a .json/.yaml/.yml file, or None for the preset of the
+            model's family, else the method's default for any model.
+
+    Raises:
+        UserError: naming the file or preset and the key.
+    """
+    if spec is None:
+        raw, origin = _for_model(method, lm)
+    elif (path := Path(spec)).suffix in {".json", ".yaml", ".yml"}:
+        raw, origin = read_hparams_file(path), str(path)
+    else:
+        raw, origin = _preset(method, spec), f"preset {spec}"
+    values = validated(method.hparams, _ours(method, raw, origin, lm.model), origin)
+    lm.check_layers(getattr(values, "layers", []))
+    log.info("hyper-parameters of %s: %s", method.name, origin)
+    return ResolvedHparams(values, origin)
+
+
+def read_hparams_file(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON or YAML file.
+
+    Raises:
+        UserError: if the file is missing, does not parse, or is no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"hparams={path}: {error.strerror or error}") from None
+    try:
+        raw = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        problem = " ".join(str(error).split())
+        raise UserError(f"{path}: does not parse: {problem}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: expected a mapping of hyper-parameters, found {type(raw).__name__}")
+    return raw
+
+
+def preset_names(method: Method) -> list[str]:
+    return sorted(path.stem for path in (PRESETS / _family(method)).glob("*.yaml"))
+
+
+def _family(method: Method) -> str:
+    return {"r_rome": "rome"}.get(method.name, method.name)
+
+
+def _preset_file(method: Method, name: str) -> dict[str, Any]:
+    return yaml.safe_load((PRESETS / _family(method) / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def _preset(method: Method, name: str) -> dict[str, Any]:
+    known = preset_names(method)
+    if name not in known:
+        raise UserError(
+            f"hparams={name}: no such preset for {method.name} ({did_you_mean(name, known)}); a file must"
+            " end in .json, .yaml or .yml"
+        )
+    return _preset_file(method, name)["hparams"]
+
+
+def _for_model(method: Method, lm: EditableLM) -> tuple[dict[str, Any], str]:
+    config = lm.model.config.get_text_config()
+    for name in preset_names(method):
+        preset = _preset_file(method, name)
+        match = preset.get("match")
+        if match and all(getattr(config, key, None) == value for key, value in match.items()):
+            return preset["hparams"], f"preset {name}"
+    return method.default_hparams(lm.architecture), f"default of {method.name} for a model without a preset"
+
+
+def _ours(method: Method, raw: dict[str, Any], origin: str, model: PreTrainedModel) -> dict[str, Any]:
+    """The part of a published file that the method uses."""
+    known = set(method.hparams.model_fields)
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        if key in known:
+            values[key] = value
+        elif key == REWRITE_MODULE:
+            _check_rewrite_module(value, origin, model)
+        elif key in OTHER_METHODS:
+            raise UserError(
+                f"{origin}: {key} is not a hyper-parameter of {method.name}; is the file for another method?"
+            )
+        elif key not in SET_ASIDE:
+            raise UserError(f"{origin}: unknown hyper-parameter {key!r}; {did_you_mean(key, known)}")
+    return values
+
+
+def _check_rewrite_module(template: object, origin: str, model: PreTrainedModel) -> None:
+    """Refuse a file that asks for another matrix than the down projection."""
+    from harness_rect.models import locate
+
+    downs = locate(model).down_projections
+    asked = str(template).replace("{}", "0")
+    if asked != downs[0] and asked in dict(model.named_modules()):
+        raise UserError(
+            f"{origin}: {REWRITE_MODULE}={template} is not the MLP's down projection ({downs[0]} in block 0),"
+            " the only matrix this method is defined on"
+        )

@@ -1,0 +1,74 @@
+"""What every editing method takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from harness_rect.edits import Edit
+from harness_rect.models import Architecture, EditableLM
+
+
+class HyperParameters(BaseModel):
+    """Base of every method's hyper-parameters: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """An update ``left @ right.T`` in the stored weight's own orientation.
+
+    left: (rows, r), right: (columns, r), float32.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def dense(self) -> Tensor:
+        """The update as a matrix (rows, columns)."""
+        return self.left @ self.right.T
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a method wants to change.
+
+    updates: weight name -> update. details: for each edit, in order, what the search did (plain numbers).
+    """
+
+    updates: dict[str, LowRank]
+    details: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What one run gives a method beside the model and the facts.
+
+    templates: prefixes with one ``{}``; ROME's flat list (other methods group them by type).
+    second_moment: layer -> C, the mean of k k^T over text, (d_mlp, d_mlp), of the unedited model.
+    """
+
+    templates: list[str]
+    second_moment: Callable[[int], Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """An editing method as the rest of the package sees it.
+
+    default_hparams: hyper-parameters for a model without a preset.
+    needs_statistics: whether these hyper-parameters read second moments, and of which layers.
+    batches: whether several facts can be edited in one update.
+    """
+
+    name: str
+    hparams: type[HyperParameters]
+    default_hparams: Callable[[Architecture], dict[str, Any]]
+    propose: Callable[[EditableLM, Sequence[Edit], Any, Context], Proposal]
+    needs_statistics: Callable[[Any], list[int]]
+    batches: bool = False

@@ -1,0 +1,228 @@
+"""A causal LM with its tokenizer, run on prompts the way editing methods need it.
+
+Token positions are always counted from the start of the sequence: batches are padded on the right,
+which leaves every real token's position id and attention unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from harness_rect.errors import UserError
+from harness_rect.models.architecture import check_floating, is_transposed, locate
+
+
+class _StopForward(Exception):
+    """Ends a forward pass once everything wanted has been computed."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded token ids: ``ids`` and ``mask`` are (sequences, longest), int64, on the input device."""
+
+    ids: Tensor
+    mask: Tensor
+    lengths: tuple[int, ...]
+
+
+class TextEncoder:
+    """Text to token ids, with the special tokens that evaluation uses too.
+
+    Args:
+        tokenizer: any Hugging Face tokenizer; fast ones give exact subject positions from offsets.
+        add_special_tokens: None leaves it to the tokenizer (Llama prepends BOS, GPT-2 nothing), as lm-eval
+            does unless ``add_bos_token`` is given.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool | None = None) -> None:
+        self.tokenizer = tokenizer
+        self._kwargs = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a whole text, special tokens included."""
+        return list(self.tokenizer(text, **self._kwargs)["input_ids"])
+
+    def continuation(self, prompt: str, target: str) -> tuple[list[int], list[int]]:
+        """Ids of ``prompt`` and of ``target`` as it stands after that prompt.
+
+        Both come from one tokenization of the concatenated text, split after the prompt's own tokens.
+        Where the boundary falls inside a token, that token belongs to the target. Neither part is empty.
+        """
+        whole, alone = self.ids(prompt + target), self.ids(prompt)
+        split = 0
+        for a, b in zip(whole, alone, strict=False):
+            if a != b:
+                break
+            split += 1
+        if split == 0 or split == len(whole):
+            raise UserError(f"the tokenizer gives no tokens of its own to {target!r} after {prompt!r}")
+        return whole[:split], whole[split:]
+
+    def token_at(self, text: str, char: int) -> int:
+        """Index of the token that covers character ``char`` of ``text``."""
+        if self.tokenizer.is_fast:
+            encoded = self.tokenizer(text, return_offsets_mapping=True, **self._kwargs)
+            covering = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if a <= char < b]
+            if covering:  # several when one character is spread over byte tokens: the last one ends it
+                return covering[-1]
+        # Without offsets: the tokens of the text up to and including the character.
+        return len(self.ids(text[: char + 1])) - 1
+
+
+class EditableLM:
+    """A causal LM, its tokenizer and its :class:`Architecture`.
+
+    Attributes:
+        model: the transformers model, in evaluation mode.
+        encoder: the :class:`TextEncoder`.
+        architecture: names of blocks, down projections, norm and head.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        add_special_tokens: bool | None = None,
+    ) -> None:
+        self.model = model
+        self.encoder = TextEncoder(tokenizer, add_special_tokens)
+        self.architecture = locate(model)
+        self._modules = dict(model.named_modules())
+        pad = tokenizer.pad_token_id
+        self._pad_id = pad if pad is not None else 0  # masked, so any id serves
+
+    # -- parts ------------------------------------------------------------------------------------
+
+    @property
+    def input_device(self) -> torch.device:
+        return next(self.model.get_input_embeddings().parameters()).device
+
+    def down_projection(self, layer: int) -> nn.Module:
+        self.check_layers([layer])
+        return self._modules[self.architecture.down_projections[layer]]
+
+    def weight(self, name: str) -> nn.Parameter:
+        """The parameter ``name``, checked to be editable in place."""
+        module, _, attribute = name.rpartition(".")
+        weight = getattr(self._modules[module], attribute)
+        check_floating(weight, name)
+        return weight
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        n = self.architecture.n_layers
+        for layer in layers:
+            if not 0 <= layer < n:
+                raise UserError(f"layer {layer} does not exist: this model has layers 0 to {n - 1}")
+
+    def oriented(self, layer: int, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors of an update in the parameter's own orientation.
+
+        Args:
+            left: (d_model, r), the output side. right: (d_mlp, r), the key side.
+
+        Returns:
+            (a, b) with update = a @ b.T of the shape of the stored weight.
+        """
+        return (right, left) if is_transposed(self.down_projection(layer)) else (left, right)
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence the position embeddings allow, in tokens (2048 where the config does not say)."""
+        config = self.model.config.get_text_config()
+        for key in ("max_position_embeddings", "n_positions", "n_ctx"):
+            if isinstance(length := getattr(config, key, None), int):
+                return length
+        return 2048
+
+    # -- running ----------------------------------------------------------------------------------
+
+    def batch(self, sequences: Sequence[Sequence[int]]) -> Batch:
+        longest = max(map(len, sequences))
+        if longest > self.max_length:
+            raise UserError(
+                f"a prompt of {longest} tokens is longer than the {self.max_length} this model can read"
+            )
+        ids = torch.full((len(sequences), longest), self._pad_id, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+            mask[row, : len(sequence)] = 1
+        device = self.input_device
+        return Batch(ids.to(device), mask.to(device), tuple(map(len, sequences)))
+
+    def logits(self, batch: Batch) -> Tensor:
+        """(sequences, longest, vocabulary) logits in the model's dtype."""
+        # token_type_ids are never passed: GPT-2 would add an embedding for them.
+        return self.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+
+    @torch.no_grad()
+    def down_projection_io(
+        self, layers: Sequence[int], batch: Batch, positions: Sequence[int] | Tensor
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """Keys and outputs of down projections at one position a sequence, from one forward pass.
+
+        The pass ends at the deepest layer asked for.
+
+        Returns:
+            layer -> (keys (sequences, d_mlp), outputs (sequences, d_model)), float32, outputs with bias.
+        """
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        rows = torch.arange(batch.ids.shape[0])
+        where = torch.as_tensor(positions)
+        deepest = max(layers)
+
+        def hook_for(layer: int) -> Callable[..., None]:
+            def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+                key = unflatten(args[0], batch)[rows, where.to("cpu")]
+                out = unflatten(output, batch)[rows, where.to("cpu")]
+                found[layer] = (key.float(), out.float())
+                if layer == deepest:
+                    raise _StopForward
+
+            return hook
+
+        self.run_hooked({layer: hook_for(layer) for layer in layers}, batch)
+        return found
+
+    def run_hooked(self, hooks: dict[int, Callable[..., object]], batch: Batch) -> None:
+        """Forward pass with a hook on the down projection of each given layer; ends early if one says so."""
+        handles = [self.down_projection(layer).register_forward_hook(h) for layer, h in hooks.items()]
+        try:
+            self.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+        except _StopForward:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Evaluation mode and no gradients for weights while a method searches for a value."""
+        flags = [(p, p.requires_grad) for p in self.model.parameters()]
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+            for module, training in modes:
+                module.training = training
+
+
+def unflatten(hidden: Tensor, batch: Batch) -> Tensor:
+    """(sequences, longest, width) view of a module's tensor; some OPT versions flatten it for their MLP."""
+    return hidden if hidden.dim() == 3 else hidden.view(*batch.ids.shape, hidden.shape[-1])
+
+
+def stop_forward() -> None:
+    """Called inside a hook: nothing after this module is needed."""
+    raise _StopForward
