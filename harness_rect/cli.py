@@ -1,0 +1,209 @@
+"""The ``harness-rect`` command.
+
+Exit status 0: done; 1: a run failed; 2: what was asked is wrong (one line on stderr).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness_rect import __version__
+from harness_rect.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: the process's own); returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "transformers", "datasets"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        arguments.run(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; start the same command again to go on", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="harness-rect", description="Edit language models; measure the harm."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    edit = commands.add_parser("edit", help="edit a model and write it as a Hugging Face checkpoint")
+    _add_model(edit)
+    edit.add_argument("--method", required=True, help="rome or r_rome")
+    edit.add_argument(
+        "--edits", required=True, help="zsre, counterfact or a .json/.jsonl file, with [start:stop:step]"
+    )
+    edit.add_argument("--edit-batch-size", type=int, default=1, help="facts an edit (default 1)")
+    edit.add_argument("--hparams", help="preset name, or a JSON/YAML file as published for ROME or EasyEdit")
+    edit.add_argument("--stats", help="folder of second moments")
+    edit.add_argument("--regularizer", help="rect, random or none (default)")
+    edit.add_argument("--keep", help="share of the update kept: 0.4 or 40%%")
+    edit.add_argument("--rect-convention", help="paper (default) or alphaedit")
+    edit.add_argument("--edit-cache", help="folder for finished runs, or off (default: the user's cache)")
+    edit.add_argument("--seed", type=int, default=0, help="for everything random in editing (default 0)")
+    edit.add_argument(
+        "--output", type=Path, required=True, help="folder for the checkpoint and edit_report.json"
+    )
+    edit.set_defaults(run=_edit)
+
+    stats = commands.add_parser("stats", help="compute second moments from text, in the public npz layout")
+    _add_model(stats)
+    stats.add_argument("--layers", required=True, help="block numbers: 5 or 13-17 or 3,5,8")
+    stats.add_argument(
+        "--text", required=True, help="a text file, a .jsonl with a text field, wikipedia or wikitext"
+    )
+    stats.add_argument("--tokens", type=int, default=None, help="tokens to read (default 50000)")
+    stats.add_argument("--float64", action="store_true", help="keep the sums in float64")
+    stats.add_argument("--output", type=Path, required=True, help="folder for one npz file a layer")
+    stats.set_defaults(run=_stats)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="hub name or folder of a causal language model")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: cuda if there is one)")
+    parser.add_argument(
+        "--dtype", default="auto", help="float32, bfloat16, float16 or auto (as stored, the default)"
+    )
+
+
+def _edit(arguments: argparse.Namespace) -> None:
+    from harness_rect.config import EditConfig
+    from harness_rect.edit_cache import EditCache
+    from harness_rect.edits import load_edits
+    from harness_rect.session import EditSession, check_output, save_checkpoint
+
+    config = EditConfig.from_args(
+        "command line",
+        method=arguments.method,
+        edits=arguments.edits,
+        edit_batch_size=arguments.edit_batch_size,
+        regularizer=arguments.regularizer,
+        keep=arguments.keep,
+        rect_convention=arguments.rect_convention,
+        hparams=arguments.hparams,
+        stats=arguments.stats,
+        edit_cache=arguments.edit_cache,
+        edit_seed=arguments.seed,
+    )
+    if config.method == "none":
+        raise UserError("--method none edits nothing; choose a method")
+    check_output(arguments.output)
+    stream = load_edits(arguments.edits)
+    model, tokenizer = _load(arguments)
+    session = EditSession(model, tokenizer, config, stream, _layout_name(arguments.model))
+    report = session.run(EditCache.from_spec(config.edit_cache))
+    save_checkpoint(arguments.output, model, tokenizer, session.report_json())
+    _print_summary(report, arguments.output)
+
+
+def _print_summary(report: dict[str, Any], output: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{report['n_edits']} edits by {report['method']}")
+    for heading in ("metric", "before", "right after each", "at the end"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    moments = [report["before_each_edit"], report["right_after_each_edit"], report["at_the_end"]]
+    for metric in sorted({name for scores in moments for name in scores}):
+        values = [scores.get(metric) for scores in moments]
+        cells = ["-" if value is None else f"{value:.3f}" for value in values]
+        if metric == "locality":
+            cells[0] = "-"
+        table.add_row(metric, *cells)
+    console = Console()
+    console.print(table)
+    console.print(f"checkpoint and edit_report.json: {output}", soft_wrap=True)
+
+
+def _stats(arguments: argparse.Namespace) -> None:
+    from harness_rect.fingerprint import model_fingerprint
+    from harness_rect.models import EditableLM
+    from harness_rect.statistics import MomentProvider
+    from harness_rect.statistics.collect import DEFAULT_TOKENS
+
+    layers = parse_layers(arguments.layers)
+    tokens = DEFAULT_TOKENS if arguments.tokens is None else arguments.tokens
+    if tokens < 1:
+        raise UserError(f"--tokens {tokens}: expected a positive number")
+    model, tokenizer = _load(arguments)
+    lm = EditableLM(model, tokenizer)
+    lm.check_layers(layers)
+    dtype = "float64" if arguments.float64 else "float32"
+    names = {layer: lm.architecture.down_projections[layer] for layer in layers}
+    paths = {layer: arguments.output / f"{name}_{dtype}_mom2_{tokens}.npz" for layer, name in names.items()}
+    provider = MomentProvider(
+        lm, None, "", model_fingerprint(model), dataset=arguments.text, dtype=dtype, tokens=tokens
+    )
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    count = provider.compute_into(paths)
+    print(f"second moments of {count} tokens:")
+    for path in paths.values():
+        print(f"  {path}")
+
+
+def parse_layers(text: str) -> list[int]:
+    """Block numbers from "5", "3,5,8" or "13-17", sorted and without repetition.
+
+    Raises:
+        UserError: for anything else.
+    """
+    layers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise UserError(f"--layers {text}: expected numbers such as 5, 3,5,8 or 13-17")
+        layers |= set(range(int(first), int(last or first) + 1))
+    if not layers:
+        raise UserError(f"--layers {text}: an empty range")
+    return sorted(layers)
+
+
+def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """The model and tokenizer of ``--model``, checked to be editable before any weight is read."""
+    import torch
+    import transformers
+
+    from harness_rect.models.architecture import refuse_config
+
+    dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype, None)
+    if dtype != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise UserError(f"--dtype {arguments.dtype}: expected float32, bfloat16, float16 or auto")
+    try:
+        device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise UserError(f"--device {arguments.device}: not a device") from None
+    try:
+        refuse_config(transformers.AutoConfig.from_pretrained(arguments.model))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model)
+        model = transformers.AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"--model {arguments.model}: cannot be loaded: {reason}") from None
+    model.to(device)  # type: ignore[arg-type]  # the stub of a wrapped method
+    return model.eval(), tokenizer
+
+
+def _layout_name(model: str) -> str:
+    return Path(model).name if Path(model).is_dir() else model
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

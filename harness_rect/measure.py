@@ -1,0 +1,185 @@
+"""Reliability, generalization and locality of edits, read directly from a model.
+
+Teacher forcing: a target counts by its share of tokens that are the argmax at their place given the prompt
+and the tokens before them. ``locality`` compares argmax tokens with those of the unedited model, as EasyEdit
+and the paper do; ``neighborhood_acc`` compares them with the reference answer, as ROME's zsRE metric does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp
+
+import torch
+
+from harness_rect.edits import Edit, Probe
+from harness_rect.errors import UserError
+from harness_rect.methods.contexts import fill
+from harness_rect.models import EditableLM
+
+BATCH_SEQUENCES = 32
+
+#: (prompt ids, target ids)
+Pair = tuple[list[int], list[int]]
+
+
+@dataclass(frozen=True)
+class Forced:
+    """One prompt with a target under teacher forcing: argmax at each target place, target ids, NLL (nats)."""
+
+    argmax: tuple[int, ...]
+    target: tuple[int, ...]
+    nll: float
+
+    @property
+    def accuracy(self) -> float:
+        return sum(a == t for a, t in zip(self.argmax, self.target, strict=True)) / len(self.target)
+
+    @property
+    def probability(self) -> float:
+        """Probability of the whole target."""
+        return exp(-self.nll)
+
+
+@torch.no_grad()
+def teacher_force(lm: EditableLM, pairs: Sequence[Pair]) -> list[Forced]:
+    """Run (prompt ids, target ids) pairs, longest first in batches; results in the order given."""
+    order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
+    results: dict[int, Forced] = {}
+    for first in range(0, len(order), BATCH_SEQUENCES):
+        chunk = order[first : first + BATCH_SEQUENCES]
+        logits = lm.logits(lm.batch([pairs[i][0] + pairs[i][1][:-1] for i in chunk]))
+        for row, i in enumerate(chunk):
+            prompt, target = pairs[i]
+            log_probs = logits[row, len(prompt) - 1 : len(prompt) - 1 + len(target)].float().log_softmax(-1)
+            nll = -log_probs[torch.arange(len(target)), torch.tensor(target)].sum().item()
+            results[i] = Forced(tuple(log_probs.argmax(-1).tolist()), tuple(target), nll)
+    return [results[i] for i in range(len(pairs))]
+
+
+@dataclass(frozen=True)
+class EditProbes:
+    """Token ids of everything one edit is measured on.
+
+    unreadable: prompts too long for the model, left out and counted.
+    answered: for each locality pair, whether its target is the row's reference answer.
+    """
+
+    rewrite: Pair
+    paraphrases: list[Pair]
+    locality: list[Pair]
+    answered: list[bool]
+    unreadable: int
+
+
+def probes(lm: EditableLM, edit: Edit, templates: Sequence[str] = ("{}",)) -> EditProbes:
+    """Tokenize an edit's prompts.
+
+    A locality prompt without a reference answer is observed at its next token only.
+
+    Args:
+        templates: prefixes the edit prompt will be read with.
+
+    Raises:
+        UserError: naming the row, if the model cannot read its prompt under one of the templates or the
+            tokenizer has no tokens for its target.
+    """
+    try:
+        longest = max(_length(lm.encoder.continuation(fill(t, edit.text), edit.target)) for t in templates)
+        if longest > lm.max_length:
+            raise UserError(f"prompt and prefix take {longest} tokens; this model reads {lm.max_length}")
+        rewrite = lm.encoder.continuation(edit.text, edit.target)
+        paraphrases = [lm.encoder.continuation(text, edit.target) for text in edit.paraphrases]
+        locality = [_locality_pair(lm, probe) for probe in edit.neighborhood]
+    except UserError as error:
+        raise UserError(f"{edit.source or 'edit ' + edit.id}: {error}") from None
+    answered = [probe.answer is not None for probe in edit.neighborhood]
+    kept = [i for i, pair in enumerate(locality) if _length(pair) <= lm.max_length]
+    readable = [pair for pair in paraphrases if _length(pair) <= lm.max_length]
+    return EditProbes(
+        rewrite=rewrite,
+        paraphrases=readable,
+        locality=[locality[i] for i in kept],
+        answered=[answered[i] for i in kept],
+        unreadable=len(paraphrases) - len(readable) + len(locality) - len(kept),
+    )
+
+
+def _length(pair: Pair) -> int:
+    return len(pair[0]) + len(pair[1]) - 1
+
+
+def _locality_pair(lm: EditableLM, probe: Probe) -> Pair:
+    if probe.answer is None:
+        return lm.encoder.ids(probe.prompt), [0]  # the id is a placeholder: only the argmax is used
+    return lm.encoder.continuation(probe.prompt, with_space(probe.answer))
+
+
+def with_space(answer: str) -> str:
+    """The answer as it follows a prompt: one leading space, added only where none is there."""
+    return answer if answer.startswith(" ") else " " + answer
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What the unedited model says: argmax tokens at each edit's locality prompts."""
+
+    locality: dict[str, list[tuple[int, ...]]]
+
+
+def measure_baseline(lm: EditableLM, probed: dict[str, EditProbes]) -> Baseline:
+    """Run the unedited model on all locality prompts of a stream."""
+    flat = [(id, pair) for id, p in probed.items() for pair in p.locality]
+    results = teacher_force(lm, [pair for _, pair in flat])
+    locality: dict[str, list[tuple[int, ...]]] = {id: [] for id in probed}
+    for (id, _), forced in zip(flat, results, strict=True):
+        locality[id].append(forced.argmax)
+    return Baseline(locality)
+
+
+def measure(
+    lm: EditableLM, probed: dict[str, EditProbes], baseline: Baseline, ids: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Metrics of the edits ``ids`` on the model as it is now.
+
+    Returns:
+        id -> ``reliability``, ``target_probability``, and where the row has prompts for them
+        ``generalization``, ``locality``, ``neighborhood_acc``; each in [0, 1].
+    """
+    pairs, places = [], []
+    for id in ids:
+        p = probed[id]
+        for kind, group in (
+            ("rewrite", [p.rewrite]),
+            ("paraphrase", p.paraphrases),
+            ("locality", p.locality),
+        ):
+            for index, pair in enumerate(group):
+                pairs.append(pair)
+                places.append((id, kind, index))
+    found: dict[str, dict[str, list[float]]] = {id: {} for id in ids}
+    for (id, kind, index), forced in zip(places, teacher_force(lm, pairs), strict=True):
+        scores = found[id]
+        if kind == "rewrite":
+            scores["reliability"] = [forced.accuracy]
+            scores["target_probability"] = [forced.probability]
+        elif kind == "paraphrase":
+            scores.setdefault("generalization", []).append(forced.accuracy)
+        else:
+            before = baseline.locality[id][index]
+            same = sum(a == b for a, b in zip(forced.argmax, before, strict=True)) / len(before)
+            scores.setdefault("locality", []).append(same)
+            if probed[id].answered[index]:
+                scores.setdefault("neighborhood_acc", []).append(forced.accuracy)
+    return {id: {name: sum(v) / len(v) for name, v in scores.items()} for id, scores in found.items()}
+
+
+def averages(scores: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of each metric over the edits that have it; a metric nobody has is absent."""
+    names = sorted({name for s in scores for name in s})
+    return {name: _mean([s[name] for s in scores if name in s]) for name in names}
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

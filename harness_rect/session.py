@@ -1,0 +1,475 @@
+"""EditSession: a stream of edits goes into a model, step by step, measured on the way and revertible.
+
+    session = EditSession(model, tokenizer, EditConfig(method="rome", edits="zsre[0:5]", ...))
+    report = session.run()      # edits the model in place
+    session.revert()            # bit for bit the model as it was
+
+One step edits ``edit_batch_size`` facts: the method proposes an update for each weight, the regularizer trims
+it relative to the weight as it is just before the step, and the result is added to a float32 master copy that
+is rounded once to the model's dtype.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import harness_rect
+from harness_rect.config import EditConfig
+from harness_rect.edit_cache import EditCache
+from harness_rect.edits import Edit, EditStream, fingerprint, load_edits
+from harness_rect.errors import UserError
+from harness_rect.fingerprint import digest, model_fingerprint
+from harness_rect.hparams import resolve_hparams
+from harness_rect.measure import EditProbes, averages, measure, measure_baseline, probes
+from harness_rect.methods import METHODS, Context
+from harness_rect.methods.contexts import sample_templates
+from harness_rect.models import EditableLM
+from harness_rect.regularizers import make_regularizer
+from harness_rect.statistics import MomentProvider
+
+log = logging.getLogger(__name__)
+
+#: An unfinished stream is saved when this many seconds have passed since the last save.
+SAVE_SECONDS = 30.0
+
+
+class EditSession:
+    """Applies a stream of edits to a model.
+
+    Args:
+        model: a transformers causal LM; edited in place by :meth:`run`.
+        tokenizer: its tokenizer.
+        config: the validated description of the run; ``config.method`` must not be ``none``.
+        edits: the facts, if they are loaded already; else ``config.edits`` is read.
+        model_name: for finding second moments in the public folder layout.
+        add_special_tokens: see :class:`~harness_rect.models.lm.TextEncoder`.
+
+    Raises:
+        UserError: the model cannot be edited, or a hyper-parameter, statistics file or edit is wrong.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: EditConfig,
+        edits: EditStream | Sequence[Edit] | None = None,
+        model_name: str = "",
+        add_special_tokens: bool | None = None,
+    ) -> None:
+        self.config = config
+        self.lm = EditableLM(model, tokenizer, add_special_tokens)
+        stream = load_edits(config.edits or "") if edits is None else edits
+        self.edits: tuple[Edit, ...] = tuple(stream)
+        self.edit_warnings: tuple[str, ...] = stream.warnings if isinstance(stream, EditStream) else ()
+        self.method = METHODS[config.method]
+        self.hparams = resolve_hparams(self.method, config.hparams, self.lm)
+        self.weight_names = [
+            self.lm.architecture.weight_name(layer)
+            for layer in sorted(self.hparams.values.layers)  # type: ignore[attr-defined]
+        ]
+        for name in self.weight_names:
+            self.lm.weight(name)
+        self._model_name = model_name
+        self._model_fingerprint = model_fingerprint(model)
+        self._originals: dict[str, Tensor] = {}
+        self.report: dict[str, Any] | None = None
+
+    # -- running ----------------------------------------------------------------------------------
+
+    def run(self, cache: EditCache | None = None) -> dict[str, Any]:
+        """Apply the whole stream and measure it; returns the report that goes into the results file.
+
+        Args:
+            cache: finished runs are taken from it and kept in it; an interrupted run is continued. None
+                keeps nothing.
+
+        Raises:
+            UserError: see the class. The model is unchanged if it is raised.
+        """
+        if self._originals:
+            raise UserError("this session has edited its model already; revert() first")
+        with self.lm.frozen():
+            moments = self._moments()
+            templates = self._templates()
+            description = self._description(templates, moments)
+            key = digest(description)
+            if cache is None:
+                state = self._apply(description, key, templates, moments, None)
+            else:
+                with cache.lock(key):
+                    found = cache.load(key, self.weight_names)
+                    if found is not None:
+                        log.info("edits taken from the cache: %s", cache.path(key))
+                        weights, state = found
+                        # The same edits and numbers may have been read from other files then.
+                        state |= self._origins() | {"from_cache": True}
+                        self._install(weights)
+                    else:
+                        state = self._apply(description, key, templates, moments, cache)
+        self.report = state
+        self._warn_about_failures(state)
+        return state
+
+    def _apply(
+        self,
+        description: dict[str, Any],
+        key: str,
+        templates: list[str],
+        moments: MomentProvider | None,
+        cache: EditCache | None,
+    ) -> dict[str, Any]:
+        """Edit and measure; the model is restored if anything goes wrong."""
+        probed = {edit.id: probes(self.lm, edit, templates) for edit in self.edits}
+        baseline = measure_baseline(self.lm, probed)
+        context = Context(templates, moments.get if moments else _no_moments)
+        masters = {name: self._master(name) for name in self.weight_names}
+        steps: list[dict[str, Any]] = []
+        per_edit: list[dict[str, Any]] = []
+        try:
+            partial = cache.load_partial(key, self.weight_names) if cache else None
+            if partial is not None:
+                weights, saved_state = partial
+                steps, per_edit = saved_state["steps"], saved_state["edits"]
+                for name, weight in weights.items():
+                    masters[name] = weight.to(masters[name])
+                self._install(masters)
+                log.info(
+                    "going on with an interrupted run after %d of %d edits", len(per_edit), len(self.edits)
+                )
+            size = self.config.edit_batch_size
+            batches = [self.edits[i : i + size] for i in range(0, len(self.edits), size)]
+            saved = time.monotonic()
+            with _progress() as progress:
+                bar = progress.add_task("editing", total=len(self.edits), completed=len(per_edit))
+                for index in range(len(steps), len(batches)):
+                    step, edits = self._step(index, batches[index], masters, context, probed, baseline)
+                    steps.append(step)
+                    per_edit += edits
+                    progress.advance(bar, len(batches[index]))
+                    if cache and time.monotonic() - saved > SAVE_SECONDS:
+                        cache.save_partial(key, masters, {"steps": steps, "edits": per_edit})
+                        saved = time.monotonic()
+            end = measure(self.lm, probed, baseline, [edit.id for edit in self.edits])
+            for record in per_edit:
+                record["end"] = end[record["id"]]
+            state = self._state(description, key, steps, per_edit, probed, masters)
+            if cache:
+                cache.save(key, masters, state)
+            return state
+        except BaseException:
+            self.revert()
+            raise
+
+    def _step(
+        self,
+        index: int,
+        edits: Sequence[Edit],
+        masters: dict[str, Tensor],
+        context: Context,
+        probed: dict[str, EditProbes],
+        baseline: Any,
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """One update: propose, trim, add, round, measure."""
+        started = time.perf_counter()
+        ids = [edit.id for edit in edits]
+        before = measure(self.lm, probed, baseline, ids)
+        proposed_at = time.perf_counter()
+        proposal = self.method.propose(self.lm, edits, self.hparams.values, context)
+        weights: dict[str, dict[str, Any]] = {}
+        updates: dict[str, Tensor] = {}
+        for position, (name, update) in enumerate(proposal.updates.items()):
+            dense = update.dense().to(masters[name])
+            regularize = make_regularizer(
+                self.config.regularizer,
+                self.config.keep,
+                self.config.rect_convention,
+                _generator(self.config.edit_seed, index, position),
+            )
+            trimmed = dense
+            finite = bool(torch.isfinite(dense).all())
+            if finite:
+                if regularize is not None:
+                    trimmed = regularize(dense, masters[name], self._originals[name])
+                # After rounding: in float16 a finite sum can become infinite.
+                finite = bool(torch.isfinite((masters[name] + trimmed).to(self._originals[name].dtype)).all())
+            updates[name] = trimmed
+            weights[name] = {
+                "update_norm": _number(dense.norm()),
+                "applied_norm": _number(trimmed.norm()) if finite else None,
+                "weight_norm": _number(masters[name].norm()),
+                "kept": int(torch.count_nonzero(trimmed)) / trimmed.numel() if finite else None,
+                "changed": 0.0,
+                "finite": finite,
+            }
+        # All or nothing: half an edit would be neither the method's result nor the model before it.
+        if finite_step := all(w["finite"] for w in weights.values()):
+            for name, trimmed in updates.items():
+                stored = self.lm.weight(name).detach().clone()
+                masters[name] += trimmed
+                self._install({name: masters[name]})
+                # After rounding: in 16 bits a small update can vanish.
+                weights[name]["changed"] = int((self.lm.weight(name) != stored).sum()) / stored.numel()
+        done_at = time.perf_counter()
+        after = measure(self.lm, probed, baseline, ids)
+        step = {
+            "edits": ids,
+            "applied": finite_step,
+            "weights": weights,
+            "seconds": round(done_at - proposed_at, 4),
+            "measuring_seconds": round(time.perf_counter() - done_at + proposed_at - started, 4),
+        }
+        records = [
+            {
+                "id": edit.id,
+                "subject": edit.subject,
+                "target": edit.target_new,
+                "before": before[edit.id],
+                "after": after[edit.id],
+                "search": proposal.details[i],
+                "flags": _flags(before[edit.id], after[edit.id], weights),
+            }
+            for i, edit in enumerate(edits)
+        ]
+        return step, records
+
+    # -- weights ----------------------------------------------------------------------------------
+
+    def _master(self, name: str) -> Tensor:
+        """A float32 copy to add updates to; remembers the original for :meth:`revert`."""
+        weight = self.lm.weight(name)
+        self._originals.setdefault(name, weight.detach().clone())
+        return weight.detach().float().clone()
+
+    @torch.no_grad()
+    def _install(self, masters: dict[str, Tensor]) -> None:
+        """Round master copies into the model."""
+        for name, master in masters.items():
+            weight = self.lm.weight(name)
+            self._originals.setdefault(name, weight.detach().clone())
+            weight.copy_(master)
+
+    @torch.no_grad()
+    def revert(self) -> None:
+        """Put the original weights back, bit for bit. Does nothing on an unedited model."""
+        for name, original in self._originals.items():
+            self.lm.weight(name).copy_(original)
+        self._originals.clear()
+
+    # -- what the run consists of -----------------------------------------------------------------
+
+    def _moments(self) -> MomentProvider | None:
+        layers = self.method.needs_statistics(self.hparams.values)
+        if not layers:
+            return None
+        h: Any = self.hparams.values
+        provider = MomentProvider(
+            self.lm,
+            self.config.stats,
+            self._model_name,
+            self._model_fingerprint,
+            h.mom2_dataset,
+            h.mom2_dtype,
+            h.mom2_n_samples,
+        )
+        provider.load(layers)
+        return provider
+
+    def _templates(self) -> list[str]:
+        h: Any = self.hparams.values
+        if h.context_templates is not None:
+            return h.context_templates
+        return sample_templates(self.lm, h.context_template_length_params, self.config.edit_seed)
+
+    def _description(self, templates: list[str], moments: MomentProvider | None) -> dict[str, Any]:
+        """Everything that determines the edited weights and the report; its digest names the run."""
+        config = self.config
+        return {
+            "method": config.method,
+            "hparams": self.hparams.values.model_dump(mode="json") | {"context_templates": templates},
+            "edits_sha256": fingerprint(self.edits),
+            "edit_ids": [edit.id for edit in self.edits],
+            "edit_batch_size": config.edit_batch_size,
+            "regularizer": config.regularizer,
+            "keep": config.keep,
+            "rect_convention": config.rect_convention if config.regularizer == "rect" else None,
+            "edit_seed": config.edit_seed,
+            "model_fingerprint": self._model_fingerprint,
+            # Another tokenizer, or BOS or not, makes other edits of the same text.
+            "token_ids_sha256": digest({edit.id: self.lm.encoder.ids(edit.text + edit.target) for edit in self.edits}),
+            "second_moments": (
+                {layer: m["sha256"] for layer, m in moments.provenance().items()} if moments else None  # type: ignore[index]
+            ),
+            "harness_rect": harness_rect.__version__,
+        }
+
+    def _state(
+        self,
+        description: dict[str, Any],
+        key: str,
+        steps: list[dict[str, Any]],
+        per_edit: list[dict[str, Any]],
+        probed: dict[str, EditProbes],
+        masters: dict[str, Tensor],
+    ) -> dict[str, Any]:
+        seconds = [step["seconds"] for step in steps]
+        flagged: dict[str, list[str]] = {}
+        for record in per_edit:
+            for flag in record["flags"]:
+                flagged.setdefault(flag, []).append(record["id"])
+        state = {
+            **description,
+            **self._origins(),
+            "run": key,
+            "from_cache": False,
+            "n_edits": len(per_edit),
+            "flagged": flagged,
+            "prompts_too_long": sum(p.unreadable for p in probed.values()),
+            "right_after_each_edit": averages([record["after"] for record in per_edit]),
+            "at_the_end": averages([record["end"] for record in per_edit]),
+            "before_each_edit": averages([record["before"] for record in per_edit]),
+            "weights": {name: self._totals(name, master) for name, master in masters.items()},
+            "seconds_per_edit": sum(seconds) / max(1, len(per_edit)),
+            "edits": per_edit,
+            "steps": steps,
+            "versions": {
+                "harness_rect": harness_rect.__version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "python": platform.python_version(),
+            },
+        }
+        return _finite(state)
+
+    def _origins(self) -> dict[str, Any]:
+        """Where this run's ingredients were read from; the report's only part that is no function of them."""
+        return {
+            "hparams_origin": self.hparams.origin,
+            "edits_spec": self.config.edits,
+            "edit_warnings": list(self.edit_warnings),
+        }
+
+    def _totals(self, name: str, master: Tensor) -> dict[str, Any]:
+        """Distance from the original weight after the whole stream (the paper's overfitting measures)."""
+        original = self._originals[name].float()
+        difference = (master - original).abs()
+        return {
+            "manhattan_distance": _number(difference.sum(dtype=torch.float64)),
+            "frobenius_distance": _number(difference.norm()),
+            "changed": int(torch.count_nonzero(difference)) / difference.numel(),
+            "dtype": str(self.lm.weight(name).dtype).removeprefix("torch."),
+        }
+
+    def _warn_about_failures(self, state: dict[str, Any]) -> None:
+        for flag, ids in state["flagged"].items():
+            log.warning("%d of %d edits %s: %s", len(ids), state["n_edits"], FLAGS[flag], ", ".join(ids))
+        if state["prompts_too_long"]:
+            log.warning(
+                "%d prompts are longer than the model can read and were left out", state["prompts_too_long"]
+            )
+
+    # -- saving -----------------------------------------------------------------------------------
+
+    def report_json(self) -> str:
+        """The report as JSON text."""
+        return json.dumps(self.report, indent=2, ensure_ascii=False) + "\n"
+
+
+FLAGS = {
+    "not_finite": "had a non-finite update, which was not applied",
+    "no_change": "changed no weight",
+    "no_gain": "did not make their target more probable",
+}
+
+
+def _flags(
+    before: dict[str, float], after: dict[str, float], weights: dict[str, dict[str, Any]]
+) -> list[str]:
+    if not all(w["finite"] for w in weights.values()):
+        return ["not_finite"]
+    if all(w["changed"] == 0 for w in weights.values()):
+        return ["no_change"]
+    if not after["target_probability"] > before["target_probability"]:
+        return ["no_gain"]
+    return []
+
+
+def _number(value: Tensor) -> float | None:
+    """A float for JSON; None where it is not finite, which JSON cannot say."""
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _finite(value: Any) -> Any:
+    """``value``, a JSON tree, with None for numbers that JSON cannot say."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _generator(seed: int, step: int, position: int) -> torch.Generator:
+    """Randomness of one weight in one step, the same whether or not the run was interrupted before it."""
+    text = digest({"seed": seed, "step": step, "weight": position})
+    return torch.Generator().manual_seed(int(text[:15], 16))
+
+
+def _no_moments(layer: int) -> Tensor:
+    raise UserError(f"second moments of layer {layer} were not loaded")
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def save_checkpoint(folder: Path, model: Any, tokenizer: PreTrainedTokenizerBase, report: str | None) -> None:
+    """Write a Hugging Face checkpoint and ``edit_report.json``; the folder appears only when complete.
+
+    Raises:
+        UserError: if the folder exists and is not empty.
+    """
+    import shutil
+    import tempfile
+
+    check_output(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        if report is not None:
+            (temporary / "edit_report.json").write_text(report, encoding="utf-8")
+        temporary.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def check_output(folder: Path) -> None:
+    """Refuse an output folder that holds something already. Called before long work starts."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: exists already; give another folder or remove it")

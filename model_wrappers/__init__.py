@@ -1,0 +1,1 @@
+"""lm-eval model classes that edit a model before it is evaluated."""

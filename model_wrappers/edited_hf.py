@@ -1,0 +1,157 @@
+"""``--model edited_hf``: lm-eval's Hugging Face model, edited before it is evaluated.
+
+Everything ``HFLM`` takes works here too. The class knows nothing of editing methods: it validates the
+arguments, hands the model to an :class:`~harness_rect.session.EditSession`, and reports what was done.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from lm_eval.api.model import CacheHook
+from lm_eval.models.huggingface import HFLM
+
+from harness_rect.config import EditConfig
+from harness_rect.edit_cache import EditCache
+from harness_rect.edits import load_edits
+from harness_rect.errors import UserError, one_line_errors
+from harness_rect.models.architecture import check_editable, refuse_config
+from harness_rect.request_cache import separate_answers
+from harness_rect.session import EditSession, check_output, save_checkpoint
+
+log = logging.getLogger(__name__)
+
+QUANTISING = ("load_in_8bit", "load_in_4bit", "autogptq", "gptqmodel")
+
+
+class EditedHF(HFLM):
+    """A causal LM into which a stream of edits goes before evaluation.
+
+    Args:
+        pretrained: as in HFLM.
+        method: rome, r_rome or none (lm-eval turns ``method=none`` into None, which means the same).
+        edits, edit_batch_size, rect, regularizer, keep, rect_convention, hparams, stats, edit_cache,
+            edit_seed: see :class:`~harness_rect.config.EditConfig` and the README.
+        data: where the tasks read from; it reaches them as metadata and is not used here.
+        save_edited: a folder for the edited checkpoint.
+        **kwargs: HFLM's own arguments.
+
+    Raises:
+        UserError: something asked for cannot be done; under the ``lm_eval`` command one line and exit
+            status 2. The checks that need no weights come before the model is loaded.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | transformers.PreTrainedModel = "rect-tiny",
+        method: str | None = "rome",
+        edits: str | None = None,
+        edit_batch_size: int = 1,
+        rect: float | str | None = None,
+        regularizer: str | None = None,
+        keep: float | str | None = None,
+        rect_convention: str | None = None,
+        hparams: str | None = None,
+        stats: str | None = None,
+        edit_cache: str | None = None,
+        edit_seed: int = 0,
+        data: str | None = None,
+        save_edited: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        with one_line_errors():
+            config = EditConfig.from_args(
+                method=method if method is not None else "none",
+                edits=edits,
+                edit_batch_size=edit_batch_size,
+                rect=rect,
+                regularizer=regularizer,
+                keep=keep,
+                rect_convention=rect_convention,
+                hparams=hparams,
+                stats=stats,
+                edit_cache=edit_cache,
+                edit_seed=edit_seed,
+            )
+            self._run_key: str | None = None
+            self._edit_report: dict[str, Any] = {"method": "none"}
+            editing = config.method != "none"
+            if save_edited is not None:
+                check_output(Path(str(save_edited)))
+            stream = load_edits(config.edits) if editing and config.edits else None
+            _check_before_loading(pretrained, editing, kwargs)
+            super().__init__(pretrained=pretrained, **kwargs)
+            if editing and stream is not None:
+                check_editable(self.model)
+                self._edit(config, stream, _model_name(pretrained))
+            if save_edited is not None and self.rank == 0:
+                save_checkpoint(Path(str(save_edited)), self.model, self.tokenizer, self._report_json())
+
+    def _edit(self, config: EditConfig, stream: Any, model_name: str) -> None:
+        """Edit on the first process and give every other process the same weights."""
+        dist = torch.distributed
+        shared = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if not shared or dist.get_rank() == 0:
+            session = EditSession(
+                self.model, self.tokenizer, config, stream, model_name, add_special_tokens=self.add_bos_token
+            )
+            self._edit_report = session.run(EditCache.from_spec(config.edit_cache))
+        if shared:
+            box = [self._edit_report]
+            dist.broadcast_object_list(box, src=0)
+            self._edit_report = box[0]
+            parameters = dict(self.model.named_parameters())
+            for name in self._edit_report["weights"]:
+                dist.broadcast(parameters[name].data, src=0)
+        self._run_key = self._edit_report["run"]
+
+    def _report_json(self) -> str:
+        import json
+
+        return json.dumps(self._edit_report, indent=2, ensure_ascii=False) + "\n"
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Keep answers of this edited model apart from all others in lm-eval's ``--use_cache`` file.
+
+        lm-eval keys that file by the request text alone, so the model before and after editing would
+        share answers.
+        """
+        if self._run_key is not None and cache_hook.dbdict is not None:
+            separate_answers(cache_hook.dbdict, self._run_key)
+        super().set_cache_hook(cache_hook)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """HFLM's information, and under ``edit`` what was done to the model."""
+        return {**super().get_model_info(), "edit": self._edit_report}
+
+
+def _model_name(pretrained: object) -> str:
+    """The model's name in the public layout of second moments: hub name, or last part of a local path."""
+    name = pretrained if isinstance(pretrained, str) else getattr(pretrained, "name_or_path", "")
+    return Path(name).name if Path(name).is_dir() else str(name)
+
+
+def _check_before_loading(pretrained: object, editing: bool, kwargs: dict[str, Any]) -> None:
+    """Everything that can be refused from the arguments and the configuration file alone."""
+    if pretrained == "rect-tiny":
+        raise UserError("the embedded model rect-tiny is not part of this version; give pretrained=MODEL")
+    if editing and (asked := [key for key in QUANTISING if kwargs.get(key)]):
+        raise UserError(f"{asked[0]}: a quantised model cannot be edited; leave it out, or use method=none")
+    if not isinstance(pretrained, str):
+        return
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            pretrained,
+            revision=str(kwargs.get("revision", "main")),
+            subfolder=kwargs.get("subfolder", ""),
+            trust_remote_code=kwargs.get("trust_remote_code", False),
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"pretrained={pretrained}: cannot be loaded: {reason}") from None
+    if editing:
+        refuse_config(config)
