@@ -1,0 +1,286 @@
+"""The two editing tasks: ``rect_zsre`` (accuracies of target tokens) and ``rect_counterfact`` (comparisons).
+
+Both are defined on every edit, whatever file it came from. The old target is ``pred`` / ``target_true``; the
+neighborhood is ``loc`` with ``loc_ans`` / ``neighborhood_prompts`` with ``target_true``. What a row lacks is
+left out of that metric's mean and counted; a metric no row has prompts for is absent.
+
+Requests carry token ids: a share of target tokens cannot be had from lm-eval's text requests, which answer
+for a continuation as a whole and move white space between context and continuation (Llama's tokenizers give
+a number a token for the space alone). Any lm-eval model that scores token ids (Hugging Face, vLLM, SGLang)
+can be evaluated; its tokenizer is loaded from the ``pretrained``/``tokenizer`` arguments.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from math import exp
+from typing import Any, ClassVar
+
+import datasets
+import transformers
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import ConfigurableTask
+
+from harness_rect.edits import Edit, load_edits
+from harness_rect.errors import UserError, one_line_errors
+from harness_rect.measure import with_space
+from harness_rect.models.lm import TextEncoder
+
+log = logging.getLogger(__name__)
+
+Pair = tuple[list[int], list[int]]
+#: The lm-eval method that scores token ids; every model class built on its TemplateLM has it.
+SCORE_IDS = "_loglikelihood_tokens"
+
+
+class IdRequest(Instance):
+    """A request for the log-likelihood of ``continuation`` ids after ``context`` ids.
+
+    lm-eval hands requests to the scoring method as they are, and that method reads each as a triple
+    (cache key, context ids, continuation ids).
+    """
+
+    def _triple(self) -> tuple[None, list[int], list[int]]:
+        return (None, *self.arguments[-2:])
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._triple())
+
+    def __getitem__(self, index: int) -> Any:
+        return self._triple()[index]
+
+    def __len__(self) -> int:
+        return 3
+
+
+def edits_for_tasks(**metadata: Any) -> dict[str, datasets.Dataset]:
+    """The applied edits as lm-eval documents (``custom_dataset`` of both tasks).
+
+    Args:
+        **metadata: model_args merged with ``--metadata``; ``edits`` is read here.
+
+    Raises:
+        UserError: without ``edits``, or where they cannot be read.
+    """
+    with one_line_errors():
+        spec = metadata.get("edits")
+        if spec is None:
+            raise UserError(
+                "rect_zsre and rect_counterfact need edits: give edits=FILE[start:stop] in --model_args, or"
+                " in --metadata for a model that is not edited_hf"
+            )
+        rows = [_document(edit) for edit in load_edits(str(spec))]
+    return {"test": datasets.Dataset.from_list(rows)}
+
+
+def _document(edit: Edit) -> dict[str, Any]:
+    return {
+        "id": edit.id,
+        "subject": edit.subject,
+        "prompt": edit.text,
+        "target_new": edit.target_new,
+        "target_old": edit.target_old,
+        "paraphrases": list(edit.paraphrases),
+        "neighborhood": [
+            {"prompt": p.prompt, "answer": p.answer} for p in edit.neighborhood if p.answer is not None
+        ],
+    }
+
+
+def load_tokenizer(metadata: dict[str, Any]) -> TextEncoder:
+    """The tokenizer of the model under evaluation, as lm-eval's Hugging Face class loads it.
+
+    Raises:
+        UserError: if the metadata name none, or it cannot be loaded.
+    """
+    name = metadata.get("tokenizer") or metadata.get("pretrained") or metadata.get("model")
+    if name is None:
+        raise UserError("rect_zsre and rect_counterfact need a tokenizer: give tokenizer=NAME in --metadata")
+    if not isinstance(name, str):
+        raise UserError(
+            "rect_zsre and rect_counterfact need the tokenizer's name; give tokenizer=NAME in metadata"
+        )
+    add_bos = metadata.get("add_bos_token")
+    options = {} if add_bos is None else {"add_bos_token": add_bos}
+    if metadata.get("subfolder"):
+        options["subfolder"] = metadata["subfolder"]
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            name,
+            revision=str(metadata.get("revision", "main")),
+            trust_remote_code=bool(metadata.get("trust_remote_code", False)),
+            use_fast=metadata.get("use_fast_tokenizer", True),
+            **options,
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"tokenizer {name}: cannot be loaded: {reason}") from None
+    return TextEncoder(tokenizer, add_bos)
+
+
+class EditingTask(ConfigurableTask):
+    """What both tasks share: documents are edits, and each asks for several scored continuations.
+
+    Metrics are reported for the documents that have them. Where only some have, ``<metric>_rows`` says
+    how many.
+    """
+
+    #: metric -> the document field it needs, for metrics a row can lack
+    needs: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        config = {key: value for key, value in config.items() if key != "class"}
+        # Without this entry lm-eval looks every metric up in a registry on the hub.
+        super().__init__(config=config | {"process_results": "EditingTask.process_results"})
+        documents = list(self.eval_docs)
+        with one_line_errors():
+            self._encoder = load_tokenizer(self.config.metadata or {})
+        self._partial: set[str] = set()
+        for metric, required in self.needs.items():
+            have = sum(all(doc[name] for name in required) for doc in documents)
+            if have < len(documents):
+                log.warning(
+                    "%s: %s: %d of %d edits lack %s and are left out of its mean",
+                    self.config.task,
+                    metric,
+                    len(documents) - have,
+                    len(documents),
+                    " or ".join(required),
+                )
+                if have:
+                    self._partial.add(metric)
+
+    def continuation(self, prompt: str, target: str) -> Pair:
+        with one_line_errors():
+            return self._encoder.continuation(prompt, with_space(target))
+
+    def request(self, doc: dict[str, Any], text: tuple[str, str], ids: Pair, metadata: Any) -> IdRequest:
+        return IdRequest(
+            request_type=SCORE_IDS,
+            doc=doc,
+            arguments=(*text, *ids),
+            idx=0,
+            metadata=metadata,
+        )
+
+    def requests(self, doc: dict[str, Any], metadata: Any) -> list[IdRequest]:
+        raise NotImplementedError
+
+    def scores(self, doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def construct_requests(self, doc: dict[str, Any], ctx: Any, **kwargs: Any) -> list[Instance]:
+        requests = self.requests(doc, kwargs["metadata"])
+        for index, request in enumerate(requests):
+            request.idx = index  # lm-eval sorts answers by it
+        return list(requests)
+
+    def process_results(self, doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+        scores = self.scores(doc, results)
+        return scores | {f"{metric}_rows": float(metric in scores) for metric in self._partial}
+
+    def aggregation(self) -> dict[str, Any]:
+        return super().aggregation() | {f"{metric}_rows": sum for metric in self._partial}
+
+    def higher_is_better(self) -> dict[str, bool]:
+        return super().higher_is_better() | {f"{metric}_rows": True for metric in self._partial}
+
+
+class ZsreTask(EditingTask):
+    """Shares of target tokens that are the argmax under teacher forcing (ROME's and EasyEdit's zsRE).
+
+    reliability at the edit prompt, generalization at the rephrased prompts (mean over prompts),
+    neighborhood_acc of the reference answer at the locality prompts (mean over prompts).
+    """
+
+    needs: ClassVar = {"generalization": ("paraphrases",), "neighborhood_acc": ("neighborhood",)}
+
+    def _groups(self, doc: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
+        return {
+            "reliability": [(doc["prompt"], doc["target_new"])],
+            "generalization": [(text, doc["target_new"]) for text in doc["paraphrases"]],
+            "neighborhood_acc": [(probe["prompt"], probe["answer"]) for probe in doc["neighborhood"]],
+        }
+
+    def requests(self, doc: dict[str, Any], metadata: Any) -> list[IdRequest]:
+        found = []
+        for pairs in self._groups(doc).values():
+            for prompt, target in pairs:
+                context, ids = self.continuation(prompt, target)
+                for i, token in enumerate(ids):
+                    found.append(self.request(doc, (prompt, target), (context + ids[:i], [token]), metadata))
+        return found
+
+    def scores(self, doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+        correct = iter(results)
+        scores = {}
+        for metric, pairs in self._groups(doc).items():
+            shares = []
+            for prompt, target in pairs:
+                n = len(self.continuation(prompt, target)[1])
+                shares.append(sum(next(correct)[1] for _ in range(n)) / n)
+            if shares:
+                scores[metric] = sum(shares) / len(shares)
+        return scores
+
+
+class CounterfactTask(EditingTask):
+    """Comparisons of the new and the old target (Meng et al. 2022, section 3.4).
+
+    P is exp of minus the mean token NLL of the whole target. es, ps: share of edit / paraphrase prompts with
+    P(new) > P(old); ns: share of neighborhood prompts with P(reference) > P(new); em, pm, nm: the mean
+    differences of those probabilities; edit_score: harmonic mean of the means of es, ps and ns.
+    """
+
+    needs: ClassVar = {
+        "es": ("target_old",),
+        "ps": ("target_old", "paraphrases"),
+        "ns": ("neighborhood",),
+        "em": ("target_old",),
+        "pm": ("target_old", "paraphrases"),
+        "nm": ("neighborhood",),
+        "edit_score": ("target_old", "paraphrases", "neighborhood"),
+    }
+
+    def _groups(self, doc: dict[str, Any]) -> dict[str, list[tuple[str, str, str]]]:
+        """metric letter -> (prompt, target that should win, other target)."""
+        new, old = doc["target_new"], doc["target_old"]
+        return {
+            "e": [(doc["prompt"], new, old)] if old else [],
+            "p": [(text, new, old) for text in doc["paraphrases"]] if old else [],
+            "n": [(probe["prompt"], probe["answer"], new) for probe in doc["neighborhood"]],
+        }
+
+    def requests(self, doc: dict[str, Any], metadata: Any) -> list[IdRequest]:
+        return [
+            self.request(doc, (prompt, target), self.continuation(prompt, target), metadata)
+            for comparisons in self._groups(doc).values()
+            for prompt, *targets in comparisons
+            for target in targets
+        ]
+
+    def scores(self, doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+        log_likelihoods = iter(results)
+
+        def probability(prompt: str, target: str) -> float:
+            return exp(next(log_likelihoods)[0] / len(self.continuation(prompt, target)[1]))
+
+        scores: dict[str, Any] = {}
+        for letter, comparisons in self._groups(doc).items():
+            differences = [
+                probability(prompt, first) - probability(prompt, second)
+                for prompt, first, second in comparisons
+            ]
+            if differences:
+                scores[f"{letter}s"] = sum(d > 0 for d in differences) / len(differences)
+                scores[f"{letter}m"] = sum(differences) / len(differences)
+        if {"es", "ps", "ns"} <= scores.keys():
+            scores["edit_score"] = (scores["es"], scores["ps"], scores["ns"])
+        return scores
+
+
+def edit_score(items: Sequence[tuple[float, float, float]]) -> float:
+    """S: harmonic mean of the means of es, ps and ns over edits; 0 if one of them is 0."""
+    means = [sum(column) / len(items) for column in zip(*items, strict=True)]
+    return len(means) / sum(1 / m for m in means) if all(means) else 0.0

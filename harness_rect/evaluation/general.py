@@ -1,0 +1,189 @@
+"""Scoring of the eight general tasks, after Gu et al. 2024 (evaluation scripts), without the scripts' slips.
+
+Each task has pure functions of (gold, output), and below them the ``process_results`` that lm-eval calls with
+a document (see ``harness_rect.evaluation.data``) and a list holding the one output. It returns one value for
+each metric of the task's YAML; ``score`` repeats the headline metric. Only what the model generated is
+scored, never the prompt.
+
+Values are averaged by lm-eval's ``mean``, so that it can give standard errors; the two NER metrics are ratios
+of sums and have aggregations of their own (for which lm-eval reports no standard error).
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+Doc = Mapping[str, Any]
+
+# --------------------------------------------------------------------------------------------- reasoning
+
+
+def gold_number(answer: str) -> str:
+    """The number after ``#### `` in a GSM8K answer, without commas."""
+    return answer.split("#### ")[1].replace(",", "").strip()
+
+
+def solves(number: str, output: str) -> bool:
+    """Whether the gold number is a substring of the output, commas aside ("1,600" is 1600)."""
+    return number in output.replace(",", "")
+
+
+def reasoning(doc: Doc, results: Sequence[str]) -> dict[str, float]:
+    value = float(solves(gold_number(doc["answer"]), results[0]))
+    return {"solve_rate": value, "score": value}
+
+
+# ------------------------------------------------------------------------- answers that parse, or do not
+# `acc` counts an answer that does not parse as wrong; `valid_rate` is the share that parses.
+
+
+def one_of_two(output: str, first: str, second: str) -> str | None:
+    """Which of two words the case-folded output contains; None for neither and for both."""
+    folded = output.casefold()
+    found = [word for word in (first, second) if word in folded]
+    return found[0] if len(found) == 1 else None
+
+
+def yes_or_no(output: str) -> bool | None:
+    """True for an output that is exactly "yes", False for "no", else None.
+
+    The scripts want " yes" with its leading space. Some tokenizers (Llama's) lose that space when a
+    continuation is decoded on its own, hence the strip.
+    """
+    return {"yes": True, "no": False}.get(output.strip().casefold())
+
+
+def _judged(valid: bool, correct: bool) -> dict[str, float]:
+    return {"acc": float(correct), "valid_rate": float(valid), "score": float(correct)}
+
+
+def nli(doc: Doc, results: Sequence[str]) -> dict[str, float]:
+    said = one_of_two(results[0], "true", "false")
+    return _judged(said is not None, said == ("true", "false")[doc["label"]])
+
+
+def sentiment(doc: Doc, results: Sequence[str]) -> dict[str, float]:
+    said = one_of_two(results[0], "positive", "negative")
+    return _judged(said is not None, said == ("negative", "positive")[doc["label"]])
+
+
+def closed_domain_qa(doc: Doc, results: Sequence[str]) -> dict[str, float]:
+    said = yes_or_no(results[0])
+    return _judged(said is not None, said is doc["answer"])
+
+
+def dialogue(doc: Doc, results: Sequence[str]) -> dict[str, float]:
+    """Recall4@1: the gold letter is in the output; an output with any of A, B, C, D parses."""
+    output = results[0]
+    return _judged(any(letter in output for letter in "ABCD"), doc["answers"] in output)
+
+
+# ------------------------------------------------------------------------------------------- open domain
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize(text: str) -> str:
+    """The SQuAD normal form: lower case, no punctuation, no articles, single spaces."""
+    bare = text.lower().translate(_PUNCTUATION)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
+def contains_answer(output: str, answers: Iterable[str]) -> bool:
+    """Whether some run of whole words of the normalised output equals a normalised answer.
+
+    An answer that normalises to nothing ("The") never matches. One example counts once at most.
+    """
+    words = f" {normalize(output)} "
+    return any(f" {answer} " in words for answer in map(normalize, answers) if answer)
+
+
+def open_domain_qa(doc: Doc, results: Sequence[str]) -> dict[str, float]:
+    value = float(contains_answer(results[0], doc["answers"]))
+    return {"em": value, "score": value}
+
+
+# ----------------------------------------------------------------------------------------- summarization
+
+
+@cache
+def _rouge_scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer  # pulls in nltk; only this task needs it
+
+    # No stemming: the scripts' `rouge` package does none.
+    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=False)
+
+
+def rouge_scores(summary: str, output: str) -> dict[str, float]:
+    """ROUGE-1, -2 and -L F-measures of the output and, as ``rouge``, their mean.
+
+    Computed by the ``rouge_score`` package (lower-cased words, punctuation ignored, n-grams counted); the
+    scripts' ``rouge`` package splits at white space only, so its numbers differ a little.
+    """
+    f = {name: float(score.fmeasure) for name, score in _rouge_scorer().score(summary, output).items()}
+    return {"rouge": sum(f.values()) / len(f), **f}
+
+
+def summarization(doc: Doc, results: Sequence[str]) -> dict[str, float]:
+    values = rouge_scores(doc["summary"], results[0])
+    return {**values, "score": values["rouge"]}
+
+
+# --------------------------------------------------------------------------------------------------- NER
+
+
+def _entity_key(text: str) -> str:
+    # Both sides lose trailing punctuation, or a gold "U.S." could never be matched.
+    return " ".join(text.split()).rstrip(string.punctuation + " ")
+
+
+def listed_entities(output: str) -> list[str]:
+    """The entities an output lists: its first line that is not blank, split at ``,``, ``;`` and "and".
+
+    Each is stripped of white space and trailing punctuation. An entity with a comma or "and" inside its name
+    cannot be told from two and is never matched.
+    """
+    line = output.strip().split("\n")[0]
+    keys = (_entity_key(piece) for piece in re.split(r"[,;]|(?<!\S)and(?!\S)", line))
+    return [key for key in keys if key]
+
+
+def entity_counts(gold: Iterable[str], output: str) -> tuple[int, int, int]:
+    """``(matched, predicted, gold)`` of one sentence and entity type; repeated names match one by one."""
+    wanted = Counter(map(_entity_key, gold))
+    listed = Counter(listed_entities(output))
+    return (wanted & listed).total(), listed.total(), wanted.total()
+
+
+def entity_f1(counts: Iterable[tuple[int, int, int]]) -> float:
+    """Micro F1 over all ``(matched, predicted, gold)``; 0 where nothing is predicted and nothing is gold."""
+    matched = predicted = gold = 0
+    for m, p, g in counts:
+        matched, predicted, gold = matched + m, predicted + p, gold + g
+    return 2 * matched / (predicted + gold) if predicted + gold else 0.0
+
+
+def macro_recall(founds: Iterable[tuple[str, int, int]]) -> float:
+    """What the script computes, from ``(type, found, gold)``: found / gold for each type, then the mean.
+
+    Types without a gold entity are left out of the mean; without any gold entity it is 0.
+    """
+    found: Counter[str] = Counter()
+    gold: Counter[str] = Counter()
+    for kind, n_found, n_gold in founds:
+        found[kind] += n_found
+        gold[kind] += n_gold
+    recalls = [found[kind] / n for kind, n in gold.items() if n]
+    return sum(recalls) / len(recalls) if recalls else 0.0
+
+
+def ner(doc: Doc, results: Sequence[str]) -> dict[str, tuple[Any, int, int]]:
+    gold, output = doc["entities"], results[0]
+    counts = entity_counts(gold, output)
+    found = sum(entity in output for entity in gold)
+    return {"f1": counts, "recall_macro": (doc["entity_type"], found, len(gold)), "score": counts}

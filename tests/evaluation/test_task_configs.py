@@ -1,0 +1,264 @@
+"""The YAML files: exact prompts, settings, groups, and the eight tasks run through lm-eval."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import pytest
+import yaml
+from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
+
+TASKS = Path(__file__).parents[2] / "tasks"
+
+# max_gen_toks and metrics of each task, the headline metric first.
+GENERAL: dict[str, tuple[int, list[str]]] = {
+    "rect_reasoning": (5, ["solve_rate"]),
+    "rect_nli": (1, ["acc", "valid_rate"]),
+    "rect_open_domain_qa": (20, ["em"]),
+    "rect_closed_domain_qa": (1, ["acc", "valid_rate"]),
+    "rect_dialogue": (1, ["acc", "valid_rate"]),
+    "rect_summarization": (25, ["rouge", "rouge1", "rouge2", "rougeL"]),
+    "rect_ner": (10, ["f1", "recall_macro"]),
+    "rect_sentiment": (1, ["acc", "valid_rate"]),
+}
+
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "gsm8k.jsonl": [
+        {"question": "Ana has {{2}} nuts \nand 2 more. How many?", "answer": "2 + 2 = 4\n#### 4"},
+        {"question": "How far?", "answer": "1,000 + 2\n#### 1,002"},
+    ],
+    "rte.jsonl": [
+        {"sentence1": "The mill closed.", "sentence2": "A mill closed.", "label": 0},
+        {"sentence1": "Cats sleep. ", "sentence2": " Cats bark.", "label": 1},
+        {"sentence1": "x", "sentence2": "y", "label": 1},
+        {"sentence1": "x", "sentence2": "y", "label": -1},
+    ],
+    "nq_open.jsonl": [
+        {"question": "who built it", "answer": ["Mo Li"], "output": ["\n\nMo Li built <it>."]},
+        {"question": "where is it?", "answer": ["Here", "Oslo"], "output": ["It is here."]},
+    ],
+    "boolq.jsonl": [
+        {"question": "is tin a metal", "passage": "Tin is a metal.", "answer": True},
+        {"question": "is it gold", "passage": "It is tin.", "answer": False},
+    ],
+    "mutual.jsonl": [
+        {
+            "article": "m : it 's late .",
+            "options": ["f : go .", "f : no .", " f", "f : ok ."],
+            "answers": "B",
+        },
+        {"article": "f : hi .", "options": ["a .", "b .", "c .", "d ."], "answers": "D"},
+    ],
+    "samsum.jsonl": [
+        {"dialogue": "Bo: hi\r\nCy: hi ünd bye\r\n", "summary": "Bo greets Cy."},
+        {"dialogue": "Di: bye", "summary": "[1, 2]"},
+    ],
+    "conll2003.jsonl": [
+        {
+            "tokens": ["Ada", "Lo", "met", "Bob", ",", "in", "Oslo", "."],
+            "ner_tags": ["B-PER", "I-PER", "O", "B-PER", "O", "O", "B-LOC", "O"],
+        }
+    ],
+    "sst2.jsonl": [{"sentence": "warm and funny . ", "label": 1}, {"sentence": "dull", "label": 0}],
+}
+
+# Written by hand, not by a template: this is what the paper's models were shown.
+PROMPTS: dict[str, list[str]] = {
+    "rect_reasoning": [
+        "Q: Ana has {{2}} nuts \nand 2 more. How many? A:Let's think step by step. 2 + 2 = 4\n "
+        "Therefore, the answer (arabic numerals) is:",
+        "Q: How far? A:Let's think step by step. 1,000 + 2\n Therefore, the answer (arabic numerals) is:",
+    ],
+    "rect_nli": [
+        "The mill closed. entails the A mill closed.. True or False? answer:",
+        "Cats sleep.  entails the  Cats bark.. True or False? answer:",
+        "x entails the y. True or False? answer:",
+    ],
+    "rect_open_domain_qa": [
+        "Refer to the passage below and answer the following question. "
+        "Passage: \n\nMo Li built <it>. Question: who built it",
+        "Refer to the passage below and answer the following question. "
+        "Passage: It is here. Question: where is it?",
+    ],
+    "rect_closed_domain_qa": [
+        "Please answer the given question based on the passage. The answer should be exact 'yes' or 'no'. "
+        "passage: Tin is a metal. question: is tin a metal. answer:",
+        "Please answer the given question based on the passage. The answer should be exact 'yes' or 'no'. "
+        "passage: It is tin. question: is it gold. answer:",
+    ],
+    "rect_dialogue": [
+        "Q: m : it 's late . Which choice is correct? "
+        "Answer Chioces: (A)f : go .(B)f : no .(C) f(D)f : ok . A: Among A through D, the answer is",
+        "Q: f : hi . Which choice is correct? "
+        "Answer Chioces: (A)a .(B)b .(C)c .(D)d . A: Among A through D, the answer is",
+    ],
+    "rect_summarization": ["Bo: hi\r\nCy: hi ünd bye\r\n\nTL;DR:", "Di: bye\nTL;DR:"],
+    "rect_ner": [
+        f"Please identify {kind} Entity from the given text. Text: Ada Lo met Bob, in Oslo. Entity:"
+        for kind in ("Person", "Location", "Organization", "Miscellaneous")
+    ],
+    "rect_sentiment": [
+        "For each snippet of text,label the sentiment of the text as positive or negative."
+        "The answer should be exact 'positive' or 'negative'. text: warm and funny .  answer:",
+        "For each snippet of text,label the sentiment of the text as positive or negative."
+        "The answer should be exact 'positive' or 'negative'. text: dull answer:",
+    ],
+}
+
+TARGETS: dict[str, list[Any]] = {
+    "rect_reasoning": ["4", "1002"],
+    "rect_nli": ["True", "False", "False"],
+    "rect_open_domain_qa": [["Mo Li"], ["Here", "Oslo"]],
+    "rect_closed_domain_qa": ["yes", "no"],
+    "rect_dialogue": ["B", "D"],
+    "rect_summarization": ["Bo greets Cy.", "[1, 2]"],
+    "rect_ner": ["Ada Lo, Bob", "Oslo", "", ""],
+    "rect_sentiment": ["positive", "negative"],
+}
+
+# What the fake model says, and what that is worth.
+ANSWERS: dict[str, list[str]] = {
+    "rect_reasoning": [" 4", " 7"],
+    "rect_nli": [" True", " True", " perhaps"],
+    "rect_open_domain_qa": ["by Mo Li, I think", "nowhere"],
+    "rect_closed_domain_qa": [" Yes", "no"],
+    "rect_dialogue": [" B", "?"],
+    "rect_summarization": ["Bo greets Cy", "words"],
+    "rect_ner": [" Ada Lo and Cy", " Oslo", "", "Zed"],
+    "rect_sentiment": [" positive", " positive"],
+}
+EXPECTED: dict[str, dict[str, float]] = {
+    "rect_reasoning": {"solve_rate": 1 / 2},
+    "rect_nli": {"acc": 1 / 3, "valid_rate": 2 / 3},
+    "rect_open_domain_qa": {"em": 1 / 2},
+    "rect_closed_domain_qa": {"acc": 1.0, "valid_rate": 1.0},
+    "rect_dialogue": {"acc": 1 / 2, "valid_rate": 1 / 2},
+    "rect_summarization": {"rouge": 1 / 2, "rouge1": 1 / 2, "rouge2": 1 / 2, "rougeL": 1 / 2},
+    # 2 matched of 4 predicted and 3 gold; recall: persons 1 of 2, locations 1 of 1
+    "rect_ner": {"f1": 2 * 2 / (4 + 3), "recall_macro": (1 / 2 + 1) / 2},
+    "rect_sentiment": {"acc": 1 / 2, "valid_rate": 1.0},
+}
+
+
+class Scripted(LM):
+    """Says what ANSWERS holds for each document."""
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        return [ANSWERS[request.task_name][request.doc_id] for request in requests]
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
+        raise NotImplementedError
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
+        raise NotImplementedError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows")
+    for name, rows in ROWS.items():
+        (path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def _manager(folder: Path) -> TaskManager:
+    metadata = {"data": str(folder), "pretrained": "any", "method": "rome"}
+    return TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
+
+
+@pytest.fixture(scope="module")
+def outcome(folder: Path) -> dict[str, Any]:
+    return lm_eval.simple_evaluate(
+        model=Scripted(), tasks=["rect_general"], task_manager=_manager(folder), bootstrap_iters=10
+    )
+
+
+@pytest.mark.parametrize("task", GENERAL)
+def test_prompts_to_the_letter(outcome: dict[str, Any], task: str) -> None:
+    samples = sorted(outcome["samples"][task], key=lambda sample: sample["doc_id"])
+    assert [sample["arguments"][0][0] for sample in samples] == PROMPTS[task]
+    assert [sample["target"] for sample in samples] == TARGETS[task]
+    settings = {"do_sample": False, "until": [], "max_gen_toks": GENERAL[task][0]}
+    assert all(sample["arguments"][0][1] == settings for sample in samples)
+
+
+@pytest.mark.parametrize("task", GENERAL)
+def test_results(outcome: dict[str, Any], task: str) -> None:
+    results = outcome["results"][task]
+    found = {key.split(",")[0]: value for key, value in results.items() if key.endswith(",none")}
+    values = {name: value for name, value in found.items() if not name.endswith("_stderr")}
+    headline = EXPECTED[task][GENERAL[task][1][0]]
+    assert values == pytest.approx({**EXPECTED[task], "score": headline})
+    assert list(EXPECTED[task]) == GENERAL[task][1]
+    for name in values:
+        assert (found[f"{name}_stderr"] == "N/A") == (task == "rect_ner")
+    assert set(outcome["higher_is_better"][task].values()) == {True}
+    assert outcome["versions"][task] == 1.0
+    assert outcome["n-shot"][task] == 0
+
+
+def test_general_is_the_plain_mean_of_scores(outcome: dict[str, Any]) -> None:
+    scores = [EXPECTED[task][metrics[0]] for task, (_, metrics) in GENERAL.items()]
+    assert outcome["groups"]["rect_general"]["score,none"] == pytest.approx(sum(scores) / 8)
+    assert outcome["group_subtasks"]["rect_general"] == list(GENERAL)
+
+
+def test_dummy_model_and_quiet_configs(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        results = lm_eval.simple_evaluate(
+            model="dummy", tasks=list(GENERAL), task_manager=_manager(folder), bootstrap_iters=0
+        )["results"]
+    assert {task: results[task]["score,none"] for task in GENERAL} == dict.fromkeys(GENERAL, 0.0)
+    texts = [record.getMessage() for record in caplog.records]
+    assert "rect_nli: 1 of 4 rows skipped" in " ".join(texts)
+    # lm-eval announces --metadata to every task with a custom data set; nothing else may be odd.
+    about_tasks = [text for text in texts if "rect_" in text and "Custom kwargs can be passed" not in text]
+    assert len(about_tasks) == 1, about_tasks
+
+
+# ------------------------------------------------------------------------------------- the files alone
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads ``!function x.y`` as the string."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+
+
+def _config(name: str) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.load((TASKS / f"{name}.yaml").read_text(encoding="utf-8"), Loader=_Loader)
+    return config
+
+
+@pytest.mark.parametrize("task", GENERAL)
+def test_task_files(task: str) -> None:
+    config = _config(task)
+    assert config["task"] == task
+    assert config["output_type"] == "generate_until"
+    assert config["num_fewshot"] == 0
+    assert config["test_split"] == "test"
+    assert config["metadata"] == {"version": 1.0}
+    assert [entry["metric"] for entry in config["metric_list"]] == [*GENERAL[task][1], "score"]
+    for entry in config["metric_list"]:
+        assert set(entry) == {"metric", "aggregation", "higher_is_better"}
+    assert config["metric_list"][0]["aggregation"] == config["metric_list"][-1]["aggregation"]
+
+
+def test_groups() -> None:
+    general, editing, suite = map(_config, ("rect_general", "rect_editing", "rect_suite"))
+    assert general["task"] == list(GENERAL)
+    assert general["aggregate_metric_list"] == [
+        {"metric": "score", "aggregation": "mean", "weight_by_size": False}
+    ]
+    assert editing["task"] == ["rect_zsre", "rect_counterfact"]
+    assert "aggregate_metric_list" not in editing
+    assert suite["task"] == ["rect_general", "rect_editing"]
+    for name in ("rect_general", "rect_editing", "rect_suite"):
+        assert _config(name)["group"] == name
+        assert _config(name)["metadata"] == {"version": 1.0}
