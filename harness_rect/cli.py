@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from harness_rect import __version__
 from harness_rect.errors import UserError
@@ -35,10 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line, without the usage before them."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="harness-rect", description="Edit language models; measure the harm."
-    )
+    parser = _Parser(prog="harness-rect", description="Edit language models; measure the harm.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -134,13 +139,16 @@ def _print_summary(report: dict[str, Any], output: Path) -> None:
 def _stats(arguments: argparse.Namespace) -> None:
     from harness_rect.fingerprint import model_fingerprint
     from harness_rect.models import EditableLM
+    from harness_rect.session import check_parent
     from harness_rect.statistics import MomentProvider
-    from harness_rect.statistics.collect import DEFAULT_TOKENS
+    from harness_rect.statistics.collect import DEFAULT_TOKENS, texts_of
 
     layers = parse_layers(arguments.layers)
     tokens = DEFAULT_TOKENS if arguments.tokens is None else arguments.tokens
     if tokens < 1:
         raise UserError(f"--tokens {tokens}: expected a positive number")
+    check_parent(arguments.output / "file")
+    texts_of(arguments.text)  # refuses what is no text source before the model is loaded
     model, tokenizer = _load(arguments)
     lm = EditableLM(model, tokenizer)
     lm.check_layers(layers)
@@ -150,7 +158,6 @@ def _stats(arguments: argparse.Namespace) -> None:
     provider = MomentProvider(
         lm, None, "", model_fingerprint(model), dataset=arguments.text, dtype=dtype, tokens=tokens
     )
-    arguments.output.mkdir(parents=True, exist_ok=True)
     count = provider.compute_into(paths)
     print(f"second moments of {count} tokens:")
     for path in paths.values():
@@ -180,6 +187,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
     import transformers
 
     from harness_rect.models.architecture import refuse_config
+    from harness_rect.models.load import load_errors
 
     dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype, None)
     if dtype != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
@@ -188,15 +196,10 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
         device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
         raise UserError(f"--device {arguments.device}: not a device") from None
-    try:
+    with load_errors(f"--model {arguments.model}"):
         refuse_config(transformers.AutoConfig.from_pretrained(arguments.model))
         tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model)
         model = transformers.AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype)
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"--model {arguments.model}: cannot be loaded: {reason}") from None
     model.to(device)  # type: ignore[arg-type]  # the stub of a wrapped method
     return model.eval(), tokenizer
 

@@ -47,10 +47,10 @@ def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Mode
         return model(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "values"
+        key = ".".join(map(str, first["loc"]))
         message = first["msg"].removeprefix("Value error, ")
         got = "" if first["type"] in {"missing", "value_error"} else f" (got {first['input']!r})"
-        raise UserError(f"{where}: {key}: {message}{got}") from None
+        raise UserError(": ".join(filter(None, (where, key, message + got)))) from None
 
 
 class EditConfig(BaseModel):
@@ -65,7 +65,7 @@ class EditConfig(BaseModel):
     edits: str | None = None
     edit_batch_size: int = Field(default=1, ge=1)
     regularizer: str = "none"
-    keep: float | None = None
+    keep: float | None = Field(default=None, ge=0, le=1)
     rect_convention: str = "paper"
     hparams: str | None = None
     stats: str | None = None

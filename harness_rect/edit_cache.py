@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import tempfile
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from harness_rect.cache import cache_folder
 from harness_rect.errors import UserError
+from harness_rect.files import written_whole
 
 log = logging.getLogger(__name__)
 OFF = "off"
@@ -79,16 +79,9 @@ class EditCache:
 
 
 def _write(path: Path, key: str, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    os.close(handle)
-    try:
-        tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    with written_whole(path) as temporary:
         save_file(tensors, temporary, metadata={"key": key, "state": json.dumps(state)})
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _read(path: Path, key: str, names: list[str]) -> Saved | None:

@@ -106,7 +106,13 @@ def resolve_hparams(method: Method, spec: str | None, lm: EditableLM) -> Resolve
     else:
         raw, origin = _preset(method, spec), f"preset {spec}"
     values = validated(method.hparams, _ours(method, raw, origin, lm.model), origin)
-    lm.check_layers(getattr(values, "layers", []))
+    layers = getattr(values, "layers", [])
+    lm.check_layers(layers)
+    if lm.architecture.n_layers - 1 in layers:
+        log.warning(
+            "layer %d is the last: what is written there at the subject cannot reach the target's tokens",
+            lm.architecture.n_layers - 1,
+        )
     log.info("hyper-parameters of %s: %s", method.name, origin)
     return ResolvedHparams(values, origin)
 
@@ -121,6 +127,8 @@ def read_hparams_file(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"hparams={path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"hparams={path}: not a text file in UTF-8") from None
     try:
         raw = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (json.JSONDecodeError, yaml.YAMLError) as error:
@@ -128,7 +136,7 @@ def read_hparams_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: does not parse: {problem}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected a mapping of hyper-parameters, found {type(raw).__name__}")
-    return raw
+    return {str(key): value for key, value in raw.items()}  # YAML has keys such as 5 and true
 
 
 def preset_names(method: Method) -> list[str]:

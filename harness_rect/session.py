@@ -14,9 +14,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,12 @@ from harness_rect.edits import Edit, EditStream, fingerprint, load_edits
 from harness_rect.errors import UserError
 from harness_rect.fingerprint import digest, model_fingerprint
 from harness_rect.hparams import resolve_hparams
-from harness_rect.measure import EditProbes, averages, measure, measure_baseline, probes
+from harness_rect.measure import Baseline, EditProbes, averages, measure, measure_baseline, probes
 from harness_rect.methods import METHODS, Context
 from harness_rect.methods.contexts import sample_templates
 from harness_rect.models import EditableLM
 from harness_rect.regularizers import make_regularizer
-from harness_rect.statistics import MomentProvider
+from harness_rect.statistics import MomentProvider, SecondMoment
 
 log = logging.getLogger(__name__)
 
@@ -87,29 +88,40 @@ class EditSession:
         self._model_name = model_name
         self._model_fingerprint = model_fingerprint(model)
         self._originals: dict[str, Tensor] = {}
+        self._templates: list[str] = []
+        self._moments: MomentProvider | None = None
         self.report: dict[str, Any] | None = None
 
     # -- running ----------------------------------------------------------------------------------
 
-    def run(self, cache: EditCache | None = None) -> dict[str, Any]:
+    def run(
+        self,
+        cache: EditCache | None = None,
+        checkpoints: Collection[int] = (),
+        on_checkpoint: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]:
         """Apply the whole stream and measure it; returns the report that goes into the results file.
 
         Args:
             cache: finished runs are taken from it and kept in it; an interrupted run is continued. None
                 keeps nothing.
+            checkpoints: numbers of edits (full steps) after which ``on_checkpoint`` is called with the
+                report of the stream up to there, the model being in that state. Not with a cache, which
+                holds whole runs only.
 
         Raises:
             UserError: see the class. The model is unchanged if it is raised.
         """
         if self._originals:
             raise UserError("this session has edited its model already; revert() first")
+        if cache is not None and checkpoints:
+            raise ValueError("checkpoints need a run without a cache")
         with self.lm.frozen():
-            moments = self._moments()
-            templates = self._templates()
-            description = self._description(templates, moments)
-            key = digest(description)
+            self._moments = self._load_moments()
+            self._templates = self._make_templates()
+            key = digest(self._description(self.edits))
             if cache is None:
-                state = self._apply(description, key, templates, moments, None)
+                state = self._apply(key, None, checkpoints, on_checkpoint)
             else:
                 with cache.lock(key):
                     found = cache.load(key, self.weight_names)
@@ -120,23 +132,22 @@ class EditSession:
                         state |= self._origins() | {"from_cache": True}
                         self._install(weights)
                     else:
-                        state = self._apply(description, key, templates, moments, cache)
+                        state = self._apply(key, cache)
         self.report = state
         self._warn_about_failures(state)
         return state
 
     def _apply(
         self,
-        description: dict[str, Any],
         key: str,
-        templates: list[str],
-        moments: MomentProvider | None,
         cache: EditCache | None,
+        checkpoints: Collection[int] = (),
+        on_checkpoint: Callable[[dict[str, Any]], None] | None = None,
     ) -> dict[str, Any]:
         """Edit and measure; the model is restored if anything goes wrong."""
-        probed = {edit.id: probes(self.lm, edit, templates) for edit in self.edits}
+        probed = {edit.id: probes(self.lm, edit, self._templates) for edit in self.edits}
         baseline = measure_baseline(self.lm, probed)
-        context = Context(templates, moments.get if moments else _no_moments)
+        context = Context(self._templates, self._moments.get if self._moments else _no_moments)
         masters = {name: self._master(name) for name in self.weight_names}
         steps: list[dict[str, Any]] = []
         per_edit: list[dict[str, Any]] = []
@@ -164,10 +175,9 @@ class EditSession:
                     if cache and time.monotonic() - saved > SAVE_SECONDS:
                         cache.save_partial(key, masters, {"steps": steps, "edits": per_edit})
                         saved = time.monotonic()
-            end = measure(self.lm, probed, baseline, [edit.id for edit in self.edits])
-            for record in per_edit:
-                record["end"] = end[record["id"]]
-            state = self._state(description, key, steps, per_edit, probed, masters)
+                    if on_checkpoint is not None and len(per_edit) in checkpoints:
+                        on_checkpoint(self._state(steps, per_edit, probed, baseline, masters))
+            state = self._state(steps, per_edit, probed, baseline, masters)
             if cache:
                 cache.save(key, masters, state)
             return state
@@ -182,7 +192,7 @@ class EditSession:
         masters: dict[str, Tensor],
         context: Context,
         probed: dict[str, EditProbes],
-        baseline: Any,
+        baseline: Baseline,
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """One update: propose, trim, add, round, measure."""
         started = time.perf_counter()
@@ -272,7 +282,7 @@ class EditSession:
 
     # -- what the run consists of -----------------------------------------------------------------
 
-    def _moments(self) -> MomentProvider | None:
+    def _load_moments(self) -> MomentProvider | None:
         layers = self.method.needs_statistics(self.hparams.values)
         if not layers:
             return None
@@ -289,20 +299,20 @@ class EditSession:
         provider.load(layers)
         return provider
 
-    def _templates(self) -> list[str]:
+    def _make_templates(self) -> list[str]:
         h: Any = self.hparams.values
         if h.context_templates is not None:
             return h.context_templates
         return sample_templates(self.lm, h.context_template_length_params, self.config.edit_seed)
 
-    def _description(self, templates: list[str], moments: MomentProvider | None) -> dict[str, Any]:
-        """Everything that determines the edited weights and the report; its digest names the run."""
+    def _description(self, edits: Sequence[Edit]) -> dict[str, Any]:
+        """Everything that determines weights and report after ``edits``; its digest names the run."""
         config = self.config
         return {
             "method": config.method,
-            "hparams": self.hparams.values.model_dump(mode="json") | {"context_templates": templates},
-            "edits_sha256": fingerprint(self.edits),
-            "edit_ids": [edit.id for edit in self.edits],
+            "hparams": self.hparams.values.model_dump(mode="json") | {"context_templates": self._templates},
+            "edits_sha256": fingerprint(edits),
+            "edit_ids": [edit.id for edit in edits],
             "edit_batch_size": config.edit_batch_size,
             "regularizer": config.regularizer,
             "keep": config.keep,
@@ -310,22 +320,25 @@ class EditSession:
             "edit_seed": config.edit_seed,
             "model_fingerprint": self._model_fingerprint,
             # Another tokenizer, or BOS or not, makes other edits of the same text.
-            "token_ids_sha256": digest({edit.id: self.lm.encoder.ids(edit.text + edit.target) for edit in self.edits}),
-            "second_moments": (
-                {layer: m["sha256"] for layer, m in moments.provenance().items()} if moments else None  # type: ignore[index]
+            "token_ids_sha256": digest(
+                {edit.id: self.lm.encoder.ids(edit.text + edit.target) for edit in edits}
             ),
+            "second_moments": self._moments.hashes() if self._moments else None,
             "harness_rect": harness_rect.__version__,
         }
 
     def _state(
         self,
-        description: dict[str, Any],
-        key: str,
         steps: list[dict[str, Any]],
         per_edit: list[dict[str, Any]],
         probed: dict[str, EditProbes],
+        baseline: Baseline,
         masters: dict[str, Tensor],
     ) -> dict[str, Any]:
+        """The report of the stream up to here, with every edit so far measured again."""
+        description = self._description(self.edits[: len(per_edit)])
+        end = measure(self.lm, probed, baseline, [record["id"] for record in per_edit])
+        per_edit = [record | {"end": end[record["id"]]} for record in per_edit]
         seconds = [step["seconds"] for step in steps]
         flagged: dict[str, list[str]] = {}
         for record in per_edit:
@@ -334,21 +347,21 @@ class EditSession:
         state = {
             **description,
             **self._origins(),
-            "run": key,
+            "run": digest(description),
             "from_cache": False,
             "n_edits": len(per_edit),
             "flagged": flagged,
-            "prompts_too_long": sum(p.unreadable for p in probed.values()),
+            "prompts_too_long": sum(probed[record["id"]].unreadable for record in per_edit),
             "right_after_each_edit": averages([record["after"] for record in per_edit]),
             "at_the_end": averages([record["end"] for record in per_edit]),
             "before_each_edit": averages([record["before"] for record in per_edit]),
             "weights": {name: self._totals(name, master) for name, master in masters.items()},
             "seconds_per_edit": sum(seconds) / max(1, len(per_edit)),
             "edits": per_edit,
-            "steps": steps,
+            "steps": list(steps),
             "versions": {
                 "harness_rect": harness_rect.__version__,
-                "torch": torch.__version__,
+                "torch": str(torch.__version__),
                 "transformers": transformers.__version__,
                 "python": platform.python_version(),
             },
@@ -361,6 +374,7 @@ class EditSession:
             "hparams_origin": self.hparams.origin,
             "edits_spec": self.config.edits,
             "edit_warnings": list(self.edit_warnings),
+            "second_moments_origin": self._moments.provenance() if self._moments else None,
         }
 
     def _totals(self, name: str, master: Tensor) -> dict[str, Any]:
@@ -429,7 +443,7 @@ def _generator(seed: int, step: int, position: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(text[:15], 16))
 
 
-def _no_moments(layer: int) -> Tensor:
+def _no_moments(layer: int) -> SecondMoment:
     raise UserError(f"second moments of layer {layer} were not loaded")
 
 
@@ -473,3 +487,11 @@ def check_output(folder: Path) -> None:
     """Refuse an output folder that holds something already. Called before long work starts."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists already; give another folder or remove it")
+    check_parent(folder)
+
+
+def check_parent(path: Path) -> None:
+    """Refuse a path that cannot be created where it is."""
+    ancestor = next(parent for parent in path.absolute().parents if parent.exists())
+    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
+        raise UserError(f"{path}: cannot be created; {ancestor} is not a folder that can be written")

@@ -7,6 +7,7 @@ arguments, hands the model to an :class:`~harness_rect.session.EditSession`, and
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from harness_rect.edit_cache import EditCache
 from harness_rect.edits import load_edits
 from harness_rect.errors import UserError, one_line_errors
 from harness_rect.models.architecture import check_editable, refuse_config
+from harness_rect.models.load import load_errors
 from harness_rect.request_cache import separate_answers
 from harness_rect.session import EditSession, check_output, save_checkpoint
 
@@ -80,15 +82,18 @@ class EditedHF(HFLM):
             self._run_key: str | None = None
             self._edit_report: dict[str, Any] = {"method": "none"}
             editing = config.method != "none"
-            if save_edited is not None:
+            # Not self.rank: without several GPUs lm-eval gives every process rank 0.
+            saves = save_edited is not None and os.environ.get("RANK", "0") == "0"
+            if saves:
                 check_output(Path(str(save_edited)))
             stream = load_edits(config.edits) if editing and config.edits else None
             _check_before_loading(pretrained, editing, kwargs)
-            super().__init__(pretrained=pretrained, **kwargs)
+            with load_errors(f"pretrained={pretrained}"):
+                super().__init__(pretrained=pretrained, **kwargs)
             if editing and stream is not None:
                 check_editable(self.model)
                 self._edit(config, stream, _model_name(pretrained))
-            if save_edited is not None and self.rank == 0:
+            if saves:
                 save_checkpoint(Path(str(save_edited)), self.model, self.tokenizer, self._report_json())
 
     def _edit(self, config: EditConfig, stream: Any, model_name: str) -> None:
@@ -141,17 +146,17 @@ def _check_before_loading(pretrained: object, editing: bool, kwargs: dict[str, A
         raise UserError("the embedded model rect-tiny is not part of this version; give pretrained=MODEL")
     if editing and (asked := [key for key in QUANTISING if kwargs.get(key)]):
         raise UserError(f"{asked[0]}: a quantised model cannot be edited; leave it out, or use method=none")
+    if editing and kwargs.get("tp_plan") is not None:
+        raise UserError("tp_plan: editing needs whole weight matrices; leave it out, or use method=none")
     if not isinstance(pretrained, str):
         return
-    try:
+    with load_errors(f"pretrained={pretrained}"):
         config = transformers.AutoConfig.from_pretrained(
             pretrained,
             revision=str(kwargs.get("revision", "main")),
             subfolder=kwargs.get("subfolder", ""),
             trust_remote_code=kwargs.get("trust_remote_code", False),
+            gguf_file=kwargs.get("gguf_file"),
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"pretrained={pretrained}: cannot be loaded: {reason}") from None
     if editing:
         refuse_config(config)

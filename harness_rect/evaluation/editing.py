@@ -13,7 +13,7 @@ can be evaluated; its tokenizer is loaded from the ``pretrained``/``tokenizer`` 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import exp
 from typing import Any, ClassVar
 
@@ -26,6 +26,7 @@ from harness_rect.edits import Edit, load_edits
 from harness_rect.errors import UserError, one_line_errors
 from harness_rect.measure import with_space
 from harness_rect.models.lm import TextEncoder
+from harness_rect.models.load import load_errors
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def load_tokenizer(metadata: dict[str, Any]) -> TextEncoder:
     options = {} if add_bos is None else {"add_bos_token": add_bos}
     if metadata.get("subfolder"):
         options["subfolder"] = metadata["subfolder"]
-    try:
+    with load_errors(f"tokenizer {name}"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             name,
             revision=str(metadata.get("revision", "main")),
@@ -113,9 +114,6 @@ def load_tokenizer(metadata: dict[str, Any]) -> TextEncoder:
             use_fast=metadata.get("use_fast_tokenizer", True),
             **options,
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"tokenizer {name}: cannot be loaded: {reason}") from None
     return TextEncoder(tokenizer, add_bos)
 
 
@@ -123,7 +121,7 @@ class EditingTask(ConfigurableTask):
     """What both tasks share: documents are edits, and each asks for several scored continuations.
 
     Metrics are reported for the documents that have them. Where only some have, ``<metric>_rows`` says
-    how many.
+    how many, and there is no standard error.
     """
 
     #: metric -> the document field it needs, for metrics a row can lack
@@ -133,10 +131,15 @@ class EditingTask(ConfigurableTask):
         config = {key: value for key, value in config.items() if key != "class"}
         # Without this entry lm-eval looks every metric up in a registry on the hub.
         super().__init__(config=config | {"process_results": "EditingTask.process_results"})
-        documents = list(self.eval_docs)
         with one_line_errors():
             self._encoder = load_tokenizer(self.config.metadata or {})
+        #: metrics that some of the evaluated documents have and some lack
         self._partial: set[str] = set()
+
+    def _count_rows(self, limit: int | None, samples: list[int] | None) -> None:
+        """Find out, over the documents of all processes, which metrics are partial, and say so."""
+        documents = [doc for _, doc in self.doc_iterator(rank=0, world_size=1, limit=limit, samples=samples)]
+        self._partial.clear()
         for metric, required in self.needs.items():
             have = sum(all(doc[name] for name in required) for doc in documents)
             if have < len(documents):
@@ -176,15 +179,28 @@ class EditingTask(ConfigurableTask):
             request.idx = index  # lm-eval sorts answers by it
         return list(requests)
 
+    def build_all_requests(self, **kwargs: Any) -> None:
+        self._count_rows(kwargs.get("limit"), kwargs.get("samples"))
+        # lm-eval's --cache_requests knows a task by its name alone; other edits would get these requests.
+        super().build_all_requests(**kwargs | {"cache_requests": False})
+
     def process_results(self, doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
         scores = self.scores(doc, results)
-        return scores | {f"{metric}_rows": float(metric in scores) for metric in self._partial}
+        # None, not absent: of every process lm-eval gathers the metrics that the first one's documents have.
+        partial: dict[str, Any] = dict.fromkeys(self._partial)
+        return partial | scores | {f"{metric}_rows": float(metric in scores) for metric in self._partial}
 
     def aggregation(self) -> dict[str, Any]:
-        return super().aggregation() | {f"{metric}_rows": sum for metric in self._partial}
+        functions = super().aggregation()
+        partial = {metric: _of_those_present(functions[metric]) for metric in self._partial}
+        return functions | partial | {f"{metric}_rows": sum for metric in self._partial}
 
     def higher_is_better(self) -> dict[str, bool]:
         return super().higher_is_better() | {f"{metric}_rows": True for metric in self._partial}
+
+
+def _of_those_present(function: Callable[[list[Any]], float]) -> Callable[[list[Any]], float]:
+    return lambda values: function([value for value in values if value is not None])
 
 
 class ZsreTask(EditingTask):
@@ -253,11 +269,18 @@ class CounterfactTask(EditingTask):
         }
 
     def requests(self, doc: dict[str, Any], metadata: Any) -> list[IdRequest]:
-        return [
-            self.request(doc, (prompt, target), self.continuation(prompt, target), metadata)
+        asked = [
+            (prompt, target)
             for comparisons in self._groups(doc).values()
             for prompt, *targets in comparisons
             for target in targets
+        ]
+        # lm-eval fails on a document that asks nothing. Where there is nothing to compare, the answer to this
+        # is not looked at.
+        asked = asked or [(doc["prompt"], doc["target_new"])]
+        return [
+            self.request(doc, (prompt, target), self.continuation(prompt, target), metadata)
+            for prompt, target in asked
         ]
 
     def scores(self, doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from harness_rect.edits import Edit
 from harness_rect.models import Architecture, EditableLM
+from harness_rect.statistics import SecondMoment
 
 
 class HyperParameters(BaseModel):
@@ -50,11 +51,11 @@ class Context:
     """What one run gives a method beside the model and the facts.
 
     templates: prefixes with one ``{}``; ROME's flat list (other methods group them by type).
-    second_moment: layer -> C, the mean of k k^T over text, (d_mlp, d_mlp), of the unedited model.
+    second_moment: layer -> its second moment C, of the unedited model.
     """
 
     templates: list[str]
-    second_moment: Callable[[int], Tensor]
+    second_moment: Callable[[int], SecondMoment]
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def _sample(
             if len(ids) - begin[row] >= length:
                 continue
             last = logits[row, len(ids) - 1]
-            last[list(special)] = -torch.inf  # a template is text: never ends a document
+            last[[token for token in special if token < len(last)]] = -torch.inf  # never ends a document
             best = torch.topk(last, min(top_k, last.numel()))
             choice = torch.multinomial(torch.softmax(best.values, 0), 1, generator=generator)
             ids.append(int(best.indices[choice]))

@@ -37,7 +37,6 @@ from harness_rect.methods.base import Context, HyperParameters, LowRank, Method,
 from harness_rect.methods.contexts import check_templates, fill
 from harness_rect.models import Architecture, EditableLM
 from harness_rect.models.lm import unflatten
-from harness_rect.statistics.moments import solve_moment
 
 LOSS_FLOOR = 5e-2
 KL_PROMPT = "{} is a"
@@ -220,7 +219,9 @@ def propose(
     before: dict[str, Tensor] = {}
     try:
         for layer in layers:
-            update, detail[str(layer)] = _layer_update(lm, edit, hparams, context, layer, average_key_everywhere)
+            update, detail[str(layer)] = _layer_update(
+                lm, edit, hparams, context, layer, average_key_everywhere
+            )
             name = lm.architecture.weight_name(layer)
             updates[name] = update
             if layer != layers[-1]:
@@ -245,7 +246,7 @@ def _layer_update(
     averaged, bare = _keys(lm, edit, context.templates, layer)
     u = averaged.key
     if hparams.mom2_adjustment:
-        u = solve_moment(context.second_moment(layer), averaged.key)
+        u = context.second_moment(layer).solve(averaged.key)
     u = u / u.norm()
     d, trace = optimise_value(lm, edit, context.templates, layer, bare.output, hparams)
     replaced = averaged if average_key_everywhere else bare

@@ -95,7 +95,9 @@ class EditableLM:
         self.architecture = locate(model)
         self._modules = dict(model.named_modules())
         pad = tokenizer.pad_token_id
-        self._pad_id = pad if pad is not None else 0  # masked, so any id serves
+        rows = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+        readable = pad is not None and pad < rows
+        self._pad_id = pad if readable else 0  # masked, so any id serves that has an embedding
 
     # -- parts ------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -83,6 +84,7 @@ def collect(
     device = lm.weight(lm.architecture.weight_name(min(layers))).device
     dtype = torch.float32 if device.type == "mps" else torch.float64
     sums = {layer: torch.zeros(width, width, dtype=dtype, device=device) for layer in layers}
+    fingerprint = f"{fingerprint} window={WINDOW} batch={BATCH_TOKENS}"
     done, count = _resume(partial, fingerprint, sums)
     batches = _batches(sequences)
     deepest = max(layers)
@@ -121,12 +123,17 @@ def _resume(partial: Path, fingerprint: str, sums: dict[int, Tensor]) -> tuple[i
     """Load the sums of an interrupted collection in place; (batches done, tokens counted)."""
     if not partial.exists():
         return 0, 0
-    with np.load(partial, allow_pickle=False) as arrays:
-        state = json.loads(str(arrays["state"]))
-        if state["fingerprint"] != fingerprint or any(f"sum.{layer}" not in arrays for layer in sums):
-            return 0, 0
-        for layer, total in sums.items():
-            total.copy_(torch.from_numpy(arrays[f"sum.{layer}"]))
+    try:
+        with np.load(partial, allow_pickle=False) as arrays:
+            state = json.loads(str(arrays["state"]))
+            if state["fingerprint"] != fingerprint or any(f"sum.{layer}" not in arrays for layer in sums):
+                return 0, 0
+            saved = {layer: torch.from_numpy(arrays[f"sum.{layer}"]) for layer in sums}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        log.warning("%s is damaged (%s); the collection starts over", partial, type(error).__name__)
+        return 0, 0
+    for layer, total in sums.items():
+        total.copy_(saved[layer])
     log.info("going on with an interrupted collection after %d batches", state["done"])
     return int(state["done"]), int(state["count"])
 

@@ -7,11 +7,12 @@ documents. Ours adds ``fingerprint``, a JSON text saying what was sampled. Nothi
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import os
-import tempfile
 import zipfile
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from harness_rect.errors import UserError
+from harness_rect.files import written_whole
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +32,23 @@ class SecondMoment:
     total: Tensor
     count: int
     origin: str
+    _factors: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def mean(self) -> Tensor:
         """C = E[k k^T] in float64."""
         return self.total.double() / self.count
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the numbers."""
+        return hashlib.sha256(self.total.numpy().tobytes() + str(self.count).encode()).hexdigest()
+
+    def solve(self, key: Tensor) -> Tensor:
+        """C^-1 k as :func:`solve_moment`, C being factored once for each device."""
+        if key.device not in self._factors:
+            self._factors[key.device] = factor_moment(self.mean.to(key.device))
+        return _solve_factored(self._factors[key.device], key)
 
 
 def read_moment(path: Path, d_mlp: int) -> SecondMoment:
@@ -44,22 +58,33 @@ def read_moment(path: Path, d_mlp: int) -> SecondMoment:
         UserError: naming the file and what is wrong with it (not an npz, arrays missing, another width).
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            total, count = arrays["mom2.mom2"], int(arrays["mom2.count"])
-    except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
+        total, count = _sum_and_count(path)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"{path}: not a file of second moments (expected an npz with mom2.mom2 and mom2.count): {error}"
+            f"{path}: not a file of second moments (expected an npz with mom2.mom2 and mom2.count): {reason}"
         ) from None
     if total.shape != (d_mlp, d_mlp):
         raise UserError(
-            f"{path}: second moments of shape {total.shape} do not fit this model, whose keys have {d_mlp}"
-            " elements"
+            f"{path}: second moments of shape {total.shape} do not fit this model,"
+            f" whose keys have {d_mlp} elements"
         )
     if count <= 0 or not np.isfinite(total).all():
         raise UserError(
             f"{path}: second moments must be finite and over at least one token (count is {count})"
         )
     return SecondMoment(torch.from_numpy(total), count, str(path))
+
+
+def _sum_and_count(path: Path) -> tuple[np.ndarray, int]:
+    arrays = np.load(path, allow_pickle=False)
+    if isinstance(arrays, np.ndarray):
+        raise ValueError("it holds a single array")
+    with arrays:
+        total, count = arrays["mom2.mom2"], int(arrays["mom2.count"])
+    if total.dtype.kind not in "fiu":
+        raise ValueError(f"mom2.mom2 holds {total.dtype}")
+    return total, count
 
 
 def write_moment(path: Path, total: Tensor, count: int, documents: int, fingerprint: str) -> None:
@@ -74,31 +99,24 @@ def write_moment(path: Path, total: Tensor, count: int, documents: int, fingerpr
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """``np.savez`` under a temporary name in the same folder, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".npz")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    """``np.savez``, whole or not at all."""
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
-def solve_moment(moment: Tensor, key: Tensor) -> Tensor:
-    """C^-1 k, solved in float64 by Cholesky.
+def factor_moment(moment: Tensor) -> Tensor:
+    """Lower Cholesky factor of C in float64.
 
     A C from fewer tokens than it has rows is singular; then the smallest of a few ridges (a multiple of the
     mean eigenvalue on the diagonal) that makes it positive definite is added, and the log says which.
 
     Args:
-        moment: C, (d_mlp, d_mlp), symmetric. key: (d_mlp,) float32.
+        moment: C, (d_mlp, d_mlp), symmetric.
 
-    Returns:
-        (d_mlp,) float32 on the key's device.
+    Raises:
+        UserError: if C is not positive semi-definite.
     """
-    c = moment.double().to(key.device if key.device.type != "mps" else "cpu")
+    c = moment.double()
     scale = float(c.diagonal().mean())
     for ridge in (0.0, 1e-8, 1e-6, 1e-4, 1e-2):
         damped = c + ridge * scale * torch.eye(len(c), dtype=c.dtype, device=c.device) if ridge else c
@@ -111,6 +129,21 @@ def solve_moment(moment: Tensor, key: Tensor) -> Tensor:
                     len(c),
                     ridge,
                 )
-            solution = torch.cholesky_solve(key.double().to(c.device).unsqueeze(1), factor).squeeze(1)
-            return solution.float().to(key.device)
+            return factor
     raise UserError("second moments are not positive semi-definite; the file is damaged or of another model")
+
+
+def _solve_factored(factor: Tensor, key: Tensor) -> Tensor:
+    return torch.cholesky_solve(key.double().unsqueeze(1), factor).squeeze(1).float()
+
+
+def solve_moment(moment: Tensor, key: Tensor) -> Tensor:
+    """C^-1 k, solved in float64 by Cholesky (see :func:`factor_moment`).
+
+    Args:
+        moment: C, (d_mlp, d_mlp). key: (d_mlp,) float32, on the same device.
+
+    Returns:
+        (d_mlp,) float32.
+    """
+    return _solve_factored(factor_moment(moment), key)

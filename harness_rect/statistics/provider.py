@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import FileLock
-from torch import Tensor
 
 from harness_rect.cache import cache_folder
 from harness_rect.errors import UserError
@@ -105,9 +104,13 @@ class MomentProvider:
             for layer, path in self._compute(missing).items():
                 self._moments[layer] = read_moment(path, self.lm.architecture.d_mlp)
 
-    def get(self, layer: int) -> Tensor:
-        """C of a loaded layer, float64 (d_mlp, d_mlp)."""
-        return self._moments[layer].mean
+    def get(self, layer: int) -> SecondMoment:
+        """The second moment of a loaded layer."""
+        return self._moments[layer]
+
+    def hashes(self) -> dict[str, str]:
+        """layer -> hash of the numbers used."""
+        return {str(layer): moment.sha256 for layer, moment in sorted(self._moments.items())}
 
     def provenance(self) -> dict[str, object]:
         """For the results file: layer -> origin, tokens and a hash of the numbers used."""
@@ -115,7 +118,7 @@ class MomentProvider:
             str(layer): {
                 "file": moment.origin,
                 "tokens": moment.count,
-                "sha256": hashlib.sha256(moment.total.numpy().tobytes()).hexdigest(),
+                "sha256": moment.sha256,
             }
             for layer, moment in sorted(self._moments.items())
         }

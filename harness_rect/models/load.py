@@ -1,0 +1,26 @@
+"""Loading what users name, with one line for whatever cannot be loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from safetensors import SafetensorError
+
+from harness_rect.errors import UserError
+
+
+@contextmanager
+def load_errors(what: str) -> Iterator[None]:
+    """Turn what transformers raises for a missing or damaged checkpoint into a :class:`UserError`.
+
+    Args:
+        what: how the user named it, for the message: ``pretrained=gpt3-xl``.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        lines = str(error).strip().splitlines()
+        raise UserError(f"{what}: cannot be loaded: {lines[0] if lines else type(error).__name__}") from None

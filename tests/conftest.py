@@ -1,0 +1,68 @@
+"""What every test gets: no network, one thread, a cache folder of its own, tiny tokenizers and models."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+# Before anything imports huggingface_hub, datasets or tokenizers.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+_CACHE = tempfile.mkdtemp(prefix="harness-rect-tests-")
+os.environ["HARNESS_RECT_CACHE"] = _CACHE
+# `import tiny_models` works in every test module, whatever folder it lies in.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import pytest  # noqa: E402
+
+
+def pytest_configure() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_CACHE, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A byte-level BPE tokenizer that adds nothing to a text (as GPT-2's)."""
+    from tiny_models import train_tokenizer
+
+    return train_tokenizer(bos=False)
+
+
+@pytest.fixture(scope="session")
+def bos_tokenizer():
+    """The same vocabulary, with BOS before every text (as Llama's)."""
+    from tiny_models import train_tokenizer
+
+    return train_tokenizer(bos=True)
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """``make_model(family, seed=0, **config)``: a random 2-layer model of ``tiny_models.FAMILIES``."""
+    from tiny_models import make_model
+
+    return make_model
+
+
+@pytest.fixture
+def make_lm(make_model, tokenizer, bos_tokenizer):
+    """``make_lm(family, bos=..., **config)``: an EditableLM; by default BOS as the family's tokenizers do."""
+    from tiny_models import FAMILIES
+
+    from harness_rect.models import EditableLM
+
+    def make(family: str, bos: bool | None = None, **config):
+        with_bos = FAMILIES[family].bos if bos is None else bos
+        return EditableLM(make_model(family, **config), bos_tokenizer if with_bos else tokenizer)
+
+    return make

@@ -1,0 +1,120 @@
+"""One configuration from loose arguments; whatever is wrong is one line that names the argument."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness_rect.config import EditConfig, did_you_mean, parse_share
+from harness_rect.errors import UserError
+
+
+def refused(**arguments) -> str:
+    with pytest.raises(UserError) as error:
+        EditConfig.from_args(**{"edits": "zsre[0:5]", **arguments})
+    message = str(error.value)
+    assert message and "\n" not in message
+    return message
+
+
+# -- shares -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given, share",
+    [
+        (0.4, 0.4),
+        ("0.4", 0.4),
+        ("40%", 0.4),
+        (" 40 % ", 0.4),
+        (1, 1.0),
+        (0, 0.0),
+        ("100%", 1.0),
+        ("1e-1", 0.1),
+    ],
+)
+def test_shares_are_numbers_or_percentages(given, share):
+    assert parse_share(given, "rect") == pytest.approx(share)
+
+
+@pytest.mark.parametrize("given", [40, "40", "101%", -0.1, "-1%", "nan", "", "%", "half", None, True, "inf"])
+def test_anything_else_is_no_share(given):
+    with pytest.raises(UserError, match="rect=") as error:
+        parse_share(given, "rect")
+    assert "\n" not in str(error.value)
+
+
+# -- arguments ----------------------------------------------------------------------------------------
+
+
+def test_rect_is_short_for_regularizer_and_keep():
+    short = EditConfig.from_args(edits="zsre", rect="40%")
+    assert short == EditConfig.from_args(edits="zsre", regularizer="rect", keep=0.4)
+    assert (short.regularizer, short.keep, short.rect_convention) == ("rect", 0.4, "paper")
+
+
+@pytest.mark.parametrize(
+    "other", [{"regularizer": "random"}, {"keep": 0.4}, {"regularizer": "rect", "keep": 0.4}]
+)
+def test_rect_and_its_long_form_exclude_each_other(other):
+    assert "rect=" in refused(rect=0.4, **other)
+
+
+def test_none_means_not_given():
+    config = EditConfig.from_args(
+        edits="zsre", method=None, rect=None, regularizer=None, keep=None, hparams=None, edit_seed=None
+    )
+    assert config == EditConfig(edits="zsre")
+    assert (config.method, config.regularizer, config.keep) == ("rome", "none", None)
+    assert (config.edit_batch_size, config.edit_seed) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"method": "rom"}, ["method", "'rom'", "'rome'"]),
+        ({"method": "zzz"}, ["method", "rome", "r_rome", "none"]),
+        ({"regularizer": "rekt", "keep": 0.4}, ["regularizer", "'rekt'", "'rect'"]),
+        ({"rect": 0.4, "rect_convention": "papr"}, ["rect_convention", "'paper'"]),
+        ({"regularizer": "rect"}, ["keep"]),
+        ({"regularizer": "random"}, ["keep"]),
+        ({"keep": 0.4}, ["keep", "rect="]),
+        ({"regularizer": "rect", "keep": 40}, ["keep=40", "40%"]),
+        ({"rect": "forty"}, ["rect=forty"]),
+        ({"edit_batch_size": 0}, ["edit_batch_size"]),
+        ({"edit_batch_size": "many"}, ["edit_batch_size", "many"]),
+        ({"edit_batch_size": 2}, ["edit_batch_size", "rome"]),
+        ({"edit_seed": 1.5}, ["edit_seed"]),
+        ({"edits": None}, ["edits"]),
+        ({"methd": "rome"}, ["methd"]),
+    ],
+)
+def test_a_wrong_argument_is_named(arguments, words):
+    message = refused(**arguments)
+    for word in words:
+        assert word in message
+
+
+def test_the_place_of_the_mistake_is_named():
+    assert refused(where="sweep.yaml", edit_seed="x").startswith("sweep.yaml: ")
+    assert refused(edit_seed="x").startswith("model_args: ")
+
+
+def test_a_configuration_made_directly_is_checked_too():
+    for wrong in ({"keep": 40.0, "regularizer": "rect"}, {"keep": 0.4}, {"method": "x"}):
+        with pytest.raises(ValueError):
+            EditConfig(edits="zsre", **wrong)
+
+
+def test_no_method_needs_no_edits():
+    assert EditConfig.from_args(method="none").edits is None
+
+
+def test_paths_may_be_paths_or_numbers(tmp_path):
+    config = EditConfig.from_args(edits=tmp_path / "e.json", stats=tmp_path, hparams=7, edit_cache=tmp_path)
+    assert config.edits == str(tmp_path / "e.json") and config.hparams == "7"
+    assert config.stats == config.edit_cache == str(tmp_path)
+
+
+def test_suggestions_are_near_or_all():
+    assert did_you_mean("rom", ["rome", "memit"]) == "did you mean 'rome'?"
+    assert did_you_mean("zzz", ["rome", "memit"]) == "expected one of rome, memit"

@@ -1,0 +1,302 @@
+"""Hyper-parameters: published files as they are, presets as published, errors that name the key."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import transformers
+import yaml
+
+from harness_rect.errors import UserError
+from harness_rect.hparams import preset_names, resolve_hparams
+from harness_rect.methods import METHODS
+from harness_rect.methods.rome import RomeHyperParameters
+from harness_rect.models import Architecture
+
+ROME = METHODS["rome"]
+
+#: With the keys that the file of the ROME repository has for a GPT-2.
+ORIGINAL = {
+    "layers": [1],
+    "fact_token": "subject_last",
+    "v_num_grad_steps": 20,
+    "v_lr": 5e-1,
+    "v_loss_layer": 47,
+    "v_weight_decay": 0.5,
+    "clamp_norm_factor": 4,
+    "kl_factor": 0.0625,
+    "mom2_adjustment": True,
+    "context_template_length_params": [[5, 10], [10, 10]],
+    "rewrite_module_tmp": "transformer.h.{}.mlp.c_proj",
+    "layer_module_tmp": "transformer.h.{}",
+    "mlp_module_tmp": "transformer.h.{}.mlp",
+    "attn_module_tmp": "transformer.h.{}.attn",
+    "ln_f_module": "transformer.ln_f",
+    "lm_head_module": "transformer.wte",
+    "mom2_dataset": "wikipedia",
+    "mom2_n_samples": 100000,
+    "mom2_dtype": "float32",
+}
+#: EasyEdit writes YAML, with more keys, and 5e-1 without a dot is a text in YAML 1.1.
+EASYEDIT = """\
+alg_name: "ROME"
+model_name: "./hugging_cache/llama-2-7b"
+stats_dir: "./data/stats"
+device: 0
+layers: [1]
+fact_token: "subject_last"
+v_num_grad_steps: 25
+v_lr: 5e-1
+v_loss_layer: 31
+v_weight_decay: 1e-3
+clamp_norm_factor: 4
+kl_factor: 0.0625
+mom2_adjustment: false
+context_template_length_params: [[5, 10], [10, 10]]
+rewrite_module_tmp: "model.layers.{}.mlp.down_proj"
+layer_module_tmp: "model.layers.{}"
+mlp_module_tmp: "model.layers.{}.mlp"
+attn_module_tmp: "model.layers.{}.self_attn"
+ln_f_module: "model.norm"
+lm_head_module: "lm_head"
+mom2_dataset: "wikipedia"
+mom2_n_samples: 100000
+mom2_dtype: "float32"
+model_parallel: false
+max_length: 40
+batch_size: 1
+fp16: false
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content: object, name: str = "h.json") -> str:
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def lm(make_lm):
+    return make_lm("gpt2")
+
+
+def refused(method, spec, lm) -> str:
+    with pytest.raises(UserError) as error:
+        resolve_hparams(method, spec, lm)
+    message = str(error.value)
+    assert message and "\n" not in message
+    return message
+
+
+# -- files --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["json", "yaml", "yml"])
+def test_a_file_of_the_rome_repository_loads_as_it_is(suffix, write, lm):
+    content = json.dumps(ORIGINAL) if suffix == "json" else yaml.safe_dump(ORIGINAL)
+    path = write(content, f"gpt2-xl.{suffix}")
+    found = resolve_hparams(ROME, path, lm)
+    assert found.origin == path
+    assert found.values == RomeHyperParameters(
+        layers=[1],
+        v_num_grad_steps=20,
+        v_lr=0.5,
+        v_weight_decay=0.5,
+        clamp_norm_factor=4,
+        kl_factor=0.0625,
+        mom2_adjustment=True,
+        mom2_dataset="wikipedia",
+        mom2_n_samples=100000,
+        mom2_dtype="float32",
+        context_template_length_params=[(5, 10), (10, 10)],
+    )
+
+
+@pytest.mark.parametrize("method", ["rome", "r_rome"])
+def test_a_file_of_easyedit_loads_as_it_is(method, write, make_lm):
+    values = resolve_hparams(METHODS[method], write(EASYEDIT, "llama.yaml"), make_lm("llama")).values
+    assert (list(values.layers), values.v_lr, values.v_weight_decay) == ([1], 0.5, 1e-3)
+    assert values.mom2_adjustment is False and values.v_num_grad_steps == 25
+
+
+def test_templates_can_be_fixed(write, lm):
+    templates = ["{}", "It was {so}. {}"]
+    values = resolve_hparams(ROME, write(ORIGINAL | {"context_templates": templates}), lm).values
+    assert list(values.context_templates) == templates
+    for wrong in (["none"], [], "{}", [["{}"]]):
+        assert "context_templates" in refused(ROME, write(ORIGINAL | {"context_templates": wrong}), lm)
+
+
+def test_an_unknown_key_is_named_with_what_was_meant(write, lm):
+    message = refused(ROME, write(ORIGINAL | {"v_num_grad_step": 3}), lm)
+    assert "'v_num_grad_step'" in message and "'v_num_grad_steps'" in message and "h.json" in message
+    assert "'zzz'" in refused(ROME, write(ORIGINAL | {"zzz": 3}), lm)
+    assert "5" in refused(ROME, write("layers: [1]\n5: 3\n", "h.yaml"), lm)
+    assert "True" in refused(ROME, write("layers: [1]\non: 3\n", "h.yaml"), lm)
+
+
+@pytest.mark.parametrize("key", ["mom2_update_weight", "nullspace_threshold", "adaptive_threshold"])
+def test_a_file_for_another_method_is_recognised(key, write, lm):
+    message = refused(ROME, write(ORIGINAL | {key: 1}), lm)
+    assert key in message and "another method" in message
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("layers", "five"),
+        ("layers", []),
+        ("layers", [1.5]),
+        ("layers", 1),
+        ("v_lr", "fast"),
+        ("v_lr", 0),
+        ("v_num_grad_steps", 0),
+        ("v_num_grad_steps", 2.5),
+        ("v_weight_decay", -1),
+        ("v_weight_decay", float("nan")),
+        ("kl_factor", None),
+        ("clamp_norm_factor", [4]),
+        ("mom2_adjustment", "perhaps"),
+        ("mom2_dtype", "float16"),
+        ("mom2_n_samples", 0),
+        ("fact_token", "last"),
+        ("context_template_length_params", [[5]]),
+    ],
+)
+def test_a_wrong_value_is_named_by_its_key(key, value, write, lm):
+    message = refused(ROME, write(ORIGINAL | {key: value}), lm)
+    assert key in message and "h.json" in message
+
+
+def test_a_missing_key_is_named(write, lm):
+    assert "layers" in refused(ROME, write({"v_lr": 0.5}), lm)
+
+
+def test_a_layer_the_model_does_not_have_is_named(write, lm):
+    message = refused(ROME, write(ORIGINAL | {"layers": [17]}), lm)
+    assert "17" in message and "0 to 1" in message
+
+
+def test_a_module_that_is_not_the_down_projection_is_refused(write, lm):
+    message = refused(ROME, write(ORIGINAL | {"rewrite_module_tmp": "transformer.h.{}.mlp.c_fc"}), lm)
+    assert "rewrite_module_tmp" in message and "c_fc" in message and "c_proj" in message
+    # Another family's names mean nothing here: the file's numbers are still of use.
+    resolve_hparams(ROME, write(ORIGINAL | {"rewrite_module_tmp": "model.layers.{}.mlp.down_proj"}), lm)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("h.json", "{broken"),
+        ("h.json", "[1, 2]"),
+        ("h.json", ""),
+        ("h.yaml", "a: [1\nb: }"),
+        ("h.yaml", ""),
+        ("h.yml", "just words"),
+    ],
+)
+def test_a_file_that_does_not_parse_is_named(name, content, write, lm):
+    assert name in refused(ROME, write(content, name), lm)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path, lm):
+    assert "missing.json" in refused(ROME, str(tmp_path / "missing.json"), lm)
+    (tmp_path / "folder.yaml").mkdir()
+    assert "folder.yaml" in refused(ROME, str(tmp_path / "folder.yaml"), lm)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00layers")
+    assert "binary.yaml" in refused(ROME, str(tmp_path / "binary.yaml"), lm)
+
+
+# -- presets ------------------------------------------------------------------------------------------
+
+GPT2_XL = {"layers": [17], "v_num_grad_steps": 20, "v_weight_decay": 0.5, "mom2_adjustment": False}
+LLAMA = {"layers": [5], "v_num_grad_steps": 25, "v_weight_decay": 0.001, "mom2_adjustment": False}
+PRESETS = {
+    "gpt2-xl": GPT2_XL,
+    "gpt2-xl-original": GPT2_XL | {"mom2_adjustment": True},
+    "llama-7b": LLAMA,
+    "llama-2-7b": LLAMA,
+}
+
+
+def model_of(config: transformers.PretrainedConfig) -> SimpleNamespace:
+    """As much of an EditableLM as choosing hyper-parameters needs; no weights."""
+    n = config.num_hidden_layers
+    names = tuple(f"h.{i}" for i in range(n))
+    architecture = Architecture(names, names, None, None, config.hidden_size, 4 * config.hidden_size)
+    return SimpleNamespace(
+        model=SimpleNamespace(config=config), architecture=architecture, check_layers=lambda _: None
+    )
+
+
+LARGE = model_of(transformers.GPT2Config(n_layer=48, n_embd=1600, n_head=25))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_the_published_values(name):
+    found = resolve_hparams(ROME, name, LARGE)
+    assert found.origin == f"preset {name}"
+    common = {"v_lr": 0.5, "clamp_norm_factor": 4, "kl_factor": 0.0625, "fact_token": "subject_last"}
+    lengths = {"context_template_length_params": [[5, 10], [10, 10]], "context_templates": None}
+    values = found.values.model_dump(mode="json")
+    for key, value in {**common, **lengths, **PRESETS[name]}.items():
+        assert values[key] == value, key
+    if values["mom2_adjustment"]:
+        assert (values["mom2_dataset"], values["mom2_n_samples"], values["mom2_dtype"]) == (
+            "wikipedia",
+            100000,
+            "float32",
+        )
+
+
+def test_every_preset_is_checked_here():
+    assert set(preset_names(ROME)) == set(PRESETS) == set(preset_names(METHODS["r_rome"]))
+
+
+def test_an_unknown_preset_is_told_the_nearest():
+    assert "'gpt2-xl'" in refused(ROME, "gpt2-x", LARGE)
+    assert "llama-7b" in refused(ROME, "zzz", LARGE)
+
+
+@pytest.mark.parametrize(
+    "config, origin",
+    [
+        (transformers.GPT2Config(n_layer=48, n_embd=1600, n_head=25), "preset gpt2-xl"),
+        (
+            transformers.LlamaConfig(num_hidden_layers=32, hidden_size=4096, intermediate_size=11008),
+            "preset llama-7b",
+        ),
+    ],
+)
+def test_a_family_gets_its_preset(config, origin, caplog):
+    with caplog.at_level("INFO"):
+        assert resolve_hparams(ROME, None, model_of(config)).origin == origin
+    assert origin in caplog.text
+
+
+@pytest.mark.parametrize(
+    "config, layer",
+    [
+        (transformers.GPT2Config(), 4),  # GPT-2 small is no GPT-2 XL
+        (transformers.LlamaConfig(num_hidden_layers=32, hidden_size=4096, intermediate_size=14336), 10),
+        (transformers.MistralConfig(num_hidden_layers=32, hidden_size=4096, intermediate_size=11008), 10),
+        (transformers.GPTNeoXConfig(num_hidden_layers=1, hidden_size=64), 0),
+    ],
+)
+def test_any_other_model_gets_a_documented_default(config, layer):
+    found = resolve_hparams(ROME, None, model_of(config))
+    assert "default" in found.origin
+    assert list(found.values.layers) == [layer]
+    assert found.values.mom2_adjustment is False
+
+
+def test_hyper_parameters_cannot_be_changed(lm, write):
+    values = resolve_hparams(ROME, write(ORIGINAL), lm).values
+    with pytest.raises(ValueError, match="frozen"):
+        values.v_lr = 1.0
