@@ -1,0 +1,512 @@
+"""``--model edited_hf`` through lm-eval itself, on small models in a folder and rows of our own."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import pytest
+import torch
+import transformers
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+import harness_rect._autoload  # noqa: F401  registers edited_hf
+from harness_rect.errors import UserError
+from harness_rect.model_wrappers.edited_hf import EditedHF
+
+ROOT = Path(__file__).resolve().parent.parent
+GENERAL = [
+    "rect_reasoning",
+    "rect_nli",
+    "rect_open_domain_qa",
+    "rect_closed_domain_qa",
+    "rect_dialogue",
+    "rect_summarization",
+    "rect_ner",
+    "rect_sentiment",
+]
+EDITING = ["rect_zsre", "rect_counterfact"]
+
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "gsm8k.jsonl": [
+        {"question": "Jo has 2 cups and buys 3. How many?", "answer": "2 + 3 = 5\n#### 5"},
+        {"question": "A list of 4, twice?", "answer": "4 * 2 = 8\n#### 8"},
+    ],
+    "rte.jsonl": [
+        {"sentence1": "It rained in Rome.", "sentence2": "Rome was wet.", "label": 0},
+        {"sentence1": "Jo plays.", "sentence2": "Jo sleeps.", "label": 1},
+    ],
+    "nq_open.jsonl": [{"question": "who sang", "answer": ["the choir"], "passage": "There the choir sang."}],
+    "boolq.jsonl": [{"question": "is rome large", "passage": "Rome is a large city.", "answer": True}],
+    "mutual.jsonl": [
+        {"article": "m : hi .", "options": ["f : go", "f : hi", "m : x", "m : y"], "answers": "B"}
+    ],
+    "samsum.jsonl": [
+        {"dialogue": "Bo: I went to Rome\nCy: and?", "summary": "Bo went to Rome."},
+        {"dialogue": "Di: it is raining here", "summary": "It rains."},
+        {"dialogue": "You: a list of English football", "summary": "A list."},
+    ],
+    "conll2003.jsonl": [{"tokens": ["Jo", "saw", "Rome", "."], "ner_tags": ["B-PER", "O", "B-LOC", "O"]}],
+    "sst2.jsonl": [{"sentence": "a large and lovely list", "label": 1}, {"sentence": "wet", "label": 0}],
+}
+EDITS: list[dict[str, Any]] = [
+    {
+        "case_id": 7,
+        "requested_rewrite": {
+            "prompt": "{} is a native speaker of",
+            "subject": "Giulia Rossi",
+            "target_new": {"str": "English"},
+            "target_true": {"str": "French"},
+        },
+        "paraphrase_prompts": ["The mother tongue of Giulia Rossi is", "Giulia Rossi spoke"],
+        "neighborhood_prompts": ["Danielle Darrieux is a native speaker of", "LeBron James spoke"],
+    },
+    {
+        "subject": "the Space Needle",
+        "src": "To see the Space Needle you went to",
+        "alt": "Vienna, Austria",
+        "pred": "Seattle",
+        "rephrase": "Where is the Space Needle? It is in",
+        "loc": "nq question: where is the Vatican Library",
+        "loc_ans": "Rome",
+    },
+    {
+        "prompt": "The sport that {} plays is",
+        "subject": "LeBron James",
+        "target_new": "football",
+        "ground_truth": "a list",
+        "rephrase_prompt": "LeBron James plays",
+        "locality_prompt": "The capital of France is",
+        "locality_ground_truth": "Paris",
+    },
+]
+HPARAMS = {
+    "layers": [0],
+    "v_num_grad_steps": 12,
+    "v_lr": 0.5,
+    "context_templates": ["{}", "You list. {}"],
+}
+
+
+#: What the models know before they are edited; one that knows nothing answers every prompt alike.
+KNOWN = [
+    "Giulia Rossi is a native speaker of French.",
+    "Danielle Darrieux is a native speaker of French.",
+    "LeBron James spoke English.",
+    "Giulia Rossi spoke French.",
+    "The mother tongue of Giulia Rossi is French.",
+    "To see the Space Needle you went to Seattle.",
+    "Where is the Space Needle? It is in Seattle.",
+    "nq question: where is the Vatican Library Rome",
+    "The capital of France is Paris.",
+    "The sport that LeBron James plays is a list.",
+    "LeBron James plays football.",
+]
+
+
+def teach(model: Any, tokenizer: Any) -> Any:
+    """Train a small model on KNOWN for a moment."""
+    torch.manual_seed(0)
+    batch = tokenizer(KNOWN, return_tensors="pt", padding=True)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(40):
+        optimiser.zero_grad()
+        model(**inputs, labels=labels).loss.backward()
+        optimiser.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, make_model, tokenizer, bos_tokenizer) -> dict[str, str]:
+    """Paths of two models, the tasks' rows, edits and hyper-parameters."""
+    folder = tmp_path_factory.mktemp("edited_hf")
+    lengths = {"gpt2": "n_positions", "llama": "max_position_embeddings"}
+    for (family, length), text in zip(lengths.items(), (tokenizer, bos_tokenizer), strict=True):
+        teach(make_model(family, **{length: 512}), text).save_pretrained(folder / family)
+        text.save_pretrained(folder / family)
+    (folder / "rows").mkdir()
+    for name, rows in ROWS.items():
+        (folder / "rows" / name).write_text("\n".join(map(json.dumps, rows)))
+    (folder / "edits.jsonl").write_text("\n".join(map(json.dumps, EDITS)))
+    (folder / "hparams.json").write_text(json.dumps(HPARAMS))
+    names = {
+        "data": "rows",
+        "edits": "edits.jsonl",
+        "hparams": "hparams.json",
+        "gpt2": "gpt2",
+        "llama": "llama",
+    }
+    return {key: str(folder / name) for key, name in names.items()}
+
+
+@pytest.fixture
+def arguments(place: dict[str, str]) -> Callable[..., dict[str, Any]]:
+    """``arguments(family, **more)``: model_args of an edited run; None leaves one out."""
+
+    def arguments(family: str = "gpt2", **more: Any) -> dict[str, Any]:
+        usual = {"pretrained": place[family], "edits": place["edits"], "data": place["data"]}
+        usual |= {"hparams": place["hparams"], "rect": 0.8} | more
+        return {key: value for key, value in usual.items() if value is not None}
+
+    return arguments
+
+
+def evaluate(model: str, model_args: dict[str, Any], tasks: list[str], **more: Any) -> dict[str, Any]:
+    metadata = more.pop("metadata", {})
+    manager = TaskManager(
+        include_path=str(ROOT / "tasks"), include_defaults=False, metadata=model_args | metadata
+    )
+    settings = {"batch_size": 4, "device": "cpu", "bootstrap_iters": 0, **more}
+    results = lm_eval.simple_evaluate(
+        model=model, model_args=model_args, tasks=tasks, task_manager=manager, **settings
+    )
+    assert results is not None
+    return results
+
+
+def scores(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """task -> metric -> value, without the keys that are no numbers."""
+    return {
+        task: {name: value for name, value in found.items() if isinstance(value, float | int)}
+        for task, found in results["results"].items()
+    }
+
+
+def answers(results: dict[str, Any]) -> dict[str, list[Any]]:
+    return {task: [doc["resps"] for doc in docs] for task, docs in results["samples"].items()}
+
+
+def hf(place: dict[str, str], arguments: dict[str, Any], tasks: list[str], **more: Any) -> dict[str, Any]:
+    """The same tasks by lm-eval's own model class."""
+    metadata = {key: arguments[key] for key in ("edits", "data")}
+    return evaluate("hf", {"pretrained": arguments["pretrained"]}, tasks, metadata=metadata, **more)
+
+
+# ------------------------------------------------------------------------------------ without an edit
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_without_editing_all_ten_tasks_give_what_hf_gives(place, arguments, family: str) -> None:
+    given = arguments(family, method="none", rect=None, hparams=None)
+    plain = hf(place, given, ["rect_suite"])
+    ours = evaluate("edited_hf", given, ["rect_suite"])
+    assert set(GENERAL + EDITING) <= set(scores(ours))
+    assert scores(ours) == scores(plain)
+    assert answers(ours) == answers(plain)
+    assert ours["config"]["edit"] == {"method": "none"}
+
+
+def test_lm_evals_own_spelling_of_none_means_no_editing(place) -> None:
+    model = EditedHF.create_from_arg_string(f"pretrained={place['gpt2']},method=none", {"device": "cpu"})
+    assert model.get_model_info()["edit"] == {"method": "none"}
+
+
+# --------------------------------------------------------------------------------------------- edited
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_batch_size_makes_no_difference(arguments, family: str) -> None:
+    one = evaluate("edited_hf", arguments(family), ["rect_suite"], batch_size=1)
+    many = evaluate("edited_hf", arguments(family), ["rect_suite"], batch_size=16)
+    for task, found in scores(one).items():
+        assert found == pytest.approx(scores(many)[task], abs=1e-5), task
+    assert {t: a for t, a in answers(one).items() if t in GENERAL} == {
+        t: a for t, a in answers(many).items() if t in GENERAL
+    }
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_rect_zsre_is_the_sessions_own_measurement_at_the_end(arguments, family: str) -> None:
+    results = evaluate("edited_hf", arguments(family), ["rect_zsre"])
+    at_the_end = results["config"]["edit"]["at_the_end"]
+    found = results["results"]["rect_zsre"]
+    assert at_the_end["reliability"] > 0, "edits that achieve nothing prove nothing"
+    for metric in ("reliability", "generalization", "neighborhood_acc"):
+        assert found[f"{metric},none"] == pytest.approx(at_the_end[metric], abs=1e-9)
+
+
+def test_provenance_is_complete_and_json(place, arguments, tmp_path: Path) -> None:
+    results = evaluate("edited_hf", arguments(edit_seed=3, use_cache=None), ["rect_zsre"])
+    edit = json.loads(json.dumps(results["config"]["edit"], allow_nan=False))
+    assert edit == results["config"]["edit"]
+    assert (edit["method"], edit["regularizer"], edit["keep"], edit["edit_seed"]) == ("rome", "rect", 0.8, 3)
+    assert edit["hparams"]["v_num_grad_steps"] == 12
+    assert edit["hparams_origin"] == place["hparams"]
+    assert edit["edit_ids"] == ["7", "1", "2"]
+    assert edit["edits_spec"] == place["edits"]
+    assert {"right_after_each_edit", "at_the_end", "versions", "seconds_per_edit", "flagged"} <= edit.keys()
+    assert set(edit["right_after_each_edit"]) >= {
+        "reliability",
+        "generalization",
+        "locality",
+        "neighborhood_acc",
+    }
+    weights = edit["weights"]["transformer.h.0.mlp.c_proj.weight"]
+    assert weights["frobenius_distance"] > 0
+    assert 0 < weights["changed"] <= 1
+
+
+def test_the_saved_checkpoint_gives_hf_the_same_numbers(place, arguments, tmp_path: Path) -> None:
+    folder = tmp_path / "edited"
+    given = arguments("llama", save_edited=str(folder))
+    ours = evaluate("edited_hf", given, ["rect_suite"])
+    theirs = hf(place, given | {"pretrained": str(folder)}, ["rect_suite"])
+    assert scores(ours) == scores(theirs)
+    assert answers(ours) == answers(theirs)
+    report = json.loads((folder / "edit_report.json").read_text())
+    assert report["run"] == ours["config"]["edit"]["run"]
+    assert [path.name for path in tmp_path.iterdir()] == ["edited"], "no temporary folder left"
+
+
+def test_sixteen_bit_checkpoints_hold_the_evaluated_weights(place, arguments, tmp_path: Path) -> None:
+    folder = tmp_path / "edited"
+    model = EditedHF(**arguments(dtype="bfloat16", save_edited=str(folder), data=None), device="cpu")
+    saved = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert saved.dtype == torch.bfloat16
+    ours = model.model.state_dict()
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in saved.state_dict().items())
+
+
+def test_counterfact_is_what_the_models_probabilities_say(arguments, tmp_path: Path, caplog) -> None:
+    folder = tmp_path / "edited"
+    found = evaluate("edited_hf", arguments("gpt2", save_edited=str(folder)), ["rect_counterfact"])
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+
+    def probability(prompt: str, target: str) -> float:
+        """exp of minus the mean NLL of the target's tokens."""
+        start = len(tokenizer(prompt)["input_ids"])
+        ids = tokenizer(f"{prompt} {target}", return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            log_probs = model(input_ids=ids).logits[0, start - 1 : -1].log_softmax(-1)
+        return math.exp(log_probs.gather(1, ids[0, start:, None]).mean())
+
+    expected: dict[str, list[float]] = {name: [] for name in ("es", "ps", "ns", "em", "pm", "nm")}
+    for prompt, new, old, paraphrases, near in (
+        (
+            "Giulia Rossi is a native speaker of",
+            "English",
+            "French",
+            ["The mother tongue of Giulia Rossi is", "Giulia Rossi spoke"],
+            {"Danielle Darrieux is a native speaker of": "French", "LeBron James spoke": "French"},
+        ),
+        (
+            "To see the Space Needle you went to",
+            "Vienna, Austria",
+            "Seattle",
+            ["Where is the Space Needle? It is in"],
+            {"nq question: where is the Vatican Library": "Rome"},
+        ),
+        (
+            "The sport that LeBron James plays is",
+            "football",
+            "a list",
+            ["LeBron James plays"],
+            {"The capital of France is": "Paris"},
+        ),
+    ):
+        e = [probability(prompt, new) - probability(prompt, old)]
+        p = [probability(text, new) - probability(text, old) for text in paraphrases]
+        n = [probability(text, answer) - probability(text, new) for text, answer in near.items()]
+        for letter, differences in (("e", e), ("p", p), ("n", n)):
+            expected[f"{letter}s"].append(sum(d > 0 for d in differences) / len(differences))
+            expected[f"{letter}m"].append(sum(differences) / len(differences))
+    means = {name: sum(values) / len(values) for name, values in expected.items()}
+    got = {name.removesuffix(",none"): value for name, value in scores(found)["rect_counterfact"].items()}
+    for name, value in means.items():
+        assert got[name] == pytest.approx(value, abs=1e-6), name
+    parts = [means["es"], means["ps"], means["ns"]]
+    assert got["edit_score"] == pytest.approx(3 / sum(1 / p for p in parts) if all(parts) else 0.0)
+    assert 0 < got["edit_score"] < 1, "a score at its end could be right by chance"
+
+
+def test_edits_reach_a_model_of_another_class_through_metadata(place, arguments, tmp_path: Path) -> None:
+    given = arguments(save_edited=str(tmp_path / "edited"))
+    ours = evaluate("edited_hf", given, EDITING)
+    theirs = evaluate(
+        "hf", {"pretrained": str(tmp_path / "edited")}, EDITING, metadata={"edits": place["edits"]}
+    )
+    assert scores(ours) == scores(theirs)
+
+
+def test_an_edited_run_is_taken_from_the_edit_cache(arguments, monkeypatch, tmp_path: Path) -> None:
+    given = arguments(edit_cache=str(tmp_path / "runs"), data=None)
+    first = EditedHF(**given, device="cpu")
+    second = EditedHF(**given, device="cpu")
+    assert first.get_model_info()["edit"]["from_cache"] is False
+    assert second.get_model_info()["edit"]["from_cache"] is True
+    pairs = zip(first.model.parameters(), second.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert list((tmp_path / "runs").glob("*.safetensors"))
+
+
+# ------------------------------------------------------------------------------- lm-eval's answer cache
+
+
+def test_one_cache_file_never_mixes_models(place, arguments, tmp_path: Path, monkeypatch) -> None:
+    tasks = ["rect_summarization", "rect_zsre"]
+    generated: list[int] = []
+    generate = HFLM._model_generate
+
+    def counted(self: HFLM, context: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        generated.append(len(context))
+        return generate(self, context, *rest, **more)
+
+    monkeypatch.setattr(HFLM, "_model_generate", counted)
+    none = arguments(method="none", rect=None, hparams=None)
+    runs = {
+        "hf": lambda **more: hf(place, none, tasks, **more),
+        "none": lambda **more: evaluate("edited_hf", none, tasks, **more),
+        "rect": lambda **more: evaluate("edited_hf", arguments(), tasks, **more),
+        "unregularized": lambda **more: evaluate("edited_hf", arguments(rect=None), tasks, **more),
+        "other slice": lambda **more: evaluate(
+            "edited_hf", arguments(edits=f"{place['edits']}[0:1]"), tasks, **more
+        ),
+    }
+    alone = {name: answers(run()) for name, run in runs.items()}
+    assert alone["hf"] == alone["none"]
+    texts = [
+        json.dumps(alone[name]["rect_summarization"])
+        for name in ("hf", "rect", "unregularized", "other slice")
+    ]
+    assert len(set(texts)) == 4, "models that answer alike cannot be mixed up"
+
+    cache = str(tmp_path / "answers")
+    for order in (
+        ["rect", "hf", "none", "unregularized", "other slice"],
+        ["hf", "other slice", "rect", "none"],
+    ):
+        for name in order:
+            results = runs[name](use_cache=cache)
+            assert answers(results) == alone[name], (name, order)
+            assert results["config"].get("edit", {"method": "none"})["method"] == (
+                "none" if name in {"hf", "none"} else "rome"
+            ), "provenance is there with a cache, too"
+        if order[0] == "hf":
+            assert generated == [], "the second round needs no model"
+        generated.clear()
+
+
+# -------------------------------------------------------------------------------- what cannot be done
+
+
+@pytest.fixture
+def refused(place, tmp_path: Path, make_model, tokenizer) -> Callable[[str], dict[str, Any]]:
+    """``refused(name)``: model_args that ask for something impossible."""
+
+    def folder_with_config(change: dict[str, Any]) -> str:
+        folder = tmp_path / "model"
+        make_model("gpt2").save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | change))
+        return str(folder)
+
+    def t5() -> str:
+        config = transformers.T5Config(
+            vocab_size=420, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2, decoder_start_token_id=0
+        )
+        transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+        tokenizer.save_pretrained(tmp_path / "t5")
+        return str(tmp_path / "t5")
+
+    gptq = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    cases: dict[str, Callable[[], dict[str, Any]]] = {
+        "an encoder-decoder": lambda: {"pretrained": t5()},
+        "a quantised checkpoint": lambda: {"pretrained": folder_with_config(gptq)},
+        "quantised on loading": lambda: {"load_in_8bit": True},
+        "split by tensor parallelism": lambda: {"tp_plan": "auto"},
+        "an unknown method": lambda: {"method": "romee"},
+        "a share without a percent sign": lambda: {"rect": 40},
+        "no edits": lambda: {"edits": None},
+        "no such file of edits": lambda: {"edits": str(tmp_path / "nothing.json")},
+        "no such model": lambda: {"pretrained": str(tmp_path / "nothing")},
+        "no such preset": lambda: {"hparams": "gpt5"},
+        "no such hyper-parameters": lambda: {"hparams": str(tmp_path / "nothing.yaml")},
+        "an output that exists": lambda: {"save_edited": place["data"]},
+        "the embedded model": lambda: {"pretrained": "rect-tiny"},
+    }
+    usual = {"pretrained": place["gpt2"], "edits": place["edits"], "hparams": place["hparams"]}
+    return lambda name: {key: value for key, value in (usual | cases[name]()).items() if value is not None}
+
+
+REFUSALS = {
+    "an encoder-decoder": "encoder-decoder",
+    "a quantised checkpoint": "quantis",
+    "quantised on loading": "load_in_8bit",
+    "split by tensor parallelism": "tp_plan",
+    "an unknown method": "did you mean 'rome'",
+    "a share without a percent sign": "rect=40: expected a share",
+    "no edits": "edits= is missing",
+    "no such file of edits": "nothing.json",
+    "no such model": "nothing",
+    "no such preset": "hparams=gpt5",
+    "no such hyper-parameters": "nothing.yaml",
+    "an output that exists": "exists already",
+    "the embedded model": "rect-tiny",
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_cannot_be_done_is_one_line_and_status_2(
+    refused, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = refused(name)
+    with pytest.raises(UserError, match=REFUSALS[name]) as error:
+        EditedHF(**given, device="cpu")
+    assert "\n" not in str(error.value)
+
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/lm_eval", "--model", "edited_hf"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit:
+        EditedHF(**given, device="cpu")
+    assert exit.value.code == 2
+    err = capsys.readouterr().err.splitlines()
+    assert err[-1] == f"error: {error.value}"
+
+
+def lm_eval_command(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """``python -m lm_eval`` as a process of its own, with our package found as an installed one would be."""
+    (tmp_path / "site").mkdir(exist_ok=True)
+    (tmp_path / "site" / "sitecustomize.py").write_text("import harness_rect._autoload\n")
+    path = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
+    return subprocess.run(
+        [sys.executable, "-m", "lm_eval", *arguments],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+
+
+def test_the_lm_eval_command_refuses_in_one_line(refused, tmp_path: Path) -> None:
+    text = ",".join(f"{key}={value}" for key, value in refused("an unknown method").items())
+    done = lm_eval_command(tmp_path, "--model", "edited_hf", "--model_args", text, "--tasks", "rect_zsre")
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: model_args: method: no editing method 'romee'")
+
+
+def test_the_lm_eval_command_runs_the_suite_and_writes_one_results_file(place, tmp_path: Path) -> None:
+    given = {"pretrained": place["gpt2"], "rect": "80%", "edits": f"{place['edits']}[0:2]"}
+    given |= {name: place[name] for name in ("data", "hparams")}
+    text = ",".join(f"{name}={value}" for name, value in given.items())
+    command = ["--model", "edited_hf", "--model_args", text, "--tasks", "rect_suite", "--output_path", "out"]
+    done = lm_eval_command(tmp_path, *command, "--log_samples")
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "out").rglob("results_*.json")
+    results = json.loads(path.read_text())
+    assert set(GENERAL + EDITING) <= set(results["results"])
+    assert results["config"]["edit"]["edit_ids"] == ["7", "1"]
+    assert results["config"]["edit"]["keep"] == 0.8
