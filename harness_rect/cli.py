@@ -49,12 +49,12 @@ def _parser() -> argparse.ArgumentParser:
 
     edit = commands.add_parser("edit", help="edit a model and write it as a Hugging Face checkpoint")
     _add_model(edit)
-    edit.add_argument("--method", required=True, help="rome or r_rome")
+    edit.add_argument("--method", required=True, help="rome, r_rome or memit")
     edit.add_argument(
         "--edits", required=True, help="zsre, counterfact or a .json/.jsonl file, with [start:stop:step]"
     )
     edit.add_argument("--edit-batch-size", type=int, default=1, help="facts an edit (default 1)")
-    edit.add_argument("--hparams", help="preset name, or a JSON/YAML file as published for ROME or EasyEdit")
+    edit.add_argument("--hparams", help="preset name, or a published JSON/YAML file")
     edit.add_argument("--stats", help="folder of second moments")
     edit.add_argument("--regularizer", help="rect, random or none (default)")
     edit.add_argument("--keep", help="share of the update kept: 0.4 or 40%%")
@@ -186,9 +186,11 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
     import torch
     import transformers
 
+    from harness_rect import embedded
     from harness_rect.models.architecture import refuse_config
     from harness_rect.models.load import load_errors
 
+    name = embedded.resolve_model(arguments.model)
     dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype, None)
     if dtype != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise UserError(f"--dtype {arguments.dtype}: expected float32, bfloat16, float16 or auto")
@@ -197,9 +199,9 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
     except RuntimeError:
         raise UserError(f"--device {arguments.device}: not a device") from None
     with load_errors(f"--model {arguments.model}"):
-        refuse_config(transformers.AutoConfig.from_pretrained(arguments.model))
-        tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model)
-        model = transformers.AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype)
+        refuse_config(transformers.AutoConfig.from_pretrained(name))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     model.to(device)  # type: ignore[arg-type]  # the stub of a wrapped method
     return model.eval(), tokenizer
 

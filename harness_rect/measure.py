@@ -49,10 +49,14 @@ def teacher_force(lm: EditableLM, pairs: Sequence[Pair]) -> list[Forced]:
     results: dict[int, Forced] = {}
     for first in range(0, len(order), BATCH_SEQUENCES):
         chunk = order[first : first + BATCH_SEQUENCES]
-        logits = lm.logits(lm.batch([pairs[i][0] + pairs[i][1][:-1] for i in chunk]))
-        for row, i in enumerate(chunk):
-            prompt, target = pairs[i]
-            log_probs = logits[row, len(prompt) - 1 : len(prompt) - 1 + len(target)].float().log_softmax(-1)
+        batch = lm.batch([pairs[i][0] + pairs[i][1][:-1] for i in chunk])
+        lengths = [len(pairs[i][1]) for i in chunk]
+        rows = torch.arange(len(chunk)).repeat_interleave(torch.tensor(lengths))
+        starts = [len(pairs[i][0]) - 1 for i in chunk]
+        positions = torch.cat([torch.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)])
+        for i, logits in zip(chunk, lm.logits_at(batch, rows, positions).split(lengths), strict=True):
+            target = pairs[i][1]
+            log_probs = logits.float().log_softmax(-1)
             nll = -log_probs[torch.arange(len(target)), torch.tensor(target)].sum().item()
             results[i] = Forced(tuple(log_probs.argmax(-1).tolist()), tuple(target), nll)
     return [results[i] for i in range(len(pairs))]

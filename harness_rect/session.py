@@ -37,7 +37,6 @@ from harness_rect.fingerprint import digest, model_fingerprint
 from harness_rect.hparams import resolve_hparams
 from harness_rect.measure import Baseline, EditProbes, averages, measure, measure_baseline, probes
 from harness_rect.methods import METHODS, Context
-from harness_rect.methods.contexts import sample_templates
 from harness_rect.models import EditableLM
 from harness_rect.regularizers import make_regularizer
 from harness_rect.statistics import MomentProvider, SecondMoment
@@ -88,7 +87,7 @@ class EditSession:
         self._model_name = model_name
         self._model_fingerprint = model_fingerprint(model)
         self._originals: dict[str, Tensor] = {}
-        self._templates: list[str] = []
+        self._templates: list[Any] = []
         self._moments: MomentProvider | None = None
         self.report: dict[str, Any] | None = None
 
@@ -118,7 +117,7 @@ class EditSession:
             raise ValueError("checkpoints need a run without a cache")
         with self.lm.frozen():
             self._moments = self._load_moments()
-            self._templates = self._make_templates()
+            self._templates = self.method.contexts(self.lm, self.hparams.values, self.config.edit_seed)
             key = digest(self._description(self.edits))
             if cache is None:
                 state = self._apply(key, None, checkpoints, on_checkpoint)
@@ -145,7 +144,8 @@ class EditSession:
         on_checkpoint: Callable[[dict[str, Any]], None] | None = None,
     ) -> dict[str, Any]:
         """Edit and measure; the model is restored if anything goes wrong."""
-        probed = {edit.id: probes(self.lm, edit, self._templates) for edit in self.edits}
+        templates = [t for group in self._templates for t in ([group] if isinstance(group, str) else group)]
+        probed = {edit.id: probes(self.lm, edit, templates) for edit in self.edits}
         baseline = measure_baseline(self.lm, probed)
         context = Context(self._templates, self._moments.get if self._moments else _no_moments)
         masters = {name: self._master(name) for name in self.weight_names}
@@ -298,12 +298,6 @@ class EditSession:
         )
         provider.load(layers)
         return provider
-
-    def _make_templates(self) -> list[str]:
-        h: Any = self.hparams.values
-        if h.context_templates is not None:
-            return h.context_templates
-        return sample_templates(self.lm, h.context_template_length_params, self.config.edit_seed)
 
     def _description(self, edits: Sequence[Edit]) -> dict[str, Any]:
         """Everything that determines weights and report after ``edits``; its digest names the run."""

@@ -10,8 +10,9 @@ registered here by name. It changes no weight itself: the session trims, applies
 from __future__ import annotations
 
 from harness_rect.methods.base import Context, LowRank, Method, Proposal
+from harness_rect.methods.memit import MEMIT
 from harness_rect.methods.rome import R_ROME, ROME
 
-METHODS: dict[str, Method] = {method.name: method for method in (ROME, R_ROME)}
+METHODS: dict[str, Method] = {method.name: method for method in (ROME, R_ROME, MEMIT)}
 
 __all__ = ["METHODS", "Context", "LowRank", "Method", "Proposal"]

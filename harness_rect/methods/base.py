@@ -24,7 +24,7 @@ class HyperParameters(BaseModel):
 class LowRank:
     """An update ``left @ right.T`` in the stored weight's own orientation.
 
-    left: (rows, r), right: (columns, r), float32.
+    left: (rows, r), right: (columns, r), of one dtype, float32 or float64.
     """
 
     left: Tensor
@@ -50,11 +50,12 @@ class Proposal:
 class Context:
     """What one run gives a method beside the model and the facts.
 
-    templates: prefixes with one ``{}``; ROME's flat list (other methods group them by type).
+    templates: prefixes with one ``{}``, as the method's ``contexts`` gave them: a flat list for ROME, a list
+        for each context type for MEMIT.
     second_moment: layer -> its second moment C, of the unedited model.
     """
 
-    templates: list[str]
+    templates: list[Any]
     second_moment: Callable[[int], SecondMoment]
 
 
@@ -63,6 +64,8 @@ class Method:
     """An editing method as the rest of the package sees it.
 
     default_hparams: hyper-parameters for a model without a preset.
+    contexts: the templates of these hyper-parameters, sampled with a seed where they fix none; what it
+        returns is also a valid ``context_templates``.
     needs_statistics: whether these hyper-parameters read second moments, and of which layers.
     batches: whether several facts can be edited in one update.
     """
@@ -70,6 +73,7 @@ class Method:
     name: str
     hparams: type[HyperParameters]
     default_hparams: Callable[[Architecture], dict[str, Any]]
+    contexts: Callable[[EditableLM, Any, int], list[Any]]
     propose: Callable[[EditableLM, Sequence[Edit], Any, Context], Proposal]
     needs_statistics: Callable[[Any], list[int]]
     batches: bool = False

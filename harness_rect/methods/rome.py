@@ -28,18 +28,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from pydantic import Field, field_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness_rect.edits import Edit
 from harness_rect.methods.base import Context, HyperParameters, LowRank, Method, Proposal
-from harness_rect.methods.contexts import check_templates, fill
+from harness_rect.methods.contexts import check_templates, fill, sample_templates
+from harness_rect.methods.value_search import search_value, subject_position
 from harness_rect.models import Architecture, EditableLM
-from harness_rect.models.lm import unflatten
-
-LOSS_FLOOR = 5e-2
-KL_PROMPT = "{} is a"
 
 
 class RomeHyperParameters(HyperParameters):
@@ -75,35 +71,11 @@ def default_hparams(architecture: Architecture) -> dict[str, Any]:
     return {"layers": [architecture.n_layers // 3]}
 
 
-@dataclass(frozen=True)
-class _Search:
-    """One fact's prompts as a batch: ``contexts`` rows with the target, then one row with the KL prompt."""
-
-    sequences: list[list[int]]
-    subject_positions: list[int]
-    target_starts: list[int]  # index of the logits that predict the first target token, per context
-    target: list[list[int]]
-
-
-def _searches(lm: EditableLM, edit: Edit, templates: Sequence[str]) -> _Search:
-    sequences, positions, starts, targets = [], [], [], []
-    for template in templates:
-        text = fill(template, edit.text)
-        prompt, target = lm.encoder.continuation(text, edit.target)
-        sequences.append(prompt + target[:-1])
-        positions.append(_subject_position(lm, edit, template))
-        starts.append(len(prompt) - 1)
-        targets.append(target)
-    kl_text = fill(KL_PROMPT, edit.subject)
-    sequences.append(lm.encoder.ids(kl_text))
-    positions.append(lm.encoder.token_at(kl_text, len(edit.subject) - 1))
-    return _Search(sequences, positions, starts, targets)
-
-
-def _subject_position(lm: EditableLM, edit: Edit, template: str) -> int:
-    """Index of the subject's last token in the prompt under ``template``."""
-    offset = template.index("{}")
-    return lm.encoder.token_at(fill(template, edit.text), offset + edit.subject_span[1] - 1)
+def contexts(lm: EditableLM, hparams: RomeHyperParameters, seed: int) -> list[str]:
+    """The templates of the hyper-parameters, or ``{}`` and sampled ones."""
+    if hparams.context_templates is not None:
+        return hparams.context_templates
+    return sample_templates(lm, hparams.context_template_length_params, seed)
 
 
 @dataclass(frozen=True)
@@ -117,87 +89,10 @@ class _Key:
 def _keys(lm: EditableLM, edit: Edit, templates: Sequence[str], layer: int) -> tuple[_Key, _Key]:
     """(averaged over the templates, bare prompt) from one forward pass ending at the layer."""
     texts = [fill(template, edit.text) for template in templates] + [edit.text]
-    positions = [_subject_position(lm, edit, template) for template in [*templates, "{}"]]
+    positions = [subject_position(lm, edit, template) for template in [*templates, "{}"]]
     batch = lm.batch([lm.encoder.ids(text) for text in texts])
     keys, outputs = lm.down_projection_io([layer], batch, positions)[layer]
     return _Key(keys[:-1].mean(0), outputs[:-1].mean(0)), _Key(keys[-1], outputs[-1])
-
-
-def optimise_value(
-    lm: EditableLM, edit: Edit, templates: Sequence[str], layer: int, v0: Tensor, hparams: RomeHyperParameters
-) -> tuple[Tensor, dict[str, Any]]:
-    """Search d of eq. 4 by Adam.
-
-    Args:
-        v0: the down projection's output at the bare prompt, (d_model,), float32.
-
-    Returns:
-        d, (d_model,), float32, and what the search did: evaluations, last loss terms, norms.
-    """
-    search = _searches(lm, edit, templates)
-    batch = lm.batch(search.sequences)
-    device = v0.device
-    rows = torch.arange(len(search.sequences))
-    where = torch.tensor(search.subject_positions)
-    n_contexts = len(search.target)
-    d = torch.zeros_like(v0, requires_grad=True)
-    optimiser = torch.optim.Adam([d], lr=hparams.v_lr)
-    v0_norm = v0.norm()
-
-    def add_d(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        out = unflatten(output, batch).clone()
-        out[rows, where] = (out[rows, where].float() + d).to(out.dtype)
-        return out.view_as(output)
-
-    handle = lm.down_projection(layer).register_forward_hook(add_d)
-    kl_before: Tensor | None = None
-    trace: list[dict[str, float]] = []
-    try:
-        for step in range(hparams.v_num_grad_steps):
-            with torch.enable_grad():
-                logits = lm.logits(batch)
-                kl_after = logits[-1, where[-1]].float().log_softmax(-1)
-                if kl_before is None:
-                    kl_before = kl_after.detach()
-                nll = torch.stack(
-                    [
-                        _mean_nll(logits[i, start : start + len(ids)], ids)
-                        for i, (start, ids) in enumerate(
-                            zip(search.target_starts, search.target, strict=True)
-                        )
-                    ]
-                )
-                nll_mean = nll.sum().to(device) / n_contexts
-                kl = hparams.kl_factor * (kl_after.exp() * (kl_after - kl_before)).sum().to(device)
-                decay = hparams.v_weight_decay * d.norm() / v0_norm**2
-                loss = nll_mean + kl + decay
-            trace.append(
-                {"loss": loss.item(), "nll": nll_mean.item(), "kl": kl.item(), "decay": decay.item()}
-            )
-            if loss < LOSS_FLOOR or step == hparams.v_num_grad_steps - 1:
-                break
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            with torch.no_grad():
-                limit = hparams.clamp_norm_factor * v0_norm
-                if d.norm() > limit:
-                    d.mul_(limit / d.norm())
-    finally:
-        handle.remove()
-    d = d.detach()
-    return d, {
-        "evaluations": len(trace),
-        **trace[-1],
-        "first_nll": trace[0]["nll"],
-        "v0_norm": v0_norm.item(),
-        "d_norm": d.norm().item(),
-    }
-
-
-def _mean_nll(logits: Tensor, ids: Sequence[int]) -> Tensor:
-    log_probs = logits.float().log_softmax(-1)
-    return -log_probs[torch.arange(len(ids)), torch.tensor(ids)].mean()
 
 
 def propose(
@@ -248,7 +143,8 @@ def _layer_update(
     if hparams.mom2_adjustment:
         u = context.second_moment(layer).solve(averaged.key)
     u = u / u.norm()
-    d, trace = optimise_value(lm, edit, context.templates, layer, bare.output, hparams)
+    module = lm.down_projection(layer)
+    d, trace = search_value(lm, edit, context.templates, module, bare.output, hparams)
     replaced = averaged if average_key_everywhere else bare
     overlap = replaced.key @ u
     r = (bare.output + d - replaced.output) / overlap
@@ -264,6 +160,7 @@ ROME = Method(
     name="rome",
     hparams=RomeHyperParameters,
     default_hparams=default_hparams,
+    contexts=contexts,
     propose=partial(propose, average_key_everywhere=False),
     needs_statistics=_needs_statistics,
 )
@@ -271,6 +168,7 @@ R_ROME = Method(
     name="r_rome",
     hparams=RomeHyperParameters,
     default_hparams=default_hparams,
+    contexts=contexts,
     propose=partial(propose, average_key_everywhere=True),
     needs_statistics=_needs_statistics,
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +110,10 @@ class EditableLM:
         self.check_layers([layer])
         return self._modules[self.architecture.down_projections[layer]]
 
+    def block(self, layer: int) -> nn.Module:
+        self.check_layers([layer])
+        return self._modules[self.architecture.blocks[layer]]
+
     def weight(self, name: str) -> nn.Parameter:
         """The parameter ``name``, checked to be editable in place."""
         module, _, attribute = name.rpartition(".")
@@ -163,6 +168,35 @@ class EditableLM:
         # token_type_ids are never passed: GPT-2 would add an embedding for them.
         return self.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
 
+    def logits_at(self, batch: Batch, rows: Tensor, positions: Tensor) -> Tensor:
+        """(n, vocabulary) logits at n places of a batch; the head is applied there alone.
+
+        Args:
+            rows, positions: (n,) int64 on the CPU, the places' sequences and token positions.
+        """
+        if self.architecture.head is None:
+            return self.logits(batch)[rows, positions]
+
+        def gather(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (args[0][rows, positions].unsqueeze(0), *args[1:])
+
+        handle = self._modules[self.architecture.head].register_forward_pre_hook(gather)
+        try:
+            return self.logits(batch)[0]
+        finally:
+            handle.remove()
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """Logits of residual-stream vectors (..., d_model) through the final norm and the head."""
+        norm, head = self.architecture.norm, self.architecture.head
+        if head is None:
+            raise UserError(
+                "this model's output embedding is not a module; v_loss_layer must be its last layer"
+            )
+        if norm is not None:
+            hidden = self._modules[norm](hidden)
+        return self._modules[head](hidden)
+
     @torch.no_grad()
     def down_projection_io(
         self, layers: Sequence[int], batch: Batch, positions: Sequence[int] | Tensor
@@ -192,9 +226,25 @@ class EditableLM:
         self.run_hooked({layer: hook_for(layer) for layer in layers}, batch)
         return found
 
+    @torch.no_grad()
+    def block_output(self, layer: int, batch: Batch, positions: Sequence[int]) -> Tensor:
+        """(sequences, d_model) float32: output of a block at one position a sequence; the pass ends there."""
+        found: list[Tensor] = []
+        rows, where = torch.arange(batch.ids.shape[0]), torch.as_tensor(positions)
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            found.append(hidden_of(output)[rows, where].float())
+            raise _StopForward
+
+        self._run({self.block(layer): hook}, batch)
+        return found[0]
+
     def run_hooked(self, hooks: dict[int, Callable[..., object]], batch: Batch) -> None:
         """Forward pass with a hook on the down projection of each given layer; ends early if one says so."""
-        handles = [self.down_projection(layer).register_forward_hook(h) for layer, h in hooks.items()]
+        self._run({self.down_projection(layer): hook for layer, hook in hooks.items()}, batch)
+
+    def _run(self, hooks: dict[nn.Module, Callable[..., object]], batch: Batch) -> None:
+        handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
         try:
             self.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
         except _StopForward:
@@ -218,6 +268,11 @@ class EditableLM:
                 parameter.requires_grad_(flag)
             for module, training in modes:
                 module.training = training
+
+
+def hidden_of(output: Any) -> Tensor:
+    """The hidden states in what a block returns: itself, or first in a tuple."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def unflatten(hidden: Tensor, batch: Batch) -> Tensor:

@@ -46,9 +46,26 @@ class SecondMoment:
 
     def solve(self, key: Tensor) -> Tensor:
         """C^-1 k as :func:`solve_moment`, C being factored once for each device."""
-        if key.device not in self._factors:
-            self._factors[key.device] = factor_moment(self.mean.to(key.device))
-        return _solve_factored(self._factors[key.device], key)
+        return _solve_factored(self._factor(key.device), key)
+
+    def solve_with_keys(self, keys: Tensor, weight: float) -> Tensor:
+        """(weight C + K K^T)^-1 K in float64 by Woodbury's identity: only a (B, B) system is solved anew.
+
+        Args:
+            keys: K, (d_mlp, B). weight: lambda.
+
+        Returns:
+            (d_mlp, B) float64.
+        """
+        k = keys.double()
+        g = torch.cholesky_solve(k, self._factor(k.device)) / weight
+        small = torch.eye(k.shape[1], dtype=k.dtype, device=k.device) + k.T @ g
+        return torch.linalg.solve(small, g, left=False)
+
+    def _factor(self, device: torch.device) -> Tensor:
+        if device not in self._factors:
+            self._factors[device] = factor_moment(self.mean.to(device))
+        return self._factors[device]
 
 
 def read_moment(path: Path, d_mlp: int) -> SecondMoment:

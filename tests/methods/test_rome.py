@@ -9,7 +9,8 @@ from tiny_models import D_MLP, FAMILIES, LENGTH, make_edit
 from harness_rect.errors import UserError
 from harness_rect.measure import teacher_force
 from harness_rect.methods import METHODS, Context
-from harness_rect.methods.rome import LOSS_FLOOR, RomeHyperParameters, _keys, optimise_value
+from harness_rect.methods.rome import RomeHyperParameters, _keys
+from harness_rect.methods.value_search import LOSS_FLOOR, search_value
 from harness_rect.models import EditableLM
 from harness_rect.statistics import SecondMoment
 
@@ -184,7 +185,7 @@ def test_agrees_with_a_plain_implementation(method, family, where, moments, make
     proposal = propose(lm, edit, h, method, moment)
     _, v0 = key_and_output(lm, edit, 0)
     with lm.frozen():
-        d, _ = optimise_value(lm, edit, TEMPLATES, 0, v0, h)
+        d, _ = search_value(lm, edit, TEMPLATES, lm.down_projection(0), v0, h)
     update = next(iter(proposal.updates.values()))
     left, right = (update.right, update.left) if family == "gpt2" else (update.left, update.right)
     report = proposal.details[0]["layers"]["0"]
@@ -207,7 +208,7 @@ def test_an_edit_writes_its_fact_on_every_family(family, make_lm):
     before = target_nll(lm, edit)
     proposal = propose(lm, edit, h)
     with lm.frozen():
-        d, _ = optimise_value(lm, edit, TEMPLATES, 0, output, h)
+        d, _ = search_value(lm, edit, TEMPLATES, lm.down_projection(0), output, h)
     apply(lm, proposal)
     # (W + dW) k = v0 + d: the subject's key now gives the value searched for.
     key_after, output_after = key_and_output(lm, edit, 0)
@@ -226,7 +227,7 @@ def test_r_rome_replaces_the_output_of_the_averaged_key(family, make_lm):
     key, _ = key_and_output(lm, edit, 0, TEMPLATES)
     _, v0 = key_and_output(lm, edit, 0)
     with lm.frozen():
-        d, _ = optimise_value(lm, edit, TEMPLATES, 0, v0, h)
+        d, _ = search_value(lm, edit, TEMPLATES, lm.down_projection(0), v0, h)
     apply(lm, propose(lm, edit, h, "r_rome", lambda layer: SecondMoment(c, 1, "test")))
     with torch.no_grad():
         output = lm.down_projection(0)(key.view(1, 1, -1)).flatten()
@@ -289,7 +290,7 @@ def search(lm: EditableLM, edit=EDITS["start"], **changes):
     h = hparams(**changes)
     _, v0 = key_and_output(lm, edit, 0)
     with lm.frozen():
-        d, trace = optimise_value(lm, edit, h.context_templates, 0, v0, h)
+        d, trace = search_value(lm, edit, h.context_templates, lm.down_projection(0), v0, h)
     return d, trace, v0
 
 

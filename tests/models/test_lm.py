@@ -7,7 +7,7 @@ import torch
 from tiny_models import FAMILIES, LENGTH, make_edit
 
 from harness_rect.errors import UserError
-from harness_rect.methods.rome import _subject_position
+from harness_rect.methods.value_search import subject_position
 from harness_rect.models import EditableLM
 from harness_rect.models.lm import TextEncoder
 
@@ -47,13 +47,13 @@ def expected_position(lm: EditableLM, text: str, end: int) -> int:
 @pytest.mark.parametrize("bos", [False, True], ids=["plain", "bos"])
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("prompt, subject", PROMPTS.values(), ids=PROMPTS)
-def test_the_subject_position_is_its_last_token(bos, template, prompt, subject, lm_of):
+def test_thesubject_position_is_its_last_token(bos, template, prompt, subject, lm_of):
     lm = lm_of(bos)
     edit = make_edit(prompt, subject)
     before = template.index("{}")
     text = template.replace("{}", edit.text)
     end = before + prompt.index("{}") + len(subject)
-    position = _subject_position(lm, edit, template)
+    position = subject_position(lm, edit, template)
     assert position == expected_position(lm, text, end)
 
 
@@ -67,7 +67,7 @@ def lm_of(make_model, tokenizer, bos_tokenizer):
 def test_bos_moves_every_position_by_one(lm_of):
     for prompt, subject in PROMPTS.values():
         edit = make_edit(prompt, subject)
-        assert _subject_position(lm_of(True), edit, "{}") == _subject_position(lm_of(False), edit, "{}") + 1
+        assert subject_position(lm_of(True), edit, "{}") == subject_position(lm_of(False), edit, "{}") + 1
 
 
 def test_the_tokens_of_some_subjects_really_are_several(lm_of):
