@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; start the same command again to go on", file=sys.stderr)
+        print("interrupted; with a cache, the same command goes on where it was", file=sys.stderr)
         return 1
     return 0
 
@@ -127,7 +127,7 @@ def _print_summary(report: dict[str, Any], output: Path) -> None:
     moments = [report["before_each_edit"], report["right_after_each_edit"], report["at_the_end"]]
     for metric in sorted({name for scores in moments for name in scores}):
         values = [scores.get(metric) for scores in moments]
-        cells = ["-" if value is None else f"{value:.3f}" for value in values]
+        cells = ["-" if value is None else f"{value:.3g}" for value in values]
         if metric == "locality":
             cells[0] = "-"
         table.add_row(metric, *cells)
@@ -191,13 +191,15 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
     from harness_rect.models.load import load_errors
 
     name = embedded.resolve_model(arguments.model)
-    dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype, None)
-    if dtype != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    if arguments.dtype not in {"auto", "float32", "bfloat16", "float16", "float64"}:
         raise UserError(f"--dtype {arguments.dtype}: expected float32, bfloat16, float16 or auto")
+    dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     try:
         device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise UserError(f"--device {arguments.device}: not a device") from None
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--device {arguments.device}: cannot be used here: {reason}") from None
     with load_errors(f"--model {arguments.model}"):
         refuse_config(transformers.AutoConfig.from_pretrained(name))
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)

@@ -70,7 +70,7 @@ class EditConfig(BaseModel):
     hparams: str | None = None
     stats: str | None = None
     edit_cache: str | None = None
-    edit_seed: int = 0
+    edit_seed: int = Field(default=0, ge=0, lt=2**63)
 
     @field_validator("method")
     @classmethod
@@ -98,8 +98,10 @@ class EditConfig(BaseModel):
         if self.regularizer != "none" and self.keep is None:
             raise ValueError(f"regularizer={self.regularizer} needs keep=, the share of the update to keep")
         if self.regularizer == "none" and self.keep is not None:
+            raise ValueError("keep is given, but no regularizer to use it: rect or random")
+        if self.rect_convention != "paper" and self.regularizer != "rect":
             raise ValueError(
-                "keep= is given but no regularizer; use rect=0.4, or regularizer=random,keep=0.4"
+                f"rect_convention={self.rect_convention} is given, but the regularizer is not rect"
             )
         if self.method != "none":
             if self.edits is None:

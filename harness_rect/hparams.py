@@ -107,7 +107,10 @@ def resolve_hparams(method: Method, spec: str | None, lm: EditableLM) -> Resolve
         raw, origin = _preset(method, spec), f"preset {spec}"
     values = validated(method.hparams, _ours(method, raw, origin, lm.model), origin)
     layers = getattr(values, "layers", [])
-    lm.check_layers(layers)
+    try:
+        lm.check_layers(layers)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from None
     if lm.architecture.n_layers - 1 in layers:
         log.warning(
             "layer %d is the last: what is written there at the subject cannot reach the target's tokens",
@@ -200,3 +203,5 @@ def _check_rewrite_module(template: object, origin: str, model: PreTrainedModel)
             f"{origin}: {REWRITE_MODULE}={template} is not the MLP's down projection ({downs[0]} in block 0),"
             " the only matrix this method is defined on"
         )
+    if asked != downs[0]:
+        log.warning("%s was written for another model (%s=%s)", origin, REWRITE_MODULE, template)

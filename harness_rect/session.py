@@ -29,6 +29,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import harness_rect
+from harness_rect import embedded
 from harness_rect.config import EditConfig
 from harness_rect.edit_cache import EditCache
 from harness_rect.edits import Edit, EditStream, fingerprint, load_edits
@@ -71,6 +72,8 @@ class EditSession:
         model_name: str = "",
         add_special_tokens: bool | None = None,
     ) -> None:
+        if config.method == "none":
+            raise UserError("method=none edits nothing; an EditSession needs an editing method")
         self.config = config
         self.lm = EditableLM(model, tokenizer, add_special_tokens)
         stream = load_edits(config.edits or "") if edits is None else edits
@@ -181,7 +184,9 @@ class EditSession:
             if cache:
                 cache.save(key, masters, state)
             return state
-        except BaseException:
+        except BaseException as error:
+            if cache and isinstance(error, KeyboardInterrupt) and len(steps) > 0:
+                cache.save_partial(key, masters, {"steps": steps, "edits": per_edit})
             self.revert()
             raise
 
@@ -284,12 +289,19 @@ class EditSession:
 
     def _load_moments(self) -> MomentProvider | None:
         layers = self.method.needs_statistics(self.hparams.values)
+        folder = self.config.stats
+        if folder is not None and not Path(folder).is_dir():
+            raise UserError(f"stats={folder}: no such folder")
         if not layers:
+            if folder is not None:
+                log.warning("stats=%s has no effect: %s uses no second moments", folder, self.hparams.origin)
             return None
+        if folder is None and self._model_name == embedded.NAME:
+            folder = embedded.STATS
         h: Any = self.hparams.values
         provider = MomentProvider(
             self.lm,
-            self.config.stats,
+            folder,
             self._model_name,
             self._model_fingerprint,
             h.mom2_dataset,
@@ -365,6 +377,7 @@ class EditSession:
     def _origins(self) -> dict[str, Any]:
         """Where this run's ingredients were read from; the report's only part that is no function of them."""
         return {
+            "model": self._model_name,
             "hparams_origin": self.hparams.origin,
             "edits_spec": self.config.edits,
             "edit_warnings": list(self.edit_warnings),
@@ -468,7 +481,11 @@ def save_checkpoint(folder: Path, model: Any, tokenizer: PreTrainedTokenizerBase
         tokenizer.save_pretrained(temporary)
         if report is not None:
             (temporary / "edit_report.json").write_text(report, encoding="utf-8")
-        temporary.chmod(0o755)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        for file in temporary.iterdir():  # safetensors writes files only their owner can read
+            file.chmod(0o666 & ~umask)
         if folder.exists():
             folder.rmdir()
         temporary.rename(folder)

@@ -6,6 +6,8 @@ arguments, hands the model to an :class:`~harness_rect.session.EditSession`, and
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import logging
 import os
 from pathlib import Path
@@ -16,6 +18,7 @@ import transformers
 from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 
+from harness_rect import embedded
 from harness_rect.config import EditConfig
 from harness_rect.edit_cache import EditCache
 from harness_rect.edits import load_edits
@@ -25,7 +28,7 @@ from harness_rect.models.load import load_errors
 from harness_rect.request_cache import separate_answers
 from harness_rect.session import EditSession, check_output, save_checkpoint
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("harness_rect.edited_hf")
 
 QUANTISING = ("load_in_8bit", "load_in_4bit", "autogptq", "gptqmodel")
 
@@ -34,8 +37,8 @@ class EditedHF(HFLM):
     """A causal LM into which a stream of edits goes before evaluation.
 
     Args:
-        pretrained: as in HFLM.
-        method: rome, r_rome or none (lm-eval turns ``method=none`` into None, which means the same).
+        pretrained: as in HFLM; without it the embedded model ``rect-tiny``.
+        method: rome, r_rome, memit or none (lm-eval turns ``method=none`` into None, which means the same).
         edits, edit_batch_size, rect, regularizer, keep, rect_convention, hparams, stats, edit_cache,
             edit_seed: see :class:`~harness_rect.config.EditConfig` and the README.
         data: where the tasks read from; it reaches them as metadata and is not used here.
@@ -49,7 +52,7 @@ class EditedHF(HFLM):
 
     def __init__(
         self,
-        pretrained: str | transformers.PreTrainedModel = "rect-tiny",
+        pretrained: str | transformers.PreTrainedModel | None = None,
         method: str | None = "rome",
         edits: str | None = None,
         edit_batch_size: int = 1,
@@ -66,6 +69,17 @@ class EditedHF(HFLM):
         **kwargs: Any,
     ) -> None:
         with one_line_errors():
+            share_logging()
+            if pretrained is None and method == "rome" and (edits, rect, regularizer, keep) == (None,) * 4:
+                rect = embedded.DEFAULT_RECT
+            if pretrained is None:
+                pretrained = embedded.NAME
+                embedded.use_as_default()
+            if pretrained == embedded.NAME:
+                edits = edits or embedded.DEFAULT_EDITS
+                log.info("embedded model %s: method %s, rect %s, edits %s", pretrained, method, rect, edits)
+            name = pretrained if isinstance(pretrained, str) else getattr(pretrained, "name_or_path", "")
+            pretrained = embedded.resolve_model(pretrained)
             config = EditConfig.from_args(
                 method=method if method is not None else "none",
                 edits=edits,
@@ -86,13 +100,16 @@ class EditedHF(HFLM):
             saves = save_edited is not None and os.environ.get("RANK", "0") == "0"
             if saves:
                 check_output(Path(str(save_edited)))
+            _check_arguments(data, kwargs)
             stream = load_edits(config.edits) if editing and config.edits else None
             _check_before_loading(pretrained, editing, kwargs)
+            if kwargs.get("device") is None:  # HFLM's own default is a GPU, there or not
+                kwargs["device"] = "cuda" if torch.cuda.is_available() else "cpu"
             with load_errors(f"pretrained={pretrained}"):
                 super().__init__(pretrained=pretrained, **kwargs)
             if editing and stream is not None:
                 check_editable(self.model)
-                self._edit(config, stream, _model_name(pretrained))
+                self._edit(config, stream, _model_name(name))
             if saves:
                 save_checkpoint(Path(str(save_edited)), self.model, self.tokenizer, self._report_json())
 
@@ -134,16 +151,37 @@ class EditedHF(HFLM):
         return {**super().get_model_info(), "edit": self._edit_report}
 
 
-def _model_name(pretrained: object) -> str:
+def _model_name(name: str) -> str:
     """The model's name in the public layout of second moments: hub name, or last part of a local path."""
-    name = pretrained if isinstance(pretrained, str) else getattr(pretrained, "name_or_path", "")
-    return Path(name).name if Path(name).is_dir() else str(name)
+    return Path(name).name if Path(name).is_dir() else name
+
+
+def share_logging() -> None:
+    """Let our log lines come out with lm-eval's, which are not passed to the root logger."""
+    ours, theirs = logging.getLogger("harness_rect"), logging.getLogger("lm_eval")
+    if theirs.handlers and not ours.handlers:
+        ours.handlers, ours.propagate = list(theirs.handlers), theirs.propagate
+        ours.setLevel(theirs.level)
+
+
+def _check_arguments(data: str | None, kwargs: dict[str, Any]) -> None:
+    """Refuse what would only be found wrong once the model is loaded, or edited.
+
+    HFLM passes arguments it does not know on to transformers, so only those close to ours are questioned.
+    """
+    if data not in (None, "hub", "tiny") and not Path(str(data)).expanduser().is_dir():
+        raise UserError(f"data={data}: expected hub, tiny or a folder that exists")
+    ours = [
+        name for name in inspect.signature(EditedHF.__init__).parameters if name not in {"self", "kwargs"}
+    ]
+    known = inspect.signature(HFLM.__init__).parameters
+    for name in kwargs.keys() - known.keys():
+        if close := difflib.get_close_matches(name, ours, n=1, cutoff=0.75):
+            raise UserError(f"model_args: unknown argument {name!r}: did you mean {close[0]!r}?")
 
 
 def _check_before_loading(pretrained: object, editing: bool, kwargs: dict[str, Any]) -> None:
     """Everything that can be refused from the arguments and the configuration file alone."""
-    if pretrained == "rect-tiny":
-        raise UserError("the embedded model rect-tiny is not part of this version; give pretrained=MODEL")
     if editing and (asked := [key for key in QUANTISING if kwargs.get(key)]):
         raise UserError(f"{asked[0]}: a quantised model cannot be edited; leave it out, or use method=none")
     if editing and kwargs.get("tp_plan") is not None:

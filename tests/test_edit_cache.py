@@ -334,17 +334,32 @@ def test_a_damaged_partial_file_means_starting_over(
         if not kept:
             kept.append(self._partial(key))
             kept[0].write_bytes(kept[0].read_bytes()[:100])
-            raise KeyboardInterrupt
+            raise SystemError
         save(self, key, *rest)
 
     monkeypatch.setattr(EditCache, "save", spoil_and_stop)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemError):
         run()
     again, calls = run()
     assert len(calls) == 4
     assert "damaged cache file" in caplog.text
     whole, _ = run(EditCache(tmp_path / "elsewhere"))
     assert torch.equal(weight(again), weight(whole))
+
+
+def test_an_interrupt_keeps_what_was_done(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "SAVE_SECONDS", 1e9)
+    save = EditCache.save
+
+    def stop(self: EditCache, key: str, *rest: Any) -> None:
+        monkeypatch.setattr(EditCache, "save", save)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EditCache, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    _, calls = run()
+    assert calls == []
 
 
 def test_two_processes_with_the_same_run_compute_it_once(driver, tmp_path: Path) -> None:

@@ -434,7 +434,9 @@ def refused(place, tmp_path: Path, make_model, tokenizer) -> Callable[[str], dic
         "no such preset": lambda: {"hparams": "gpt5"},
         "no such hyper-parameters": lambda: {"hparams": str(tmp_path / "nothing.yaml")},
         "an output that exists": lambda: {"save_edited": place["data"]},
-        "the embedded model": lambda: {"pretrained": "rect-tiny"},
+        "a misspelled argument": lambda: {"regularizr": "rect"},
+        "an argument nobody knows": lambda: {"wizardry": 3},
+        "no such data": lambda: {"data": str(tmp_path / "nowhere")},
     }
     usual = {"pretrained": place["gpt2"], "edits": place["edits"], "hparams": place["hparams"]}
     return lambda name: {key: value for key, value in (usual | cases[name]()).items() if value is not None}
@@ -453,7 +455,9 @@ REFUSALS = {
     "no such preset": "hparams=gpt5",
     "no such hyper-parameters": "nothing.yaml",
     "an output that exists": "exists already",
-    "the embedded model": "rect-tiny",
+    "a misspelled argument": "did you mean 'regularizer'",
+    "an argument nobody knows": "no argument 'wizardry'",
+    "no such data": "expected hub, tiny or a folder",
 }
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
+from harness_rect import embedded
 from harness_rect.edits.edit import Edit, Probe, mark_subject, shorten
 from harness_rect.errors import UserError
 
@@ -79,14 +80,24 @@ def load_edits(spec: str) -> EditStream:
             loosely.append(edit.id)
     warnings = tuple(_warnings(edits, loosely))
     for line in warnings:
-        logger.warning("edits %s: %s", spec, line)
+        _say(logging.WARNING, f"edits {spec}: {line}")
     for field, lacking in (
         ("paraphrases", sum(not edit.paraphrases for edit in edits)),
         ("neighborhood prompts", sum(not edit.neighborhood for edit in edits)),
     ):
         if lacking:
-            logger.info("edits %s: %d of %d rows have no %s", spec, lacking, len(edits), field)
+            _say(logging.INFO, f"edits {spec}: {lacking} of {len(edits)} rows have no {field}")
     return EditStream(tuple(edits), spec, warnings)
+
+
+_said: set[str] = set()
+
+
+def _say(level: int, line: str) -> None:
+    """Log a line once a process: the model and both editing tasks read the same edits."""
+    if line not in _said:
+        _said.add(line)
+        logger.log(level, "%s", line)
 
 
 # --- what was asked for -------------------------------------------------------------------------
@@ -122,7 +133,7 @@ def _select(rows: Sequence[_Row], selection: slice | int | None, spec: str) -> S
 
 def _rows_of(name: str) -> list[_Row]:
     if name == "tiny":
-        raise UserError("edits=tiny: the embedded facts come with a later version; name a .json(l) file")
+        return _parse(embedded.EDITS, "tiny", lines_only=True)
     if name in URLS:
         return _parse(_download(name), URLS[name].rsplit("/", 1)[-1], lines_only=False)
     path = Path(name).expanduser()

@@ -37,6 +37,7 @@ from typing import Any
 
 from datasets import Dataset, load_dataset
 
+from harness_rect import embedded
 from harness_rect.errors import UserError, one_line_errors
 
 log = logging.getLogger(__name__)
@@ -444,14 +445,7 @@ def data_choice(metadata: Mapping[str, Any]) -> str:
     chosen = metadata.get("data")
     if chosen is not None and str(chosen) != "":
         return str(chosen)
-    return "tiny" if metadata.get("pretrained") in (None, "", "rect-tiny") else "hub"
-
-
-def _open_tiny(source: Source) -> tuple[str, Rows]:
-    raise UserError(
-        f"{source.task}: the embedded rows (data=tiny) are not part of this version; "
-        f"give data=FOLDER with {source.file} in it, or data=hub"
-    )
+    return "tiny" if embedded.is_default_model(metadata) else "hub"
 
 
 def _open_hub(source: Source) -> tuple[str, Rows]:
@@ -497,7 +491,7 @@ def documents(source: Source, data: str) -> list[Document]:
     empty, lacks a column, or has no usable row. The files are those of Gu et al. 2024 (evaluation scripts).
     """
     if data == "tiny":
-        origin, stream = _open_tiny(source)
+        origin, stream = _open_folder(source, embedded.DATA)
     elif data == "hub":
         origin, stream = _open_hub(source)
     else:

@@ -20,10 +20,11 @@ from typing import Any, ClassVar
 import datasets
 import transformers
 from lm_eval.api.instance import Instance
-from lm_eval.api.task import ConfigurableTask
 
+from harness_rect import embedded
 from harness_rect.edits import Edit, load_edits
 from harness_rect.errors import UserError, one_line_errors
+from harness_rect.evaluation.task import RectTask
 from harness_rect.measure import with_space
 from harness_rect.models.lm import TextEncoder
 from harness_rect.models.load import load_errors
@@ -66,6 +67,8 @@ def edits_for_tasks(**metadata: Any) -> dict[str, datasets.Dataset]:
     """
     with one_line_errors():
         spec = metadata.get("edits")
+        if spec is None and embedded.is_default_model(metadata):
+            spec = embedded.DEFAULT_EDITS
         if spec is None:
             raise UserError(
                 "rect_zsre and rect_counterfact need edits: give edits=FILE[start:stop] in --model_args, or"
@@ -95,9 +98,8 @@ def load_tokenizer(metadata: dict[str, Any]) -> TextEncoder:
     Raises:
         UserError: if the metadata name none, or it cannot be loaded.
     """
-    name = metadata.get("tokenizer") or metadata.get("pretrained") or metadata.get("model")
-    if name is None:
-        raise UserError("rect_zsre and rect_counterfact need a tokenizer: give tokenizer=NAME in --metadata")
+    default = embedded.NAME if embedded.is_default_model(metadata) else None
+    name = metadata.get("tokenizer") or embedded.resolve_model(metadata.get("pretrained") or default)
     if not isinstance(name, str):
         raise UserError(
             "rect_zsre and rect_counterfact need the tokenizer's name; give tokenizer=NAME in metadata"
@@ -117,7 +119,7 @@ def load_tokenizer(metadata: dict[str, Any]) -> TextEncoder:
     return TextEncoder(tokenizer, add_bos)
 
 
-class EditingTask(ConfigurableTask):
+class EditingTask(RectTask):
     """What both tasks share: documents are edits, and each asks for several scored continuations.
 
     Metrics are reported for the documents that have them. Where only some have, ``<metric>_rows`` says
@@ -128,7 +130,6 @@ class EditingTask(ConfigurableTask):
     needs: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __init__(self, config: dict[str, Any]) -> None:
-        config = {key: value for key, value in config.items() if key != "class"}
         # Without this entry lm-eval looks every metric up in a registry on the hub.
         super().__init__(config=config | {"process_results": "EditingTask.process_results"})
         with one_line_errors():
@@ -181,8 +182,7 @@ class EditingTask(ConfigurableTask):
 
     def build_all_requests(self, **kwargs: Any) -> None:
         self._count_rows(kwargs.get("limit"), kwargs.get("samples"))
-        # lm-eval's --cache_requests knows a task by its name alone; other edits would get these requests.
-        super().build_all_requests(**kwargs | {"cache_requests": False})
+        super().build_all_requests(**kwargs)
 
     def process_results(self, doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
         scores = self.scores(doc, results)

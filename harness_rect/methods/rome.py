@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor
 
 from harness_rect.edits import Edit
@@ -57,7 +57,7 @@ class RomeHyperParameters(HyperParameters):
     mom2_dataset: str = "wikipedia"
     mom2_n_samples: int = Field(default=100_000, ge=1)
     mom2_dtype: Literal["float32", "float64"] = "float32"
-    context_template_length_params: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
+    context_template_length_params: tuple[tuple[PositiveInt, PositiveInt], ...] = ((5, 10), (10, 10))
     context_templates: list[str] | None = None
 
     @field_validator("context_templates")

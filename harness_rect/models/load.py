@@ -21,6 +21,13 @@ def load_errors(what: str) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        name = str(error).rpartition("argument ")[2]
+        raise UserError(
+            f"{what}: there is no argument {name}; see the table of arguments in the README"
+        ) from None
     except (OSError, ValueError, SafetensorError) as error:
         lines = str(error).strip().splitlines()
         raise UserError(f"{what}: cannot be loaded: {lines[0] if lines else type(error).__name__}") from None

@@ -36,11 +36,10 @@ def find_moment(
     Raises:
         UserError: if several files fit equally well.
     """
-    places = [
-        folder / model_folder_name(model_name) / f"{dataset}_stats",
-        folder / f"{dataset}_stats",
-        folder,
-    ]
+    # The public cache knows a model by its name alone ("gpt2-xl"), the hub also by its owner.
+    models = [model_folder_name(model_name), model_name.rpartition("/")[2]]
+    stats = f"{dataset}_stats"
+    places = [*(folder / name / stats for name in models if name), folder / stats, folder]
     for place in places:
         exact = place / f"{module}_{dtype}_mom2_{samples}.npz"
         if exact.is_file():

@@ -424,10 +424,6 @@ def test_unknown_names(spec: str) -> None:
     assert "counterfact" in text
 
 
-def test_tiny_is_still_to_come() -> None:
-    assert "later version" in message("tiny[0:20]")
-
-
 # --- rows that are refused ----------------------------------------------------------------------
 
 

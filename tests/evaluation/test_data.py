@@ -173,7 +173,7 @@ def test_entry_points_return_a_test_split(
 @pytest.mark.parametrize(
     ("metadata", "chosen"),
     [
-        ({}, "tiny"),
+        ({}, "hub"),
         ({"pretrained": "rect-tiny"}, "tiny"),
         ({"pretrained": "gpt2"}, "hub"),
         ({"pretrained": "gpt2", "data": "tiny"}, "tiny"),
@@ -384,11 +384,6 @@ def test_byte_order_mark_is_no_part_of_the_data(tmp_path: Path) -> None:
         "\ufeffsentence1\tsentence2\tlabel\na\tb\tentailment\n", encoding="utf-8"
     )
     assert data.documents(data.NLI, str(tmp_path))[0]["sentence1"] == "a"
-
-
-def test_tiny_is_refused_in_one_line() -> None:
-    message = _error(data.NLI, "tiny")
-    assert "not part of this version" in message and "rte.jsonl" in message
 
 
 # ------------------------------------------------------------------------------------------------- hub

@@ -1,0 +1,46 @@
+"""A model's fingerprint sees every element."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from harness_rect import fingerprint
+from harness_rect.fingerprint import digest, model_fingerprint
+
+
+def a_model(dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(96, 257), nn.BatchNorm1d(257)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("place", [(0, 0), (256, 95), (100, 17), (slice(None), 40), (9, slice(None))])
+def test_a_change_anywhere_is_seen(dtype, place, monkeypatch):
+    monkeypatch.setattr(fingerprint, "CHUNK", 1000)
+    model = a_model(dtype)
+    before = model_fingerprint(model)
+    with torch.no_grad():
+        model[0].weight[place] *= -1
+    after = model_fingerprint(model)
+    assert before != after
+    with torch.no_grad():
+        model[0].weight[place] *= -1
+    assert model_fingerprint(model) == before
+
+
+def test_elements_that_change_places_are_seen():
+    model = a_model()
+    before = model_fingerprint(model)
+    with torch.no_grad():
+        model[0].weight[[3, 7]] = model[0].weight[[7, 3]]
+    assert model_fingerprint(model) != before
+
+
+def test_names_and_dtypes_and_buffers_count():
+    model = a_model()
+    before = model_fingerprint(model)
+    model[1].running_mean += 1
+    assert len({before, model_fingerprint(model), model_fingerprint(a_model(torch.float16))}) == 3
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
