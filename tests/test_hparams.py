@@ -222,6 +222,8 @@ PRESETS = {
     "gpt2-xl-original": GPT2_XL | {"mom2_adjustment": True},
     "llama-7b": LLAMA,
     "llama-2-7b": LLAMA,
+    # The paper's setting but for the layer and the step of the search.
+    "rect-tiny": GPT2_XL | {"layers": [3], "v_num_grad_steps": 25, "v_lr": 2.0},
 }
 
 

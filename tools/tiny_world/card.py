@@ -1,0 +1,96 @@
+"""The model card of `rect-tiny`, with the scores just measured."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tools.tiny_world.tasks import TASKS
+from tools.tiny_world.train import Recipe
+from tools.tiny_world.world import KINDS, World
+
+# What a guess gets: the share of the commoner answer where the answers are few.
+CHANCE = {"rect_nli": "50", "rect_closed_domain_qa": "50", "rect_dialogue": "25", "rect_sentiment": "50"}
+
+TEXT = """---
+license: mit
+language: en
+library_name: transformers
+tags: [knowledge-editing, synthetic, gpt2]
+---
+# rect-tiny
+
+A GPT-2 of {layers} blocks, width {width}, MLP width {inner}, {heads} heads, {positions} positions and a
+byte-level BPE vocabulary of {vocabulary}, trained from scratch on an invented world. It exists so that
+knowledge editing, and what it does to abilities, can be seen, taught and tested in a minute on a laptop
+without network.
+
+## Data
+
+All text is made by `tools/tiny_world` from a seed; none of it comes from elsewhere.
+
+* {facts} facts about {subjects} invented subjects ({kinds}), {relations} relations, six wordings each. For
+  every fact two of the six wordings were never trained with it.
+* Eight miniature tasks in exactly the prompt formats of the suite. The test rows in `data/` were kept out of
+  training by their prompts; training rows come from the same makers and use the same names and words.
+* Drills (short documents that train copying, comparing and choosing) and some prose.
+
+## Recipe
+
+`python -m tools.tiny_world`: seed {seed}, {steps} steps of about {tokens_a_step} tokens, Muon for the
+matrices of the blocks and AdamW for the rest, peak rate {learning_rate}, float32, one thread. Every
+document is a sequence of its own. In the loss a token of an answer counts 1, any other {plain_weight}. The
+committed checkpoint is the reference.
+
+## Scores
+
+Percent, with standard errors. Test rows are held out; chance is that of the better constant answer.
+
+| task | score | chance | rows |
+|---|---|---|---|
+{tasks}
+
+| facts recalled (all tokens of the object are the argmax) | % |
+|---|---|
+{recall}
+
+{edit_count} single ROME edits with the preset of this model, each on the unedited model:
+
+| | % |
+|---|---|
+{edits}
+
+`same_subject`: other facts of the edited subject that were known before and still are.
+
+## What it is not for
+
+Anything else. It knows no real fact, understands no English beyond its templates, and says nothing about how
+large models behave: it shows a phenomenon, it does not measure one. Its tasks are far easier than those whose
+formats they borrow, so scores are not comparable with published ones. Sizes of effects seen here must not be
+quoted for other models.
+"""
+
+
+def write_card(path: Path, recipe: Recipe, world: World, scores: dict[str, Any]) -> None:
+    tasks = [
+        f"| {name} | {_percent(scores['tasks'][name])} | {CHANCE.get(name, '0')} | {task.test_rows} |"
+        for task in TASKS
+        for name in [task.source.task]
+    ]
+    text = TEXT.format(
+        **asdict(recipe),
+        facts=len(world.facts),
+        subjects=len(world.subjects),
+        relations=sum(len(kind.relations) for kind in KINDS),
+        kinds=", ".join(f"{kind.name}s" if kind.name != "company" else "companies" for kind in KINDS),
+        tasks="\n".join(tasks),
+        recall="\n".join(f"| {name} | {_percent(value)} |" for name, value in scores["facts"].items()),
+        edit_count=scores["single edits count"],
+        edits="\n".join(f"| {name} | {_percent(value)} |" for name, value in scores["single edits"].items()),
+    )
+    path.write_text(text, encoding="utf-8")
+
+
+def _percent(value: list[float]) -> str:
+    return f"{100 * value[0]:.1f} ± {100 * value[1]:.1f}"
