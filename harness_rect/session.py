@@ -23,8 +23,6 @@ from typing import Any
 
 import torch
 import transformers
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -39,6 +37,7 @@ from harness_rect.hparams import resolve_hparams
 from harness_rect.measure import Baseline, EditProbes, averages, measure, measure_baseline, probes
 from harness_rect.methods import METHODS, Context
 from harness_rect.models import EditableLM
+from harness_rect.progress import progress_bar
 from harness_rect.regularizers import make_regularizer
 from harness_rect.statistics import MomentProvider, SecondMoment
 
@@ -168,7 +167,7 @@ class EditSession:
             size = self.config.edit_batch_size
             batches = [self.edits[i : i + size] for i in range(0, len(self.edits), size)]
             saved = time.monotonic()
-            with _progress() as progress:
+            with progress_bar() as progress:
                 bar = progress.add_task("editing", total=len(self.edits), completed=len(per_edit))
                 for index in range(len(steps), len(batches)):
                     step, edits = self._step(index, batches[index], masters, context, probed, baseline)
@@ -452,16 +451,6 @@ def _generator(seed: int, step: int, position: int) -> torch.Generator:
 
 def _no_moments(layer: int) -> SecondMoment:
     raise UserError(f"second moments of layer {layer} were not loaded")
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
 
 
 def save_checkpoint(folder: Path, model: Any, tokenizer: PreTrainedTokenizerBase, report: str | None) -> None:

@@ -12,6 +12,7 @@ can be evaluated; its tokenizer is loaded from the ``pretrained``/``tokenizer`` 
 
 from __future__ import annotations
 
+import abc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from math import exp
@@ -168,11 +169,13 @@ class EditingTask(RectTask):
             metadata=metadata,
         )
 
+    @abc.abstractmethod
     def requests(self, doc: dict[str, Any], metadata: Any) -> list[IdRequest]:
-        raise NotImplementedError
+        """What is asked of the model for one edit."""
 
+    @abc.abstractmethod
     def scores(self, doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
-        raise NotImplementedError
+        """metric -> value of one edit, from the answers in the order asked."""
 
     def construct_requests(self, doc: dict[str, Any], ctx: Any, **kwargs: Any) -> list[Instance]:
         requests = self.requests(doc, kwargs["metadata"])

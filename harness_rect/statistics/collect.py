@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from harness_rect.errors import UserError
 from harness_rect.models import EditableLM
 from harness_rect.models.lm import Batch, stop_forward, unflatten
+from harness_rect.progress import progress_bar
 from harness_rect.statistics.moments import write_arrays
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def collect(
         return hook
 
     saved = time.monotonic()
-    with _progress() as progress, torch.no_grad(), lm.frozen():
+    with progress_bar() as progress, torch.no_grad(), lm.frozen():
         bar = progress.add_task("second moments", total=len(batches), completed=done)
         for index in range(done, len(batches)):
             batch = lm.batch(batches[index])
@@ -136,19 +136,6 @@ def _resume(partial: Path, fingerprint: str, sums: dict[int, Tensor]) -> tuple[i
         total.copy_(saved[layer])
     log.info("going on with an interrupted collection after %d batches", state["done"])
     return int(state["done"]), int(state["count"])
-
-
-def _progress() -> Progress:
-    from rich.console import Console
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
 
 
 def texts_of(source: str) -> Iterator[str]:
