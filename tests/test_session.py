@@ -528,3 +528,25 @@ def test_a_row_too_long_is_named_before_anything_is_edited(
     assert "\n" not in str(error.value)
     assert proposals == []
     assert same(bits(session.lm.model), before)
+
+
+def test_a_checkpoint_is_what_a_run_of_the_edits_so_far_gives(start) -> None:
+    seen: list[tuple[dict[str, Any], Tensor]] = []
+    session = start(rect=0.4)
+    weight = session.lm.weight(WEIGHT)
+    whole = session.run(
+        checkpoints=[1, 2], on_checkpoint=lambda report: seen.append((report, weight.detach().clone()))
+    )
+    assert [report["n_edits"] for report, _ in seen] == [1, 2] and whole["n_edits"] == 3
+    for n, (report, at_checkpoint) in enumerate(seen, start=1):
+        alone = start(ROWS[:n], rect=0.4)
+        again = alone.run()
+        assert torch.equal(alone.lm.weight(WEIGHT), at_checkpoint)
+        assert report["run"] == again["run"]
+        for key in ("at_the_end", "right_after_each_edit", "weights", "flagged"):
+            assert report[key] == again[key]
+
+
+def test_checkpoints_and_a_cache_do_not_go_together(start, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="without a cache"):
+        start().run(EditCache(tmp_path), checkpoints=[1])
