@@ -92,6 +92,7 @@ def _edit(arguments: argparse.Namespace) -> None:
     from harness_rect.edit_cache import EditCache
     from harness_rect.edits import load_edits
     from harness_rect.session import EditSession, check_output, save_checkpoint
+    from harness_rect.statistics.provider import layout_name
 
     config = EditConfig.from_args(
         "command line",
@@ -111,9 +112,9 @@ def _edit(arguments: argparse.Namespace) -> None:
     check_output(arguments.output)
     stream = load_edits(arguments.edits)
     model, tokenizer = _load(arguments)
-    session = EditSession(model, tokenizer, config, stream, _layout_name(arguments.model))
+    session = EditSession(model, tokenizer, config, stream, layout_name(arguments.model))
     report = session.run(EditCache.from_spec(config.edit_cache))
-    save_checkpoint(arguments.output, model, tokenizer, session.report_json())
+    save_checkpoint(arguments.output, model, tokenizer, report)
     _print_summary(report, arguments.output)
 
 
@@ -206,10 +207,6 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
         model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     model.to(device)  # type: ignore[arg-type]  # the stub of a wrapped method
     return model.eval(), tokenizer
-
-
-def _layout_name(model: str) -> str:
-    return Path(model).name if Path(model).is_dir() else model
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import PreTrainedModel
 
 from harness_rect.config import did_you_mean, validated
 from harness_rect.errors import UserError
@@ -105,7 +104,7 @@ def resolve_hparams(method: Method, spec: str | None, lm: EditableLM) -> Resolve
         raw, origin = read_hparams_file(path), str(path)
     else:
         raw, origin = _preset(method, spec), f"preset {spec}"
-    values = validated(method.hparams, _ours(method, raw, origin, lm.model), origin)
+    values = validated(method.hparams, _ours(method, raw, origin, lm), origin)
     layers = getattr(values, "layers", [])
     try:
         lm.check_layers(layers)
@@ -174,7 +173,7 @@ def _for_model(method: Method, lm: EditableLM) -> tuple[dict[str, Any], str]:
     return method.default_hparams(lm.architecture), f"default of {method.name} for a model without a preset"
 
 
-def _ours(method: Method, raw: dict[str, Any], origin: str, model: PreTrainedModel) -> dict[str, Any]:
+def _ours(method: Method, raw: dict[str, Any], origin: str, lm: EditableLM) -> dict[str, Any]:
     """The part of a published file that the method uses."""
     known = set(method.hparams.model_fields)
     values: dict[str, Any] = {}
@@ -182,7 +181,7 @@ def _ours(method: Method, raw: dict[str, Any], origin: str, model: PreTrainedMod
         if key in known:
             values[key] = value
         elif key == REWRITE_MODULE:
-            _check_rewrite_module(value, origin, model)
+            _check_rewrite_module(value, origin, lm)
         elif key in OTHER_METHODS:
             raise UserError(
                 f"{origin}: {key} is not a hyper-parameter of {method.name}; is the file for another method?"
@@ -192,13 +191,11 @@ def _ours(method: Method, raw: dict[str, Any], origin: str, model: PreTrainedMod
     return values
 
 
-def _check_rewrite_module(template: object, origin: str, model: PreTrainedModel) -> None:
+def _check_rewrite_module(template: object, origin: str, lm: EditableLM) -> None:
     """Refuse a file that asks for another matrix than the down projection."""
-    from harness_rect.models import locate
-
-    downs = locate(model).down_projections
+    downs = lm.architecture.down_projections
     asked = str(template).replace("{}", "0")
-    if asked != downs[0] and asked in dict(model.named_modules()):
+    if asked != downs[0] and asked in dict(lm.model.named_modules()):
         raise UserError(
             f"{origin}: {REWRITE_MODULE}={template} is not the MLP's down projection ({downs[0]} in block 0),"
             " the only matrix this method is defined on"

@@ -223,9 +223,9 @@ class EditSession:
                 finite = bool(torch.isfinite((masters[name] + trimmed).to(self._originals[name].dtype)).all())
             updates[name] = trimmed
             weights[name] = {
-                "update_norm": _number(dense.norm()),
-                "applied_norm": _number(trimmed.norm()) if finite else None,
-                "weight_norm": _number(masters[name].norm()),
+                "update_norm": float(dense.norm()),
+                "applied_norm": float(trimmed.norm()) if finite else None,
+                "weight_norm": float(masters[name].norm()),
                 "kept": int(torch.count_nonzero(trimmed)) / trimmed.numel() if finite else None,
                 "changed": 0.0,
                 "finite": finite,
@@ -388,8 +388,8 @@ class EditSession:
         original = self._originals[name].float()
         difference = (master - original).abs()
         return {
-            "manhattan_distance": _number(difference.sum(dtype=torch.float64)),
-            "frobenius_distance": _number(difference.norm()),
+            "manhattan_distance": float(difference.sum(dtype=torch.float64)),
+            "frobenius_distance": float(difference.norm()),
             "changed": int(torch.count_nonzero(difference)) / difference.numel(),
             "dtype": str(self.lm.weight(name).dtype).removeprefix("torch."),
         }
@@ -402,11 +402,14 @@ class EditSession:
                 "%d prompts are longer than the model can read and were left out", state["prompts_too_long"]
             )
 
-    # -- saving -----------------------------------------------------------------------------------
-
     def report_json(self) -> str:
         """The report as JSON text."""
-        return json.dumps(self.report, indent=2, ensure_ascii=False) + "\n"
+        return as_json(self.report)
+
+
+def as_json(report: dict[str, Any] | None) -> str:
+    """A report as the text of ``edit_report.json``."""
+    return json.dumps(report, indent=2, ensure_ascii=False) + "\n"
 
 
 FLAGS = {
@@ -428,12 +431,6 @@ def _flags(
     return []
 
 
-def _number(value: Tensor) -> float | None:
-    """A float for JSON; None where it is not finite, which JSON cannot say."""
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
 def _finite(value: Any) -> Any:
     """``value``, a JSON tree, with None for numbers that JSON cannot say."""
     if isinstance(value, dict):
@@ -453,7 +450,9 @@ def _no_moments(layer: int) -> SecondMoment:
     raise UserError(f"second moments of layer {layer} were not loaded")
 
 
-def save_checkpoint(folder: Path, model: Any, tokenizer: PreTrainedTokenizerBase, report: str | None) -> None:
+def save_checkpoint(
+    folder: Path, model: Any, tokenizer: PreTrainedTokenizerBase, report: dict[str, Any]
+) -> None:
     """Write a Hugging Face checkpoint and ``edit_report.json``; the folder appears only when complete.
 
     Raises:
@@ -468,13 +467,13 @@ def save_checkpoint(folder: Path, model: Any, tokenizer: PreTrainedTokenizerBase
     try:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        if report is not None:
-            (temporary / "edit_report.json").write_text(report, encoding="utf-8")
+        (temporary / "edit_report.json").write_text(as_json(report), encoding="utf-8")
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
-        for file in temporary.iterdir():  # safetensors writes files only their owner can read
-            file.chmod(0o666 & ~umask)
+        for path in temporary.iterdir():  # safetensors writes files only their owner can read
+            if path.is_file():
+                path.chmod(0o666 & ~umask)
         if folder.exists():
             folder.rmdir()
         temporary.rename(folder)

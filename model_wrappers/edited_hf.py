@@ -27,6 +27,7 @@ from harness_rect.models.architecture import check_editable, refuse_config
 from harness_rect.models.load import load_errors
 from harness_rect.request_cache import separate_answers
 from harness_rect.session import EditSession, check_output, save_checkpoint
+from harness_rect.statistics.provider import layout_name
 
 log = logging.getLogger("harness_rect.edited_hf")
 
@@ -109,9 +110,9 @@ class EditedHF(HFLM):
                 super().__init__(pretrained=pretrained, **kwargs)
             if editing and stream is not None:
                 check_editable(self.model)
-                self._edit(config, stream, _model_name(name))
+                self._edit(config, stream, layout_name(name))
             if saves:
-                save_checkpoint(Path(str(save_edited)), self.model, self.tokenizer, self._report_json())
+                save_checkpoint(Path(str(save_edited)), self.model, self.tokenizer, self._edit_report)
 
     def _edit(self, config: EditConfig, stream: Any, model_name: str) -> None:
         """Edit on the first process and give every other process the same weights."""
@@ -131,11 +132,6 @@ class EditedHF(HFLM):
                 dist.broadcast(parameters[name].data, src=0)
         self._run_key = self._edit_report["run"]
 
-    def _report_json(self) -> str:
-        import json
-
-        return json.dumps(self._edit_report, indent=2, ensure_ascii=False) + "\n"
-
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Keep answers of this edited model apart from all others in lm-eval's ``--use_cache`` file.
 
@@ -149,11 +145,6 @@ class EditedHF(HFLM):
     def get_model_info(self) -> dict[str, Any]:
         """HFLM's information, and under ``edit`` what was done to the model."""
         return {**super().get_model_info(), "edit": self._edit_report}
-
-
-def _model_name(name: str) -> str:
-    """The model's name in the public layout of second moments: hub name, or last part of a local path."""
-    return Path(name).name if Path(name).is_dir() else name
 
 
 def share_logging() -> None:

@@ -94,21 +94,16 @@ def propose(
         details.append(trace)
     targets = torch.stack(z)
     updates: dict[str, LowRank] = {}
-    before: dict[str, Tensor] = {}
-    try:
-        for index, layer in enumerate(layers):
+    names = [lm.architecture.weight_name(layer) for layer in layers]
+    with lm.weights_restored(names[:-1]):
+        for index, (layer, name) in enumerate(zip(layers, names, strict=True)):
             keys = fact_keys(lm, edits, layer, context.templates)
             residual = (targets - block_outputs(lm, edits, last)) / (len(layers) - index)
             adjusted = context.second_moment(layer).solve_with_keys(keys.T, hparams.mom2_update_weight)
-            name = lm.architecture.weight_name(layer)
             updates[name] = LowRank(*lm.oriented(layer, residual.T.double(), adjusted))
             if layer != last:
                 weight = lm.weight(name).data
-                before[name] = weight.clone()
                 weight += updates[name].dense().to(weight)
-    finally:
-        for name, weight in before.items():
-            lm.weight(name).data.copy_(weight)
     return Proposal(updates, details)
 
 

@@ -24,7 +24,7 @@ under 0.05 before the step; the last of ``v_num_grad_steps`` evaluations takes n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -111,21 +111,16 @@ def propose(
     layers = sorted(set(hparams.layers))
     updates: dict[str, LowRank] = {}
     detail: dict[str, Any] = {}
-    before: dict[str, Tensor] = {}
-    try:
-        for layer in layers:
+    names = [lm.architecture.weight_name(layer) for layer in layers]
+    with lm.weights_restored(names[:-1]):
+        for layer, name in zip(layers, names, strict=True):
             update, detail[str(layer)] = _layer_update(
                 lm, edit, hparams, context, layer, average_key_everywhere
             )
-            name = lm.architecture.weight_name(layer)
             updates[name] = update
             if layer != layers[-1]:
                 weight = lm.weight(name).data
-                before[name] = weight.clone()
                 weight += update.dense().to(weight)
-    finally:
-        for name, weight in before.items():
-            lm.weight(name).data.copy_(weight)
     return Proposal(updates, [{"layers": detail}])
 
 
@@ -164,11 +159,4 @@ ROME = Method(
     propose=partial(propose, average_key_everywhere=False),
     needs_statistics=_needs_statistics,
 )
-R_ROME = Method(
-    name="r_rome",
-    hparams=RomeHyperParameters,
-    default_hparams=default_hparams,
-    contexts=contexts,
-    propose=partial(propose, average_key_everywhere=True),
-    needs_statistics=_needs_statistics,
-)
+R_ROME = replace(ROME, name="r_rome", propose=partial(propose, average_key_everywhere=True))

@@ -254,6 +254,16 @@ class EditableLM:
                 handle.remove()
 
     @contextmanager
+    def weights_restored(self, names: Sequence[str]) -> Iterator[None]:
+        """Lets a method change the named weights for its own measurements; puts them back, bit for bit."""
+        before = {name: self.weight(name).data.clone() for name in names}
+        try:
+            yield
+        finally:
+            for name, weight in before.items():
+                self.weight(name).data.copy_(weight)
+
+    @contextmanager
     def frozen(self) -> Iterator[None]:
         """Evaluation mode and no gradients for weights while a method searches for a value."""
         flags = [(p, p.requires_grad) for p in self.model.parameters()]

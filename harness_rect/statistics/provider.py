@@ -20,6 +20,11 @@ from harness_rect.statistics.moments import SecondMoment, read_moment, write_mom
 log = logging.getLogger(__name__)
 
 
+def layout_name(model: str) -> str:
+    """What the public layout calls a model: its hub name, or the last part of a local path."""
+    return Path(model).name if Path(model).is_dir() else model
+
+
 def model_folder_name(name: str) -> str:
     """How the public layout spells a model's name as a folder: slashes become underscores."""
     return name.replace("/", "_")
