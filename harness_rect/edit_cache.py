@@ -1,7 +1,8 @@
 """Finished and interrupted edit runs on disk, one safetensors file each.
 
-A file holds the float32 edited weights under their names and the report as JSON in its metadata. It is
-written under a temporary name and renamed, so a file that is there is whole.
+A file holds the float32 edited weights under their names and the report as JSON in its metadata; that of an
+interrupted run also what its method remembers between steps. It is written under a temporary name and
+renamed, so a file that is there is whole.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 OFF = "off"
 
 Saved = tuple[dict[str, Tensor], dict[str, Any]]
+#: Before the names of tensors that are a method's memory and no weights.
+MEMORY = "memory:"
 
 
 class EditCache:
@@ -70,12 +73,21 @@ class EditCache:
         _write(self.path(key), key, weights, report)
         self._partial(key).unlink(missing_ok=True)
 
-    def load_partial(self, key: str, names: list[str]) -> Saved | None:
-        """(weights so far, what was recorded so far) of an interrupted run."""
-        return _read(self._partial(key), key, names)
+    def load_partial(
+        self, key: str, names: list[str]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]] | None:
+        """(weights so far, the method's memory, what was recorded so far) of an interrupted run."""
+        found = _read(self._partial(key), key, names)
+        if found is None:
+            return None
+        tensors, state = found
+        memory = {name.removeprefix(MEMORY): t for name, t in tensors.items() if name.startswith(MEMORY)}
+        return {name: tensors[name] for name in names}, memory, state
 
-    def save_partial(self, key: str, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
-        _write(self._partial(key), key, weights, state)
+    def save_partial(
+        self, key: str, weights: dict[str, Tensor], memory: dict[str, Tensor], state: dict[str, Any]
+    ) -> None:
+        _write(self._partial(key), key, weights | {MEMORY + n: t for n, t in memory.items()}, state)
 
 
 def _write(path: Path, key: str, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -90,9 +102,11 @@ def _read(path: Path, key: str, names: list[str]) -> Saved | None:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("key") != key or set(file.keys()) != set(names):
+            there = list(file.keys())
+            weights = {name for name in there if not name.startswith(MEMORY)}
+            if metadata.get("key") != key or weights != set(names):
                 return None
-            return {name: file.get_tensor(name) for name in names}, json.loads(metadata["state"])
+            return {name: file.get_tensor(name) for name in there}, json.loads(metadata["state"])
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         log.warning("ignoring a damaged cache file %s (%s)", path, error)
         return None

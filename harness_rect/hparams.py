@@ -17,7 +17,7 @@ import yaml
 
 from harness_rect.config import did_you_mean, validated
 from harness_rect.errors import UserError
-from harness_rect.methods import Method
+from harness_rect.methods import METHODS, Method
 from harness_rect.methods.base import HyperParameters
 from harness_rect.models import EditableLM
 
@@ -57,27 +57,10 @@ SET_ASIDE = frozenset(
 )
 #: The one module key that could ask for something else than we do; it is compared with what was found.
 REWRITE_MODULE = "rewrite_module_tmp"
+#: Keys of published files that none of our methods has.
+_NOT_OURS = frozenset(("edit_lr", "inner_params"))
 #: Keys of the other published methods, for an error that says more than "unknown".
-OTHER_METHODS = frozenset(
-    (
-        "mom2_update_weight",
-        "nullspace_threshold",
-        "L2",
-        "lr_scale",
-        "n_toks",
-        "refine",
-        "steps",
-        "adaptive_threshold",
-        "p",
-        "num_steps",
-        "lr",
-        "weight_decay",
-        "norm_constraint",
-        "rank",
-        "edit_lr",
-        "inner_params",
-    )
-)
+OTHER_METHODS = _NOT_OURS.union(*(m.hparams.model_fields for m in METHODS.values())) - SET_ASIDE
 
 
 @dataclass(frozen=True)
@@ -110,7 +93,7 @@ def resolve_hparams(method: Method, spec: str | None, lm: EditableLM) -> Resolve
         lm.check_layers(layers)
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
-    if lm.architecture.n_layers - 1 in layers:
+    if method.at_subject and lm.architecture.n_layers - 1 in layers:
         log.warning(
             "layer %d is the last: what is written there at the subject cannot reach the target's tokens",
             lm.architecture.n_layers - 1,
@@ -146,7 +129,7 @@ def preset_names(method: Method) -> list[str]:
 
 
 def _family(method: Method) -> str:
-    return {"r_rome": "rome"}.get(method.name, method.name)
+    return method.presets or method.name
 
 
 def _preset_file(method: Method, name: str) -> dict[str, Any]:

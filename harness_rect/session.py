@@ -79,11 +79,10 @@ class EditSession:
         self.edits: tuple[Edit, ...] = tuple(stream)
         self.edit_warnings: tuple[str, ...] = stream.warnings if isinstance(stream, EditStream) else ()
         self.method = METHODS[config.method]
+        if self.method.check is not None:
+            self.method.check(self.edits)
         self.hparams = resolve_hparams(self.method, config.hparams, self.lm)
-        self.weight_names = [
-            self.lm.architecture.weight_name(layer)
-            for layer in sorted(self.hparams.values.layers)  # type: ignore[attr-defined]
-        ]
+        self.weight_names = self.method.weights(self.lm, self.hparams.values)
         for name in self.weight_names:
             self.lm.weight(name)
         self._model_name = model_name
@@ -91,6 +90,7 @@ class EditSession:
         self._originals: dict[str, Tensor] = {}
         self._templates: list[Any] = []
         self._moments: MomentProvider | None = None
+        self._committing = False
         self.report: dict[str, Any] | None = None
 
     # -- running ----------------------------------------------------------------------------------
@@ -150,13 +150,15 @@ class EditSession:
         probed = {edit.id: probes(self.lm, edit, templates) for edit in self.edits}
         baseline = measure_baseline(self.lm, probed)
         context = Context(self._templates, self._moments.get if self._moments else _no_moments)
+        memory: dict[str, Tensor] = {}
         masters = {name: self._master(name) for name in self.weight_names}
         steps: list[dict[str, Any]] = []
         per_edit: list[dict[str, Any]] = []
         try:
             partial = cache.load_partial(key, self.weight_names) if cache else None
             if partial is not None:
-                weights, saved_state = partial
+                weights, remembered, saved_state = partial
+                context.state.update(remembered)
                 steps, per_edit = saved_state["steps"], saved_state["edits"]
                 for name, weight in weights.items():
                     masters[name] = weight.to(masters[name])
@@ -167,15 +169,18 @@ class EditSession:
             size = self.config.edit_batch_size
             batches = [self.edits[i : i + size] for i in range(0, len(self.edits), size)]
             saved = time.monotonic()
+            memory = dict(context.state)  # after the last whole step; a method may add to it early in a step
             with progress_bar() as progress:
                 bar = progress.add_task("editing", total=len(self.edits), completed=len(per_edit))
                 for index in range(len(steps), len(batches)):
                     step, edits = self._step(index, batches[index], masters, context, probed, baseline)
                     steps.append(step)
                     per_edit += edits
+                    memory = dict(context.state)
+                    self._committing = False
                     progress.advance(bar, len(batches[index]))
                     if cache and time.monotonic() - saved > SAVE_SECONDS:
-                        cache.save_partial(key, masters, {"steps": steps, "edits": per_edit})
+                        cache.save_partial(key, masters, memory, {"steps": steps, "edits": per_edit})
                         saved = time.monotonic()
                     if on_checkpoint is not None and len(per_edit) in checkpoints:
                         on_checkpoint(self._state(steps, per_edit, probed, baseline, masters))
@@ -184,8 +189,9 @@ class EditSession:
                 cache.save(key, masters, state)
             return state
         except BaseException as error:
-            if cache and isinstance(error, KeyboardInterrupt) and len(steps) > 0:
-                cache.save_partial(key, masters, {"steps": steps, "edits": per_edit})
+            # In the middle of a commit weights and records do not belong together.
+            if cache and isinstance(error, KeyboardInterrupt) and steps and not self._committing:
+                cache.save_partial(key, masters, memory, {"steps": steps, "edits": per_edit})
             self.revert()
             raise
 
@@ -231,6 +237,7 @@ class EditSession:
                 "finite": finite,
             }
         # All or nothing: half an edit would be neither the method's result nor the model before it.
+        self._committing = True
         if finite_step := all(w["finite"] for w in weights.values()):
             for name, trimmed in updates.items():
                 stored = self.lm.weight(name).detach().clone()
@@ -238,6 +245,8 @@ class EditSession:
                 self._install({name: masters[name]})
                 # After rounding: in 16 bits a small update can vanish.
                 weights[name]["changed"] = int((self.lm.weight(name) != stored).sum()) / stored.numel()
+            if self.method.after_step is not None:
+                self.method.after_step(self.lm, edits, self.hparams.values, context)
         done_at = time.perf_counter()
         after = measure(self.lm, probed, baseline, ids)
         step = {

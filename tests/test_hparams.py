@@ -231,7 +231,16 @@ def model_of(config: transformers.PretrainedConfig) -> SimpleNamespace:
     """As much of an EditableLM as choosing hyper-parameters needs; no weights."""
     n = config.num_hidden_layers
     names = tuple(f"h.{i}" for i in range(n))
-    architecture = Architecture(names, names, None, None, config.hidden_size, 4 * config.hidden_size)
+    architecture = Architecture(
+        names,
+        names,
+        tuple((n,) for n in names),
+        names,
+        None,
+        None,
+        config.hidden_size,
+        4 * config.hidden_size,
+    )
     return SimpleNamespace(
         model=SimpleNamespace(config=config), architecture=architecture, check_layers=lambda _: None
     )

@@ -1,4 +1,4 @@
-"""Editing methods: each proposes updates of down-projection weights that make a model state new facts.
+"""Editing methods: each proposes updates of MLP weights that make a model state new facts.
 
 A method is one file with a frozen hyper-parameter model and a function
 
@@ -9,10 +9,17 @@ registered here by name. It changes no weight itself: the session trims, applies
 
 from __future__ import annotations
 
-from harness_rect.methods.base import Context, LowRank, Method, Proposal
-from harness_rect.methods.memit import MEMIT
+from harness_rect.methods.alphaedit import ALPHAEDIT
+from harness_rect.methods.base import Context, Dense, LowRank, Method, Proposal
+from harness_rect.methods.ft import FT, FT_L, LOCFT_BF
+from harness_rect.methods.kn import KN
+from harness_rect.methods.memit import EMMET, MEMIT
 from harness_rect.methods.rome import R_ROME, ROME
+from harness_rect.methods.ultraedit import ULTRAEDIT
 
-METHODS: dict[str, Method] = {method.name: method for method in (ROME, R_ROME, MEMIT)}
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (ROME, R_ROME, MEMIT, EMMET, ALPHAEDIT, KN, FT, FT_L, LOCFT_BF, ULTRAEDIT)
+}
 
-__all__ = ["METHODS", "Context", "LowRank", "Method", "Proposal"]
+__all__ = ["METHODS", "Context", "Dense", "LowRank", "Method", "Proposal"]

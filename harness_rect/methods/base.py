@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -36,13 +36,26 @@ class LowRank:
 
 
 @dataclass(frozen=True)
+class Dense:
+    """An update as a matrix in the stored weight's own orientation and device, float32."""
+
+    matrix: Tensor
+
+    def dense(self) -> Tensor:
+        return self.matrix
+
+
+Update = LowRank | Dense
+
+
+@dataclass(frozen=True)
 class Proposal:
     """What a method wants to change.
 
     updates: weight name -> update. details: for each edit, in order, what the search did (plain numbers).
     """
 
-    updates: dict[str, LowRank]
+    updates: dict[str, Update]
     details: list[dict[str, Any]]
 
 
@@ -53,10 +66,23 @@ class Context:
     templates: prefixes with one ``{}``, as the method's ``contexts`` gave them: a flat list for ROME, a list
         for each context type for MEMIT.
     second_moment: layer -> its second moment C, of the unedited model.
+    state: what a method remembers from step to step, by a name of its own; empty at the start of a stream and
+        saved with it, so that an interrupted stream goes on with it.
     """
 
     templates: list[Any]
     second_moment: Callable[[int], SecondMoment]
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+
+def bare_context(lm: EditableLM, hparams: Any, seed: int) -> list[Any]:
+    """For methods that read the bare prompt alone."""
+    return ["{}"]
+
+
+def down_projections(lm: EditableLM, hparams: Any) -> list[str]:
+    """The down projections of ``hparams.layers``: what most methods edit."""
+    return [lm.architecture.weight_name(layer) for layer in sorted(set(hparams.layers))]
 
 
 @dataclass(frozen=True)
@@ -64,16 +90,27 @@ class Method:
     """An editing method as the rest of the package sees it.
 
     default_hparams: hyper-parameters for a model without a preset.
+    propose: the updates of one step; leaves the model as it was.
     contexts: the templates of these hyper-parameters, sampled with a seed where they fix none; what it
         returns is also a valid ``context_templates``.
-    needs_statistics: whether these hyper-parameters read second moments, and of which layers.
+    needs_statistics: which layers' second moments these hyper-parameters read.
+    weights: names of the weights these hyper-parameters edit.
+    after_step: called with the model as the step left it, trimmed and rounded; for methods with a memory.
+    check: raises UserError for edits the method cannot use, before anything else is done.
     batches: whether several facts can be edited in one update.
+    at_subject: whether it writes at the subject's last token, which the last block is too late for.
+    presets: folder of its presets, where that is not its name.
     """
 
     name: str
     hparams: type[HyperParameters]
     default_hparams: Callable[[Architecture], dict[str, Any]]
-    contexts: Callable[[EditableLM, Any, int], list[Any]]
     propose: Callable[[EditableLM, Sequence[Edit], Any, Context], Proposal]
-    needs_statistics: Callable[[Any], list[int]]
+    contexts: Callable[[EditableLM, Any, int], list[Any]] = bare_context
+    needs_statistics: Callable[[Any], list[int]] = lambda hparams: []
+    weights: Callable[[EditableLM, Any], list[str]] = down_projections
+    after_step: Callable[[EditableLM, Sequence[Edit], Any, Context], None] | None = None
+    check: Callable[[Sequence[Edit]], None] | None = None
     batches: bool = False
+    at_subject: bool = False
+    presets: str = ""

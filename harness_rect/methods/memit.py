@@ -1,23 +1,28 @@
-"""MEMIT: Mass-Editing Memory in a Transformer (Meng et al. 2023).
+"""MEMIT: Mass-Editing Memory in a Transformer (Meng et al. 2023), and EMMET beside it.
 
 A batch of B facts is spread over the down projections of blocks l_1..l_n. First, for each fact, the residual
 stream z wanted at the output of block l_n at the subject's last token is searched as in ROME, with d added at
 the block's output. Then for each layer in order, with the layers before it already updated,
 
     R    = (Z - output of block l_n at the bare prompts) / (n - i), i counted from 0   (eq. 20)
-    dW_l = R K^T (lambda C + K K^T)^-1                                                 (eq. 14)
+    dW_l = R K^T (lambda C + S + K K^T)^-1                                             (eq. 14)
 
 where K (d_mlp x B) holds the facts' keys, each the mean over context types of the mean over that type's
-templates (so the bare prompt weighs one half), C = E[k k^T] over text and lambda = mom2_update_weight. The
-solve is in float64, through the B x B system that Woodbury's identity leaves: with G = C^-1 K / lambda,
-(lambda C + K K^T)^-1 K = G (I + K^T G)^-1.
+templates (so the bare prompt weighs one half), C = E[k k^T] over text and lambda = mom2_update_weight. S is
+zero, or with ``history: keys`` the sum of the key products of all earlier batches, each read from the model
+as that batch left it (AlphaEdit's MEMIT for sequences). ``ridge`` adds a multiple of I beside it (ENCORE,
+Gupta et al. 2025). The solve is in float64, see :mod:`harness_rect.methods.key_history`.
+
+EMMET (Gupta et al. 2024, "A Unified Framework for Model Editing") makes the facts an equality constraint
+instead: dW_l = R (K^T C^-1 K)^-1 K^T C^-1, ROME's update for a batch.
 
 As in the published code, C is the moment of the unedited model; ours is even where the cache is cold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -25,17 +30,18 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from harness_rect.edits import Edit
-from harness_rect.methods.base import Context, HyperParameters, LowRank, Method, Proposal
+from harness_rect.methods.base import Context, LowRank, Method, Proposal, Update
 from harness_rect.methods.contexts import check_templates, fill, sample_templates
-from harness_rect.methods.value_search import search_value, subject_position
+from harness_rect.methods.key_history import Prior, remember_keys, solve_with_history
+from harness_rect.methods.value_search import SearchHyperParameters, search_value, subject_position
 from harness_rect.models import Architecture, EditableLM
 
 #: The two context types: the bare prompt, and this many sampled texts of at most so many tokens.
 SAMPLED_CONTEXTS, SAMPLED_LENGTH = 5, 10
 
 
-class MemitHyperParameters(HyperParameters):
-    """Hyper-parameters of MEMIT, named as in its published files.
+class MassEditHyperParameters(SearchHyperParameters):
+    """Hyper-parameters that MEMIT, EMMET and AlphaEdit share, named as in their published files.
 
     layers: consecutive or not, edited in order; z is read at the output of the last.
     mom2_update_weight: lambda, the weight of what the model knew against the new facts.
@@ -45,13 +51,9 @@ class MemitHyperParameters(HyperParameters):
 
     layers: list[int] = Field(min_length=1)
     layer_selection: Literal["all"] = "all"
-    fact_token: Literal["subject_last"] = "subject_last"
-    v_num_grad_steps: int = Field(default=25, ge=1)
-    v_lr: float = Field(default=0.5, gt=0)
     v_loss_layer: int | None = None
     v_weight_decay: float = Field(default=0.5, ge=0)
     clamp_norm_factor: float = Field(default=0.75, gt=0)
-    kl_factor: float = Field(default=0.0625, ge=0)
     mom2_adjustment: Literal[True] = True
     mom2_update_weight: float = Field(default=15_000, gt=0)
     mom2_dataset: str = "wikipedia"
@@ -65,13 +67,20 @@ class MemitHyperParameters(HyperParameters):
         return None if groups is None else [check_templates(group) for group in groups]
 
 
+class MemitHyperParameters(MassEditHyperParameters):
+    """history: whether the keys of earlier batches are protected. ridge: added to the system's diagonal."""
+
+    history: Literal["none", "keys"] = "none"
+    ridge: float = Field(default=0.0, ge=0)
+
+
 def default_hparams(architecture: Architecture) -> dict[str, Any]:
     """For a model without a preset: up to five layers that end at about a third of the depth."""
     last = max(architecture.n_layers // 3, 1 if architecture.n_layers > 2 else 0)
     return {"layers": list(range(max(0, last - 4), last + 1))}
 
 
-def contexts(lm: EditableLM, hparams: MemitHyperParameters, seed: int) -> list[list[str]]:
+def contexts(lm: EditableLM, hparams: MassEditHyperParameters, seed: int) -> list[list[str]]:
     """The context types: those of the hyper-parameters, or the bare prompt and five sampled prefixes."""
     if hparams.context_templates is not None:
         return hparams.context_templates
@@ -79,8 +88,16 @@ def contexts(lm: EditableLM, hparams: MemitHyperParameters, seed: int) -> list[l
     return [[bare], sampled]
 
 
-def propose(
-    lm: EditableLM, edits: Sequence[Edit], hparams: MemitHyperParameters, context: Context
+#: (layer, keys K (d_mlp, B)) -> X (d_mlp, B) float64 with dW = R X^T.
+Adjust = Callable[[int, Tensor], Tensor]
+
+
+def edit_layers(
+    lm: EditableLM,
+    edits: Sequence[Edit],
+    hparams: MassEditHyperParameters,
+    context: Context,
+    adjust: Adjust,
 ) -> Proposal:
     """Updates of all layers for one batch of facts. The model is as it was when this returns."""
     layers = sorted(set(hparams.layers))
@@ -93,21 +110,58 @@ def propose(
         z.append(v0 + d)
         details.append(trace)
     targets = torch.stack(z)
-    updates: dict[str, LowRank] = {}
+    updates: dict[str, Update] = {}
     names = [lm.architecture.weight_name(layer) for layer in layers]
     with lm.weights_restored(names[:-1]):
         for index, (layer, name) in enumerate(zip(layers, names, strict=True)):
             keys = fact_keys(lm, edits, layer, context.templates)
             residual = (targets - block_outputs(lm, edits, last)) / (len(layers) - index)
-            adjusted = context.second_moment(layer).solve_with_keys(keys.T, hparams.mom2_update_weight)
-            updates[name] = LowRank(*lm.oriented(layer, residual.T.double(), adjusted))
+            updates[name] = LowRank(*lm.oriented(layer, residual.T.double(), adjust(layer, keys.T)))
             if layer != last:
                 weight = lm.weight(name).data
                 weight += updates[name].dense().to(weight)
     return Proposal(updates, details)
 
 
-def _read_block(lm: EditableLM, hparams: MemitHyperParameters) -> Any:
+def _prior(hparams: MemitHyperParameters, context: Context, layer: int) -> Prior:
+    moment, weight = context.second_moment(layer), hparams.mom2_update_weight
+    return lambda keys: moment.solve_columns(keys, hparams.ridge / weight) / weight
+
+
+def propose(
+    lm: EditableLM, edits: Sequence[Edit], hparams: MemitHyperParameters, context: Context
+) -> Proposal:
+    """MEMIT's updates of all layers for one batch of facts."""
+
+    def adjust(layer: int, keys: Tensor) -> Tensor:
+        return solve_with_history(_prior(hparams, context, layer), keys, context.state, str(layer))
+
+    return edit_layers(lm, edits, hparams, context, adjust)
+
+
+def after_step(
+    lm: EditableLM, edits: Sequence[Edit], hparams: MemitHyperParameters, context: Context
+) -> None:
+    """With ``history: keys``, add this batch's keys, read from the edited model, to S."""
+    if hparams.history == "keys":
+        for layer in sorted(set(hparams.layers)):
+            keys = fact_keys(lm, edits, layer, context.templates).T
+            remember_keys(_prior(hparams, context, layer), keys, context.state, str(layer))
+
+
+def propose_emmet(
+    lm: EditableLM, edits: Sequence[Edit], hparams: MassEditHyperParameters, context: Context
+) -> Proposal:
+    """EMMET's updates of all layers for one batch of facts."""
+
+    def adjust(layer: int, keys: Tensor) -> Tensor:
+        solved = context.second_moment(layer).solve_columns(keys.double())
+        return torch.linalg.solve(keys.double().T @ solved, solved, left=False)
+
+    return edit_layers(lm, edits, hparams, context, adjust)
+
+
+def _read_block(lm: EditableLM, hparams: MassEditHyperParameters) -> Any:
     """The block the search reads, or None where the model's own logits are that."""
     layer = hparams.v_loss_layer
     return None if layer is None or layer == lm.architecture.n_layers - 1 else lm.block(layer)
@@ -136,8 +190,18 @@ MEMIT = Method(
     name="memit",
     hparams=MemitHyperParameters,
     default_hparams=default_hparams,
-    contexts=contexts,
     propose=propose,
+    contexts=contexts,
     needs_statistics=lambda hparams: sorted(set(hparams.layers)),
+    after_step=after_step,
     batches=True,
+    at_subject=True,
+)
+EMMET = replace(
+    MEMIT,
+    name="emmet",
+    hparams=MassEditHyperParameters,
+    propose=propose_emmet,
+    after_step=None,
+    presets="memit",
 )

@@ -32,13 +32,13 @@ from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor
 
 from harness_rect.edits import Edit
-from harness_rect.methods.base import Context, HyperParameters, LowRank, Method, Proposal
+from harness_rect.methods.base import Context, LowRank, Method, Proposal, Update
 from harness_rect.methods.contexts import check_templates, fill, sample_templates
-from harness_rect.methods.value_search import search_value, subject_position
+from harness_rect.methods.value_search import SearchHyperParameters, search_value, subject_position
 from harness_rect.models import Architecture, EditableLM
 
 
-class RomeHyperParameters(HyperParameters):
+class RomeHyperParameters(SearchHyperParameters):
     """Hyper-parameters of ROME, named as in its published files.
 
     layers: blocks edited one after the other, each with the updates of those before it in place.
@@ -47,12 +47,8 @@ class RomeHyperParameters(HyperParameters):
     """
 
     layers: list[int] = Field(min_length=1)
-    fact_token: Literal["subject_last"] = "subject_last"
-    v_num_grad_steps: int = Field(default=25, ge=1)
-    v_lr: float = Field(default=0.5, gt=0)
     v_weight_decay: float = Field(default=1e-3, ge=0)
     clamp_norm_factor: float = Field(default=4.0, gt=0)
-    kl_factor: float = Field(default=0.0625, ge=0)
     mom2_adjustment: bool = False
     mom2_dataset: str = "wikipedia"
     mom2_n_samples: int = Field(default=100_000, ge=1)
@@ -109,7 +105,7 @@ def propose(
     """
     (edit,) = edits
     layers = sorted(set(hparams.layers))
-    updates: dict[str, LowRank] = {}
+    updates: dict[str, Update] = {}
     detail: dict[str, Any] = {}
     names = [lm.architecture.weight_name(layer) for layer in layers]
     with lm.weights_restored(names[:-1]):
@@ -158,5 +154,7 @@ ROME = Method(
     contexts=contexts,
     propose=partial(propose, average_key_everywhere=False),
     needs_statistics=_needs_statistics,
+    at_subject=True,
+    presets="rome",
 )
 R_ROME = replace(ROME, name="r_rome", propose=partial(propose, average_key_everywhere=True))

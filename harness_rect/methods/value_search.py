@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from harness_rect.edits import Edit
+from harness_rect.methods.base import HyperParameters
 from harness_rect.methods.contexts import fill
 from harness_rect.models import EditableLM
 from harness_rect.models.lm import hidden_of, unflatten
@@ -30,14 +32,23 @@ LOSS_FLOOR = 5e-2
 KL_PROMPT = "{} is a"
 
 
-class SearchSettings(Protocol):
-    """The hyper-parameters a search reads."""
+class SearchHyperParameters(HyperParameters):
+    """Hyper-parameters of the search, named as in the files of ROME and MEMIT, and two of follow-up work.
 
-    v_num_grad_steps: int
-    v_lr: float
-    v_weight_decay: float
-    clamp_norm_factor: float
-    kl_factor: float
+    mpes: stop as soon as every target token is the most probable one in all contexts (ENCORE, Gupta et al.
+    2025).
+    norm_anchor: give v0 + d the norm of v0 when the search is done, so that values cannot grow with
+        the number of edits (norm-anchor scaling).
+    """
+
+    fact_token: Literal["subject_last"] = "subject_last"
+    v_num_grad_steps: int = Field(default=25, ge=1)
+    v_lr: float = Field(default=0.5, gt=0)
+    v_weight_decay: float = Field(default=0.5, ge=0)
+    clamp_norm_factor: float = Field(default=4.0, gt=0)
+    kl_factor: float = Field(default=0.0625, ge=0)
+    mpes: bool = False
+    norm_anchor: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,7 @@ def search_value(
     templates: Sequence[str],
     module: nn.Module,
     v0: Tensor,
-    settings: SearchSettings,
+    settings: SearchHyperParameters,
     read_block: nn.Module | None = None,
 ) -> tuple[Tensor, dict[str, Any]]:
     """Find d for one fact.
@@ -152,6 +163,8 @@ def search_value(
             trace.append({"loss": loss.item(), "nll": nll.item(), "kl": kl.item(), "decay": decay.item()})
             if loss < LOSS_FLOOR or step == settings.v_num_grad_steps - 1:
                 break
+            if settings.mpes and bool((log_probs.argmax(-1) == targets).all()):
+                break
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -163,6 +176,8 @@ def search_value(
         for handle in handles:
             handle.remove()
     d = d.detach()
+    if settings.norm_anchor:
+        d = (v0 + d) * (v0_norm / (v0 + d).norm()) - v0
     return d, {
         "evaluations": len(trace),
         **trace[-1],

@@ -18,6 +18,8 @@ from harness_rect.errors import UserError
 
 # A matrix under one of these belongs to attention, whose output projection has the same output width.
 ATTENTION_NAMES = ("attn", "attention")
+# Names of the matrix whose output enters the nonlinearity, where several read the residual stream.
+FIRST_PROJECTION_NAMES = ("gate_proj", "gate_up_proj")
 # Names of down projections, for blocks in which several matrices have the right output width.
 DOWN_PROJECTION_NAMES = ("down_proj", "c_proj", "dense_4h_to_h", "fc_out", "fc2")
 
@@ -29,6 +31,9 @@ class Architecture:
     Attributes:
         blocks: one name a decoder block, in order.
         down_projections: one name a block: the matrix d_mlp -> d_model.
+        mlp_matrices: for each block the names of all its MLP matrices, the down projection last.
+        first_projections: one name a block: the MLP matrix whose output enters the nonlinearity, in its first
+            d_mlp columns (Phi-3 keeps gate and up projection in one matrix).
         norm: the norm after the last block, or None where the model has none.
         head: the output embedding (unembedding), or None where it is not a module of the tree.
         d_model: width of the residual stream.
@@ -37,6 +42,8 @@ class Architecture:
 
     blocks: tuple[str, ...]
     down_projections: tuple[str, ...]
+    mlp_matrices: tuple[tuple[str, ...], ...]
+    first_projections: tuple[str, ...]
     norm: str | None
     head: str | None
     d_model: int
@@ -80,6 +87,18 @@ def _down_projection(block: nn.Module, d_model: int) -> str | None:
     if len(found) > 1:
         found = [name for name in found if name.rpartition(".")[2] in DOWN_PROJECTION_NAMES]
     return found[0] if len(found) == 1 else None
+
+
+def _into_mlp(block: nn.Module, d_model: int, d_mlp: int) -> list[str]:
+    """Names within ``block`` of the MLP matrices that read the residual stream."""
+    found = []
+    for name, module in block.named_modules():
+        widths = _widths(module)
+        if widths is None or widths[0] != d_model or widths[1] not in (d_mlp, 2 * d_mlp):
+            continue
+        if not any(word in part.lower() for part in name.split(".") for word in ATTENTION_NAMES):
+            found.append(name)
+    return found
 
 
 def check_editable(model: PreTrainedModel) -> None:
@@ -143,13 +162,32 @@ def locate(model: PreTrainedModel) -> Architecture:
     names = {id(m): n for n, m in modules.items()}
     down_names = tuple(f"{list_name}.{i}.{down}" for i, down in enumerate(downs))
     widths = _widths(modules[down_names[0]])
+    d_mlp = widths[0] if widths else 0
+    matrices, first = [], []
+    for i, down in enumerate(down_names):
+        block = f"{list_name}.{i}"
+        into = [
+            f"{block}.{name}"
+            for name in _into_mlp(modules[block], d_model, d_mlp)
+            if f"{block}.{name}" != down
+        ]
+        named = [name for name in into if name.rpartition(".")[2] in FIRST_PROJECTION_NAMES]
+        first += named or into[:1]
+        matrices.append((*into, down))
+    if len(first) != n_layers:
+        raise UserError(
+            f"cannot find the first MLP projections of {type(model).__name__}: looked in each block for"
+            f" one matrix outside attention from d_model={d_model} to d_mlp={d_mlp}"
+        )
     return Architecture(
         blocks=tuple(f"{list_name}.{i}" for i in range(n_layers)),
         down_projections=down_names,
+        mlp_matrices=tuple(matrices),
+        first_projections=tuple(first),
         norm=f"{parent}.{norms[-1]}" if parent and norms else (norms[-1] if norms else None),
         head=names.get(id(head)),
         d_model=d_model,
-        d_mlp=widths[0] if widths else 0,
+        d_mlp=d_mlp,
     )
 
 

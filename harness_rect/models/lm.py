@@ -6,7 +6,7 @@ which leaves every real token's position id and attention unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -109,6 +109,10 @@ class EditableLM:
     def down_projection(self, layer: int) -> nn.Module:
         self.check_layers([layer])
         return self._modules[self.architecture.down_projections[layer]]
+
+    def first_projection(self, layer: int) -> nn.Module:
+        self.check_layers([layer])
+        return self._modules[self.architecture.first_projections[layer]]
 
     def block(self, layer: int) -> nn.Module:
         self.check_layers([layer])
@@ -243,12 +247,19 @@ class EditableLM:
         """Forward pass with a hook on the down projection of each given layer; ends early if one says so."""
         self._run({self.down_projection(layer): hook for layer, hook in hooks.items()}, batch)
 
-    def _run(self, hooks: dict[nn.Module, Callable[..., object]], batch: Batch) -> None:
+    def _run(self, hooks: Mapping[nn.Module, Callable[..., object]], batch: Batch) -> None:
+        with self.hooked(hooks):
+            try:
+                self.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+            except _StopForward:
+                pass
+
+    @contextmanager
+    def hooked(self, hooks: Mapping[nn.Module, Callable[..., object]]) -> Iterator[None]:
+        """Forward hooks on modules, removed at the end whatever happens."""
         handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
         try:
-            self.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
-        except _StopForward:
-            pass
+            yield
         finally:
             for handle in handles:
                 handle.remove()

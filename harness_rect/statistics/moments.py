@@ -32,7 +32,10 @@ class SecondMoment:
     total: Tensor
     count: int
     origin: str
-    _factors: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _factors: dict[tuple[torch.device, float], Tensor] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    _eigen: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def mean(self) -> Tensor:
@@ -48,24 +51,38 @@ class SecondMoment:
         """C^-1 k as :func:`solve_moment`, C being factored once for each device."""
         return _solve_factored(self._factor(key.device), key)
 
-    def solve_with_keys(self, keys: Tensor, weight: float) -> Tensor:
-        """(weight C + K K^T)^-1 K in float64 by Woodbury's identity: only a (B, B) system is solved anew.
-
-        Args:
-            keys: K, (d_mlp, B). weight: lambda.
-
-        Returns:
-            (d_mlp, B) float64.
+    def solve_columns(self, columns: Tensor, ridge: float = 0.0) -> Tensor:
+        """(C + ridge I)^-1 applied to columns (d_mlp, n), in float64; factored once for each ridge and
+        device.
         """
-        k = keys.double()
-        g = torch.cholesky_solve(k, self._factor(k.device)) / weight
-        small = torch.eye(k.shape[1], dtype=k.dtype, device=k.device) + k.T @ g
-        return torch.linalg.solve(small, g, left=False)
+        return torch.cholesky_solve(columns.double(), self._factor(columns.device, ridge))
 
-    def _factor(self, device: torch.device) -> Tensor:
-        if device not in self._factors:
-            self._factors[device] = factor_moment(self.mean.to(device))
-        return self._factors[device]
+    def project_to_null_space(self, columns: Tensor, threshold: float) -> Tensor:
+        """P applied to columns (d_mlp, n), in float64.
+
+        P = U U^T over the eigenvectors U of C whose eigenvalue is below ``threshold`` (AlphaEdit, Fang et al.
+        2025).
+        """
+        key = columns.device
+        if key not in self._eigen:
+            self._eigen[key] = torch.linalg.eigh(self.mean.to(key))
+        values, vectors = self._eigen[key]
+        below = int((values < threshold).sum())  # eigenvalues come in rising order
+        x = columns.double()
+        if below <= len(values) // 2:
+            kept = vectors[:, :below]
+            return kept @ (kept.T @ x)
+        left_out = vectors[:, below:]
+        return x - left_out @ (left_out.T @ x)
+
+    def _factor(self, device: torch.device, ridge: float = 0.0) -> Tensor:
+        key = (device, ridge)
+        if key not in self._factors:
+            c = self.mean.to(device)
+            if ridge:
+                c = c + ridge * torch.eye(len(c), dtype=c.dtype, device=device)
+            self._factors[key] = factor_moment(c)
+        return self._factors[key]
 
 
 def read_moment(path: Path, d_mlp: int) -> SecondMoment:

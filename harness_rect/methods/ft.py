@@ -1,0 +1,163 @@
+"""Fine-tuning baselines: Adam on the down projections of a few blocks, the rest of the model frozen.
+
+* ``ft``: mean NLL per target token at the edit prompts (Zhu et al. 2020, as the baseline of Meng et al.
+  2022). With ``norm_constraint`` = epsilon it is FT-L: after every step the weight is put back into the box
+  |W - W_before| <= epsilon (max norm).
+* ``locft_bf``: localized breadth-first fine-tuning ("Fine-tuning Done Right in Model Editing", arXiv
+  2509.22072): mini-batches, epoch after epoch over the whole batch of facts instead of one fact to its end,
+  and an end-of-text token behind every target. It lives on a large ``edit_batch_size``; with 1 it differs
+  from ``ft`` by that token only.
+
+W_before is the weight just before the edit. The published FT of the ROME repository scores all tokens of a
+target from one position; every token is scored at its own here.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from harness_rect.edits import Edit
+from harness_rect.errors import UserError
+from harness_rect.methods.base import Context, Dense, HyperParameters, Method, Proposal
+from harness_rect.methods.gradients import Pair, targets_of, token_nll
+from harness_rect.models import Architecture, EditableLM
+
+#: Training stops when the mean loss of an epoch is below this (the published code of both).
+LOSS_FLOOR = 1e-2
+
+
+class FtHyperParameters(HyperParameters):
+    """Hyper-parameters of fine-tuning, named as in the published files.
+
+    num_steps: epochs over the facts of an edit. batch_size: facts a gradient step.
+    norm_constraint: epsilon of FT-L; None or false for none.
+    """
+
+    layers: list[int] = Field(min_length=1)
+    num_steps: int = Field(default=25, ge=1)
+    lr: float = Field(default=5e-4, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    batch_size: int = Field(default=32, ge=1)
+    norm_constraint: float | None = Field(default=None, gt=0)
+
+    @field_validator("norm_constraint", mode="before")
+    @classmethod
+    def _false_is_none(cls, value: Any) -> Any:
+        return None if value is False else value
+
+
+def default_hparams(architecture: Architecture) -> dict[str, Any]:
+    """For a model without a preset: one layer at about two thirds of the depth."""
+    return {"layers": [2 * architecture.n_layers // 3]}
+
+
+def propose(
+    lm: EditableLM,
+    edits: Sequence[Edit],
+    hparams: FtHyperParameters,
+    context: Context,
+    *,
+    end_of_text: bool,
+) -> Proposal:
+    """The change of the weights after training on these facts; the model is as it was when this returns."""
+    pairs = [_pair(lm, edit, end_of_text) for edit in edits]
+    layers = sorted(set(hparams.layers))
+    names = [lm.architecture.weight_name(layer) for layer in layers]
+    parameters = [lm.weight(name) for name in names]
+    before = [parameter.detach().float().clone() for parameter in parameters]
+    masters = [weight.clone() for weight in before]  # float32, rounded into the model at every step
+    optimiser = torch.optim.Adam(masters, lr=hparams.lr, weight_decay=hparams.weight_decay)
+    order = list(range(len(pairs)))
+    # A generator of this step's own: the same facts are shuffled alike whatever came before.
+    shuffle = random.Random("\n".join(edit.id for edit in edits)).shuffle
+    losses = [0.0] * len(pairs)
+    first: list[float] = []
+    with lm.weights_restored(names):
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        try:
+            for _ in range(hparams.num_steps):
+                shuffle(order)
+                for start in range(0, len(order), hparams.batch_size):
+                    chosen = order[start : start + hparams.batch_size]
+                    loss, found = _losses(lm, [pairs[i] for i in chosen])
+                    for i, value in zip(chosen, found, strict=True):
+                        losses[i] = value
+                    if float(loss) < LOSS_FLOOR:
+                        continue
+                    gradients = torch.autograd.grad(loss, parameters)
+                    for master, gradient in zip(masters, gradients, strict=True):
+                        master.grad = gradient.float()
+                    optimiser.step()
+                    _project(masters, before, hparams.norm_constraint)
+                    for parameter, master in zip(parameters, masters, strict=True):
+                        parameter.data.copy_(master)
+                first = first or list(losses)
+                if sum(losses) / len(losses) < LOSS_FLOOR:
+                    break
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+    updates = {n: Dense(m.detach() - b) for n, m, b in zip(names, masters, before, strict=True)}
+    details = [{"first_nll": a, "nll": b} for a, b in zip(first, losses, strict=True)]
+    return Proposal(dict(updates), details)
+
+
+def _pair(lm: EditableLM, edit: Edit, end_of_text: bool) -> Pair:
+    prompt, target = lm.encoder.continuation(edit.text, edit.target)
+    if not end_of_text:
+        return prompt, target
+    end = lm.encoder.tokenizer.eos_token_id
+    if end is None:
+        raise UserError("locft_bf needs an end-of-text token, and this tokenizer has no eos_token")
+    return prompt, [*target, end]
+
+
+def _losses(lm: EditableLM, pairs: Sequence[Pair]) -> tuple[Tensor, list[float]]:
+    """Mean over facts of the NLL per target token, with gradients, and each fact's own."""
+    targets = targets_of(lm, pairs)
+    with torch.enable_grad():
+        weighted = token_nll(lm, targets) * targets.weights
+        each = torch.zeros(len(pairs), device=weighted.device).index_add(
+            0, targets.rows.to(weighted.device), weighted
+        )
+    return each.mean(), each.tolist()
+
+
+@torch.no_grad()
+def _project(masters: Sequence[Tensor], before: Sequence[Tensor], epsilon: float | None) -> None:
+    if epsilon is not None:
+        for master, weight in zip(masters, before, strict=True):
+            master.copy_(torch.clamp(master, min=weight - epsilon, max=weight + epsilon))
+
+
+FT = Method(
+    name="ft",
+    hparams=FtHyperParameters,
+    default_hparams=default_hparams,
+    propose=partial(propose, end_of_text=False),
+    batches=True,
+)
+#: The published FT-L: epsilon 5e-4 unless a file says otherwise.
+FT_L = Method(
+    name="ft_l",
+    hparams=FtHyperParameters,
+    default_hparams=lambda architecture: default_hparams(architecture) | {"norm_constraint": 5e-4},
+    propose=partial(propose, end_of_text=False),
+    batches=True,
+    presets="ft_l",
+)
+LOCFT_BF = Method(
+    name="locft_bf",
+    hparams=FtHyperParameters,
+    default_hparams=default_hparams,
+    propose=partial(propose, end_of_text=True),
+    batches=True,
+)

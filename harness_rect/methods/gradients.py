@@ -1,0 +1,91 @@
+"""Likelihood of targets and its gradients, for methods that learn from them (FT, MEND, UltraEdit)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness_rect.models import EditableLM
+from harness_rect.models.lm import Batch, unflatten
+
+Pair = tuple[list[int], list[int]]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Prompts with their targets as one batch.
+
+    rows, positions: (n,) int64 on the CPU, the places whose logits predict the n target tokens. tokens: (n,)
+    those tokens. weights: (n,) float32, 1 / length of the token's target. tokens and weights are on the input
+    device.
+    """
+
+    batch: Batch
+    rows: Tensor
+    positions: Tensor
+    tokens: Tensor
+    weights: Tensor
+
+
+def targets_of(lm: EditableLM, pairs: Sequence[Pair]) -> Targets:
+    """``pairs``: ids of a prompt and of its target, as ``lm.encoder.continuation`` gives them.
+
+    Raises UserError for a sequence longer than the model can read.
+    """
+    places = [
+        (row, len(prompt) - 1 + i, token, 1 / len(target))
+        for row, (prompt, target) in enumerate(pairs)
+        for i, token in enumerate(target)
+    ]
+    rows, positions, tokens, weights = zip(*places, strict=True)
+    device = lm.input_device
+    return Targets(
+        lm.batch([prompt + target[:-1] for prompt, target in pairs]),
+        torch.tensor(rows),
+        torch.tensor(positions),
+        torch.tensor(tokens, device=device),
+        torch.tensor(weights, device=device),
+    )
+
+
+def token_nll(lm: EditableLM, targets: Targets) -> Tensor:
+    """(n,) float32 negative log-likelihood of every target token."""
+    logits = lm.logits_at(targets.batch, targets.rows, targets.positions).to(targets.tokens.device)
+    return nn.functional.cross_entropy(logits.float(), targets.tokens, reduction="none")
+
+
+def inputs_and_gradients(
+    lm: EditableLM, modules: Sequence[str], batch: Batch, loss: Callable[[], Tensor]
+) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    """What flows through linear modules when ``loss`` is computed, and its gradient at their outputs.
+
+    Works with every parameter frozen: a zero that requires gradients is added to each output.
+
+    Args:
+        modules: names of the modules. batch: what ``loss`` runs the model on, once.
+
+    Returns:
+        (loss, module -> (x (sequences, longest, inputs), g (sequences, longest, outputs)), detached,
+        float32).
+    """
+    named = dict(lm.model.named_modules())
+    inputs: dict[str, Tensor] = {}
+    probes: dict[str, Tensor] = {}
+
+    def hook_for(name: str) -> Callable[..., Tensor]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            inputs[name] = unflatten(args[0].detach(), batch).float()
+            probes[name] = torch.zeros_like(output, requires_grad=True)
+            return output + probes[name]
+
+        return hook
+
+    with torch.enable_grad(), lm.hooked({named[name]: hook_for(name) for name in modules}):
+        value = loss()
+        found = torch.autograd.grad(value, [probes[name] for name in modules])
+    gradients = dict(zip(modules, found, strict=True))
+    return value.detach(), {n: (inputs[n], unflatten(gradients[n], batch).float()) for n in modules}

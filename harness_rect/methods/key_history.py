@@ -1,0 +1,86 @@
+"""The linear system behind MEMIT and AlphaEdit, with the keys of earlier steps in it.
+
+Both need X = (A + S + K K^T)^-1 K for the keys K (d_mlp, B) of a step, where A is what is to be preserved
+(lambda C, or L2 P^+ for AlphaEdit) and S the sum of the key products of all earlier steps. With the earlier
+keys J (d_mlp, n), H = [J K] and G = A^-1 H, Woodbury's identity gives
+
+    X = the last B columns of G (I + H^T G)^-1
+
+so a step solves with A for its own keys only, and else with an (n + B) system: J, A^-1 J and J^T A^-1 J are
+kept from step to step. Once there are more old keys than dimensions, A^-1 S is kept instead and the full
+system is solved. All in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+#: Applies A^-1 to columns: (d_mlp, n) float64 -> (d_mlp, n) float64.
+Prior = Callable[[Tensor], Tensor]
+
+
+def solve_with_history(prior: Prior, keys: Tensor, state: State, name: str) -> Tensor:
+    """(A + S + K K^T)^-1 K in float64.
+
+    Args:
+        keys: K, (d_mlp, B). state, name: where :func:`remember_keys` keeps S under this name; without an
+        entry S = 0.
+    """
+    k = keys.double()
+    g = prior(k)
+    folded = _get(state, f"{name}.folded", k)
+    if folded is not None:
+        return torch.linalg.solve(_plus_identity(folded + g @ k.T), g)
+    small = _plus_identity(k.T @ g)
+    old_keys = _get(state, f"{name}.keys", k)
+    if old_keys is None:
+        return torch.linalg.solve(small, g, left=False)
+    solved, gram = _get(state, f"{name}.solved", k), _get(state, f"{name}.gram", k)
+    assert solved is not None and gram is not None
+    cross = solved.T @ k
+    system = torch.cat([torch.cat([_plus_identity(gram), cross], 1), torch.cat([cross.T, small], 1)])
+    last = torch.zeros(len(system), k.shape[1], dtype=k.dtype, device=k.device)
+    last[-k.shape[1] :] = torch.eye(k.shape[1], dtype=k.dtype, device=k.device)
+    weights = torch.cholesky_solve(last, torch.linalg.cholesky(system))
+    return solved @ weights[: -k.shape[1]] + g @ weights[-k.shape[1] :]
+
+
+def remember_keys(prior: Prior, keys: Tensor, state: State, name: str) -> None:
+    """Add K K^T to S. Arguments as in :func:`solve_with_history`; the state stays on the CPU."""
+    k = keys.double()
+    g = prior(k)
+    folded = _get(state, f"{name}.folded", k)
+    if folded is not None:
+        state[f"{name}.folded"] = (folded + g @ k.T).cpu()
+        return
+    old_keys = _get(state, f"{name}.keys", k)
+    if old_keys is None:
+        parts = {"keys": k, "solved": g, "gram": k.T @ g}
+    else:
+        solved, gram = _get(state, f"{name}.solved", k), _get(state, f"{name}.gram", k)
+        assert solved is not None and gram is not None
+        cross = solved.T @ k
+        parts = {
+            "keys": torch.cat([old_keys, k], 1),
+            "solved": torch.cat([solved, g], 1),
+            "gram": torch.cat([torch.cat([gram, cross], 1), torch.cat([cross.T, k.T @ g], 1)]),
+        }
+    if parts["keys"].shape[1] > len(k):
+        for part in parts:
+            state.pop(f"{name}.{part}", None)
+        state[f"{name}.folded"] = (parts["solved"] @ parts["keys"].T).cpu()
+    else:
+        state.update({f"{name}.{part}": value.cpu() for part, value in parts.items()})
+
+
+def _get(state: State, name: str, like: Tensor) -> Tensor | None:
+    found = state.get(name)
+    return None if found is None else found.to(like)
+
+
+def _plus_identity(matrix: Tensor) -> Tensor:
+    return matrix + torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)

@@ -1,0 +1,192 @@
+"""KN: Knowledge Neurons (Dai et al., ACL 2022), as the published editing code runs it.
+
+With a the output of the first MLP projection of block l at the last prompt token, before the nonlinearity,
+and T_1..T_n the tokens of the ground truth (the answer to be replaced), every neuron of every block is scored
+by integrated gradients along z_k = k / (m - 1) * a, k = 0..m-1:
+
+    S_l = a / (m n) * sum_i sum_k d P(T_i | prompt; a := z_k) / d z_k
+
+where each P(T_i) is the token's own probability right after the bare prompt. Neurons with S above
+``adaptive_threshold`` times the largest score of all blocks are knowledge neurons, and to the value vector
+(the column of the down projection) of each is added v:
+
+    one target token:   v = - 2 E[A] + E[B]
+    several:            v = - sum E[A] + sum E[B]
+
+with E the input embedding, B the tokens of the new target and A as many tokens of the model's own greedy
+continuation of the prompt. Targets are tokenised as the row gives them, without a space of ours and without
+BOS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from harness_rect.edits import Edit
+from harness_rect.errors import UserError
+from harness_rect.methods.base import Context, HyperParameters, LowRank, Method, Proposal, Update
+from harness_rect.models import EditableLM
+from harness_rect.models.lm import unflatten
+
+#: Tokens a batched pass may hold (all blocks and all steps of one prompt are independent rows).
+PASS_TOKENS = 4096
+
+
+class KnHyperParameters(HyperParameters):
+    """Hyper-parameters of KN, named as in its published files.
+
+    steps: m. adaptive_threshold: share of the largest score. p, refine: with one prompt and no refinement,
+    all that is run, p does nothing. lr_scale, n_toks: stand in the files and do nothing there either.
+    """
+
+    steps: int = Field(default=20, ge=1)
+    adaptive_threshold: float = Field(default=0.2, gt=0, lt=1)
+    p: float = 0.4
+    refine: Literal[False] = False
+    lr_scale: float = 1.0
+    n_toks: int = 10
+
+
+def check(edits: Sequence[Edit]) -> None:
+    """Every edit must name the answer it replaces."""
+    for edit in edits:
+        if not edit.target_old:
+            where = edit.source or f"edit {edit.id}"
+            raise UserError(
+                f"{where}: kn finds its neurons by the answer to be replaced;"
+                " give pred, target_true or ground_truth"
+            )
+
+
+def attribution(lm: EditableLM, prompt: Sequence[int], truth: Sequence[int], steps: int) -> Tensor:
+    """Integrated gradients of the ground-truth tokens' probabilities.
+
+    Args:
+        prompt, truth: token ids. steps: m.
+
+    Returns:
+        S, (n_layers, d_mlp), float32, on the CPU.
+    """
+    n_layers, width = lm.architecture.n_layers, lm.architecture.d_mlp
+    base = _activations(lm, prompt)
+    shares = torch.linspace(0, 1, steps) if steps > 1 else torch.zeros(1)
+    places = [(layer, float(share)) for layer in range(n_layers) for share in shares]
+    size = max(1, PASS_TOKENS // len(prompt))
+    total = torch.zeros(n_layers, width)
+    for start in range(0, len(places), size):
+        chosen = places[start : start + size]
+        layers = torch.tensor([layer for layer, _ in chosen])
+        z = torch.tensor([share for _, share in chosen]).unsqueeze(1) * base[layers]
+        total.index_add_(0, layers, _gradient(lm, prompt, truth, layers, z))
+    return base / (steps * len(truth)) * total
+
+
+def _activations(lm: EditableLM, prompt: Sequence[int]) -> Tensor:
+    """a of every block, (n_layers, d_mlp), float32, on the CPU."""
+    batch, width = lm.batch([prompt]), lm.architecture.d_mlp
+    found: dict[int, Tensor] = {}
+
+    def hook_for(layer: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            found[layer] = unflatten(output, batch)[0, -1, :width].float().cpu()
+
+        return hook
+
+    with (
+        torch.no_grad(),
+        lm.hooked({lm.first_projection(i): hook_for(i) for i in range(lm.architecture.n_layers)}),
+    ):
+        lm.logits(batch)
+    return torch.stack([found[layer] for layer in range(lm.architecture.n_layers)])
+
+
+def _gradient(
+    lm: EditableLM, prompt: Sequence[int], truth: Sequence[int], layers: Tensor, z: Tensor
+) -> Tensor:
+    """d sum_i P(T_i) / d z for rows that each replace a of one block: (rows, d_mlp), on the CPU."""
+    batch, last = lm.batch([prompt] * len(z)), len(prompt) - 1
+    z = z.to(lm.input_device).requires_grad_(True)
+
+    def hook_for(layer: int) -> Callable[..., Tensor]:
+        rows = (layers == layer).nonzero().flatten()
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            out = unflatten(output, batch).clone()
+            out[rows, last, : z.shape[1]] = z[rows].to(out)
+            return out.view_as(output)
+
+        return hook
+
+    hooks = {lm.first_projection(layer): hook_for(layer) for layer in set(layers.tolist())}
+    with torch.enable_grad(), lm.hooked(hooks):
+        every = torch.arange(len(z))
+        logits = lm.logits_at(batch, every, torch.full_like(every, last))
+        probabilities = logits.float().softmax(-1)
+        (gradient,) = torch.autograd.grad(probabilities[:, list(truth)].sum(), z)
+    return gradient.float().cpu()
+
+
+@torch.no_grad()
+def continuation(lm: EditableLM, text: str, length: int) -> list[int]:
+    """``length`` greedy tokens after a text, which is tokenised anew after each of them."""
+    tokens: list[int] = []
+    for _ in range(length):
+        ids = lm.encoder.ids(text)
+        logits = lm.logits_at(lm.batch([ids]), torch.tensor([0]), torch.tensor([len(ids) - 1]))
+        tokens.append(int(logits[0].argmax()))
+        text += str(lm.encoder.tokenizer.decode([tokens[-1]]))
+    return tokens
+
+
+def value_change(embedding: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
+    """v, (d_model,) float32, from the input embedding (vocabulary, d_model) and as many old as new tokens."""
+    a, b = embedding[list(old)].float(), embedding[list(new)].float()
+    return -2 * a[0] + b[0] if len(new) == 1 else b.sum(0) - a.sum(0)
+
+
+def propose(lm: EditableLM, edits: Sequence[Edit], hparams: KnHyperParameters, context: Context) -> Proposal:
+    """The change of the knowledge neurons' value vectors: of rank one in every block that has any."""
+    (edit,) = edits
+    plain = lm.encoder.tokenizer
+    truth, new = (
+        list(plain(text, add_special_tokens=False)["input_ids"])
+        for text in (edit.target_old or "", edit.target_new)
+    )
+    embedding: Any = lm.model.get_input_embeddings().weight
+    if embedding.shape[1] != lm.architecture.d_model:  # OPT-350m
+        raise UserError("kn adds token embeddings to value vectors; this model's are of another width")
+    scores = attribution(lm, lm.encoder.ids(edit.text), truth, hparams.steps)
+    chosen = scores > hparams.adaptive_threshold * scores.max()
+    old = continuation(lm, edit.text, len(new))
+    v = value_change(embedding.detach(), old, new)
+    updates: dict[str, Update] = {}
+    for layer, neurons in enumerate(chosen):
+        if neurons.any():
+            weight = lm.weight(lm.architecture.weight_name(layer))
+            factors = lm.oriented(
+                layer, v.unsqueeze(1).to(weight.device), neurons.float().unsqueeze(1).to(weight.device)
+            )
+            updates[lm.architecture.weight_name(layer)] = LowRank(*factors)
+    detail = {
+        "neurons": {
+            str(layer): row.nonzero().flatten().tolist() for layer, row in enumerate(chosen) if row.any()
+        },
+        "largest_score": float(scores.max()),
+        "old_tokens": old,
+    }
+    return Proposal(updates, [detail])
+
+
+KN = Method(
+    name="kn",
+    hparams=KnHyperParameters,
+    default_hparams=lambda architecture: {},
+    propose=propose,
+    weights=lambda lm, hparams: [lm.architecture.weight_name(i) for i in range(lm.architecture.n_layers)],
+    check=check,
+)
