@@ -49,14 +49,18 @@ def _parser() -> argparse.ArgumentParser:
 
     edit = commands.add_parser("edit", help="edit a model and write it as a Hugging Face checkpoint")
     _add_model(edit)
-    edit.add_argument("--method", required=True, help="rome, r_rome or memit")
+    edit.add_argument(
+        "--method",
+        required=True,
+        help="rome, r_rome, memit, emmet, alphaedit, kn, mend, ft, ft_l, locft_bf or ultraedit",
+    )
     edit.add_argument(
         "--edits", required=True, help="zsre, counterfact or a .json/.jsonl file, with [start:stop:step]"
     )
     edit.add_argument("--edit-batch-size", type=int, default=1, help="facts an edit (default 1)")
     edit.add_argument("--hparams", help="preset name, or a published JSON/YAML file")
     edit.add_argument("--stats", help="folder of second moments")
-    edit.add_argument("--regularizer", help="rect, random or none (default)")
+    edit.add_argument("--regularizer", help="rect, random, pca, prune, sphere or none (default)")
     edit.add_argument("--keep", help="share of the update kept: 0.4 or 40%%")
     edit.add_argument("--rect-convention", help="paper (default) or alphaedit")
     edit.add_argument("--edit-cache", help="folder for finished runs, or off (default: the user's cache)")

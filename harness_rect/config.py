@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from harness_rect.errors import UserError
 from harness_rect.methods import METHODS
-from harness_rect.regularizers import RECT_CONVENTIONS, REGULARIZERS
+from harness_rect.regularizers import NEEDS_KEEP, RECT_CONVENTIONS, REGULARIZERS
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -56,7 +56,7 @@ def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Mode
 class EditConfig(BaseModel):
     """What to edit, how, and where its by-products live. Field meanings: the table in the README.
 
-    ``keep`` is the share of an update that the regularizer keeps; None exactly when there is none.
+    ``keep`` is the share of an update that the regularizer keeps; None exactly when it does not use one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -95,10 +95,12 @@ class EditConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> EditConfig:
-        if self.regularizer != "none" and self.keep is None:
+        needs = NEEDS_KEEP[self.regularizer]
+        if needs and self.keep is None:
             raise ValueError(f"regularizer={self.regularizer} needs keep=, the share of the update to keep")
-        if self.regularizer == "none" and self.keep is not None:
-            raise ValueError("keep is given, but no regularizer to use it: rect or random")
+        if not needs and self.keep is not None:
+            users = ", ".join(name for name, uses in NEEDS_KEEP.items() if uses)
+            raise ValueError(f"keep is given, but regularizer={self.regularizer} does not use it: {users} do")
         if self.rect_convention != "paper" and self.regularizer != "rect":
             raise ValueError(
                 f"rect_convention={self.rect_convention} is given, but the regularizer is not rect"

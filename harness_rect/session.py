@@ -219,6 +219,7 @@ class EditSession:
                 self.config.keep,
                 self.config.rect_convention,
                 _generator(self.config.edit_seed, index, position),
+                transposed=self.lm.is_transposed(name),
             )
             trimmed = dense
             finite = bool(torch.isfinite(dense).all())

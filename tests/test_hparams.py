@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import transformers
@@ -268,6 +269,25 @@ def test_presets_have_the_published_values(name):
 
 def test_every_preset_is_checked_here():
     assert set(preset_names(ROME)) == set(PRESETS) == set(preset_names(METHODS["r_rome"]))
+
+
+ALPHAEDIT = {
+    "gpt2-xl": ([13, 14, 15, 16, 17], 20, 0.5, 0.5, 0.75, 0.0625, 0.02, 10),
+    "llama-3-8b": ([4, 5, 6, 7, 8], 25, 0.1, 0.5, 0.75, 0.0625, 0.02, 10),
+}
+
+
+@pytest.mark.parametrize("name", preset_names(METHODS["alphaedit"]))
+def test_alphaedit_presets_have_the_published_values(name):
+    h: Any = resolve_hparams(METHODS["alphaedit"], name, LARGE).values
+    search = (h.layers, h.v_num_grad_steps, h.v_lr, h.v_weight_decay, h.clamp_norm_factor, h.kl_factor)
+    assert (*search, h.nullspace_threshold, h.L2) == ALPHAEDIT[name]
+
+
+@pytest.mark.parametrize(("name", "steps"), [("gpt2-xl", 20), ("llama-7b", 1)])
+def test_kn_presets_have_the_published_values(name, steps):
+    h: Any = resolve_hparams(METHODS["kn"], name, LARGE).values
+    assert (h.steps, h.adaptive_threshold, h.p, h.refine) == (steps, 0.2, 0.4, False)
 
 
 def test_an_unknown_preset_is_told_the_nearest():

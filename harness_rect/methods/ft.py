@@ -90,7 +90,7 @@ def propose(
                     loss, found = _losses(lm, [pairs[i] for i in chosen])
                     for i, value in zip(chosen, found, strict=True):
                         losses[i] = value
-                    if float(loss) < LOSS_FLOOR:
+                    if loss.item() < LOSS_FLOOR:
                         continue
                     gradients = torch.autograd.grad(loss, parameters)
                     for master, gradient in zip(masters, gradients, strict=True):

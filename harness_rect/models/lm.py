@@ -125,6 +125,10 @@ class EditableLM:
         check_floating(weight, name)
         return weight
 
+    def is_transposed(self, name: str) -> bool:
+        """Whether the weight ``name`` is stored as (inputs, outputs)."""
+        return is_transposed(self._modules[name.rpartition(".")[0]])
+
     def check_layers(self, layers: Sequence[int]) -> None:
         n = self.architecture.n_layers
         for layer in layers:

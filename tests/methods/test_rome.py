@@ -382,3 +382,57 @@ def test_layers_that_need_second_moments_are_named():
     needs = METHODS["rome"].needs_statistics
     assert needs(hparams(layers=[1, 0], mom2_adjustment=True)) == [0, 1]
     assert needs(hparams(mom2_adjustment=False)) == []
+
+
+# -- options of follow-up work, off by default --------------------------------------------------------
+
+
+def test_the_search_stops_as_soon_as_the_target_is_the_most_probable_token(make_lm):
+    lm = make_lm("gpt2")
+    h = hparams(v_num_grad_steps=40, v_lr=0.5, clamp_norm_factor=9)
+    usual, early = (propose(lm, EASY, h.model_copy(update={"mpes": on})) for on in (False, True))
+    first, second = (p.details[0]["layers"]["0"] for p in (early, usual))
+    assert first["evaluations"] < second["evaluations"]
+    # One evaluation less, and some context still says something else.
+    shorter = h.model_copy(update={"v_num_grad_steps": first["evaluations"] - 1})
+    for steps, all_said in ((h.model_copy(update={"mpes": True}), True), (shorter, False)):
+        assert all(said(lm, EASY, steps)) == all_said
+
+
+def said(lm, edit, h) -> list[bool]:
+    """For each context whether the target is the argmax with the d of this search in place."""
+    module, found = lm.down_projection(0), []
+    _, bare = key_and_output(lm, edit, 0)
+    with lm.frozen():
+        d, _ = search_value(lm, edit, h.context_templates, module, bare, h)
+    for template in h.context_templates:
+        text = template.replace("{}", edit.text)
+        prompt, target = lm.encoder.continuation(text, edit.target)
+        where = lm.encoder.token_at(text, template.index("{}") + edit.subject_span[1] - 1)
+
+        def add(m, args, out, where=where):
+            out[:, where] += d
+            return out
+
+        handle = module.register_forward_hook(add)
+        with torch.no_grad():
+            logits = lm.model(torch.tensor([prompt + target[:-1]])).logits[0]
+        handle.remove()
+        found.append(logits[len(prompt) - 1 :].argmax(-1).tolist() == target)
+    return found
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_norm_anchor_keeps_the_values_norm(family, make_lm):
+    lm = make_lm(family)
+    _, bare = key_and_output(lm, EASY, 0)
+    found = []
+    for anchored in (False, True):
+        h = hparams(norm_anchor=anchored, v_num_grad_steps=4)
+        with lm.frozen():
+            d, _ = search_value(lm, EASY, TEMPLATES, lm.down_projection(0), bare, h)
+        found.append(bare + d)
+    free, kept = found
+    assert kept.norm() == pytest.approx(float(bare.norm()), rel=1e-5)
+    assert free.norm() != pytest.approx(float(bare.norm()), rel=1e-2)
+    assert torch.cosine_similarity(free, kept, dim=0) == pytest.approx(1.0, abs=1e-5)

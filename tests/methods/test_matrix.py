@@ -1,0 +1,84 @@
+"""Every method on every model family: finite updates of the right weights, and a revert to the last bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import FAMILIES, VOCABULARY, make_edit
+
+from harness_rect.config import EditConfig
+from harness_rect.methods import METHODS
+from harness_rect.session import EditSession
+from harness_rect.statistics import write_moment
+
+SEARCH = {"v_num_grad_steps": 6, "v_lr": 0.5, "v_weight_decay": 0.01, "clamp_norm_factor": 4}
+MASS = SEARCH | {"layers": [0, 1], "context_templates": [["{}"], ["The city is large. {}"]]}
+HPARAMS = {
+    "rome": SEARCH | {"layers": [0], "context_templates": ["{}", "Because. {}"]},
+    "r_rome": SEARCH | {"layers": [0], "context_templates": ["{}", "Because. {}"], "mom2_adjustment": True},
+    "memit": MASS | {"mom2_update_weight": 0.1, "history": "keys"},
+    "emmet": MASS | {"layers": [0]},
+    "alphaedit": MASS | {"nullspace_threshold": 0.9, "L2": 0.1},
+    "kn": {"steps": 5},
+    "ft": {"layers": [1], "num_steps": 4},
+    "ft_l": {"layers": [1], "num_steps": 4, "norm_constraint": 1e-4},
+    "locft_bf": {"layers": [0, 1], "num_steps": 4, "batch_size": 1},
+    "ultraedit": {"layers": [0, 1], "lr": 1e-4},
+}
+EDITS = [
+    make_edit("{} plays the sport of", "LeBron James", "football", id="a", target_old="a"),
+    make_edit("To visit the {} you must go to", "Vatican Library", "old Vienna", id="b", target_old="Rome"),
+]
+
+
+def test_every_method_is_here():
+    assert set(HPARAMS) | {"mend"} >= set(METHODS)
+
+
+@pytest.fixture(scope="module")
+def moments(tmp_path_factory) -> Path:
+    """Second moments that fit every family: they are found by their module's name."""
+    folder = tmp_path_factory.mktemp("moments")
+    width = 48
+    factor = torch.randn(width, width, generator=torch.Generator().manual_seed(0))
+    total = factor @ factor.T / width + 0.1 * torch.eye(width)
+    for family in FAMILIES.values():
+        for layer in (0, 1):
+            name = f"{family.blocks}.{layer}.{family.down}"
+            write_moment(folder / f"{name}_float32_mom2_100000.npz", total, 1, 1, "test")
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", HPARAMS)
+def test_a_batch_or_a_sequence_is_edited_and_reverted(
+    method, family, make_model, tokenizer, bos_tokenizer, moments, tmp_path
+):
+    model = make_model(family)
+    assert model.config.vocab_size == VOCABULARY
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    hparams = tmp_path / "hparams.json"
+    hparams.write_text(json.dumps(HPARAMS[method]))
+    config = EditConfig(
+        method=method,
+        edits="two",
+        edit_batch_size=2 if METHODS[method].batches else 1,
+        hparams=str(hparams),
+        stats=str(moments),
+        regularizer="rect",
+        keep=0.4,
+    )
+    session = EditSession(model, bos_tokenizer if FAMILIES[family].bos else tokenizer, config, EDITS)
+    report = session.run()
+    assert all(step["applied"] for step in report["steps"])
+    changed = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
+    tied = {n for n in changed if n not in session.weight_names}
+    assert changed and not tied
+    for step in report["steps"]:
+        for weight in step["weights"].values():
+            assert 0 < weight["kept"] <= 0.4 + 1e-3
+    session.revert()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -1,0 +1,109 @@
+"""PCA, PRUNE and SPHERE against independent dense computations."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness_rect.regularizers import make_regularizer, pca, prune, sphere
+
+shapes = st.tuples(st.integers(2, 9), st.integers(2, 9))
+
+
+def matrix(shape: tuple[int, int], seed: int, scale: float = 1.0) -> torch.Tensor:
+    return scale * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+# -- PCA ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.2, 0.5, 1.0])
+def test_pca_writes_scores_into_the_first_columns_of_zeros(keep):
+    update = matrix((10, 30), 0)
+    result = pca(update, keep=keep)
+    n = int(keep * 10)
+    assert not result[n:].any()
+    centred = update.T - update.T.mean(0)
+    u, s, _ = np.linalg.svd(centred.numpy(), full_matrices=False)
+    scores = (u * s)[:, :n]
+    np.testing.assert_allclose(np.abs(result[:n].T.numpy()), np.abs(scores), atol=1e-9)
+
+
+def test_pca_does_not_restore_a_rank_one_update():
+    update = matrix((10, 1), 1) @ matrix((1, 30), 2)
+    assert not torch.allclose(pca(update, keep=1.0), update, atol=0.1)
+
+
+# -- PRUNE ----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=shapes, seed=st.integers(0, 99), scale=st.sampled_from([0.1, 1.0, 30.0]), rank=st.integers(1, 9))
+def test_prune_restrains_the_accumulated_singular_values(shape, seed, scale, rank):
+    original = matrix(shape, seed)
+    rank = min(rank, *shape)
+    before = original + 0.3 * scale * matrix((shape[0], rank), seed + 1) @ matrix((rank, shape[1]), seed + 2)
+    update = scale * matrix(shape, seed + 3)
+    result = before + prune(update, before, original) - original
+    u, s, vt = np.linalg.svd((before + update - original).numpy(), full_matrices=False)
+    limit = np.linalg.svd(original.numpy(), compute_uv=False)[0]
+    restrained = [math.log(x, 1.2) - math.log(limit, 1.2) + limit if x >= limit else x for x in s]
+    np.testing.assert_allclose(result.numpy(), (u * restrained) @ vt, atol=1e-8 * max(1, s[0]))
+
+
+def test_prune_leaves_small_updates_alone():
+    original = matrix((6, 8), 0)
+    update = matrix((6, 8), 1, 1e-3)
+    assert torch.equal(prune(update, original, original), update)
+
+
+# -- SPHERE ---------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=shapes,
+    seed=st.integers(0, 99),
+    alpha=st.sampled_from([0.5, 1.0]),
+    beta=st.sampled_from([0.3, 0.5, 0.9]),
+)
+def test_sphere_projects_out_the_top_directions_of_the_rows(shape, seed, alpha, beta):
+    weight, update = matrix(shape, seed), matrix(shape, seed + 1)
+    unit = weight / weight.norm(dim=1, keepdim=True)
+    values, vectors = np.linalg.eigh((unit.T @ unit).numpy())
+    values, vectors = values[::-1], vectors[:, ::-1]
+    count = next(i for i in range(1, len(values) + 1) if values[:i].sum() >= beta * values.sum() - 1e-12)
+    u = torch.from_numpy(vectors[:, :count].copy())
+    wanted = update @ (torch.eye(shape[1], dtype=torch.float64) - alpha * u @ u.T)
+    torch.testing.assert_close(sphere(update, weight, alpha=alpha, beta=beta), wanted, rtol=1e-7, atol=1e-8)
+
+
+# -- all ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "keep"), [("pca", 0.4), ("sphere", None), ("prune", None)])
+def test_a_transposed_weight_is_treated_as_its_transpose(name, keep):
+    update, weight, original = matrix((6, 9), 0, 30), matrix((6, 9), 1), matrix((6, 9), 2)
+    generator = torch.Generator()
+    plain = make_regularizer(name, keep, "paper", generator)
+    turned = make_regularizer(name, keep, "paper", generator, transposed=True)
+    assert plain is not None and turned is not None
+    result = plain(update, weight, original)
+    assert not torch.equal(result, update)
+    torch.testing.assert_close(turned(update.T, weight.T, original.T).T, result, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["rect", "random", "pca", "prune", "sphere"])
+def test_inputs_stay_as_they_are_and_dtypes_are_kept(name):
+    keep = 0.5 if name in {"rect", "random", "pca"} else None
+    update, weight, original = (matrix((6, 9), seed, 30).float() for seed in range(3))
+    copies = [t.clone() for t in (update, weight, original)]
+    regularize = make_regularizer(name, keep, "paper", torch.Generator().manual_seed(0))
+    assert regularize is not None
+    assert regularize(update, weight, original).dtype == torch.float32
+    assert all(torch.equal(a, b) for a, b in zip((update, weight, original), copies, strict=True))
