@@ -100,7 +100,12 @@ class EditConfig(BaseModel):
             raise ValueError(f"regularizer={self.regularizer} needs keep=, the share of the update to keep")
         if not needs and self.keep is not None:
             users = ", ".join(name for name, uses in NEEDS_KEEP.items() if uses)
-            raise ValueError(f"keep is given, but regularizer={self.regularizer} does not use it: {users} do")
+            reason = (
+                "no regularizer"
+                if self.regularizer == "none"
+                else f"regularizer={self.regularizer} uses none"
+            )
+            raise ValueError(f"keep is given, but {reason}: it goes with {users}")
         if self.rect_convention != "paper" and self.regularizer != "rect":
             raise ValueError(
                 f"rect_convention={self.rect_convention} is given, but the regularizer is not rect"

@@ -33,7 +33,12 @@ from harness_rect.edits import Edit
 from harness_rect.methods.base import Context, LowRank, Method, Proposal, Update
 from harness_rect.methods.contexts import check_templates, fill, sample_templates
 from harness_rect.methods.key_history import Prior, remember_keys, solve_with_history
-from harness_rect.methods.value_search import SearchHyperParameters, search_value, subject_position
+from harness_rect.methods.value_search import (
+    Request,
+    SearchHyperParameters,
+    search_values,
+    subject_position,
+)
 from harness_rect.models import Architecture, EditableLM
 
 #: The two context types: the bare prompt, and this many sampled texts of at most so many tokens.
@@ -104,12 +109,16 @@ def edit_layers(
     last = layers[-1]
     flat = [template for group in context.templates for template in group]
     bare = block_outputs(lm, edits, last)
-    z, details = [], []
-    for edit, v0 in zip(edits, bare, strict=True):
-        d, trace = search_value(lm, edit, flat, lm.block(last), v0, hparams, _read_block(lm, hparams))
-        z.append(v0 + d)
-        details.append(trace)
-    targets = torch.stack(z)
+    found = search_values(
+        lm,
+        [Request(edit, v0) for edit, v0 in zip(edits, bare, strict=True)],
+        flat,
+        last,
+        hparams,
+        at_block=True,
+        loss_layer=hparams.v_loss_layer,
+    )
+    targets = torch.stack([v0 + d for v0, (d, _) in zip(bare, found, strict=True)])
     updates: dict[str, Update] = {}
     names = [lm.architecture.weight_name(layer) for layer in layers]
     with lm.weights_restored(names[:-1]):
@@ -120,7 +129,7 @@ def edit_layers(
             if layer != last:
                 weight = lm.weight(name).data
                 weight += updates[name].dense().to(weight)
-    return Proposal(updates, details)
+    return Proposal(updates, [trace for _, trace in found])
 
 
 def _prior(hparams: MemitHyperParameters, context: Context, layer: int) -> Prior:
@@ -159,12 +168,6 @@ def propose_emmet(
         return torch.linalg.solve(keys.double().T @ solved, solved, left=False)
 
     return edit_layers(lm, edits, hparams, context, adjust)
-
-
-def _read_block(lm: EditableLM, hparams: MassEditHyperParameters) -> Any:
-    """The block the search reads, or None where the model's own logits are that."""
-    layer = hparams.v_loss_layer
-    return None if layer is None or layer == lm.architecture.n_layers - 1 else lm.block(layer)
 
 
 def block_outputs(lm: EditableLM, edits: Sequence[Edit], layer: int) -> Tensor:

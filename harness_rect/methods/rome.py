@@ -134,8 +134,7 @@ def _layer_update(
     if hparams.mom2_adjustment:
         u = context.second_moment(layer).solve(averaged.key)
     u = u / u.norm()
-    module = lm.down_projection(layer)
-    d, trace = search_value(lm, edit, context.templates, module, bare.output, hparams)
+    d, trace = search_value(lm, edit, context.templates, layer, bare.output, hparams, at_block=False)
     replaced = averaged if average_key_everywhere else bare
     overlap = replaced.key @ u
     r = (bare.output + d - replaced.output) / overlap

@@ -7,7 +7,7 @@ which leaves every real token's position id and attention unchanged.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,7 @@ class EditableLM:
 
     Attributes:
         model: the transformers model, in evaluation mode.
+        pad_id: a token that has an embedding, for places that are masked.
         encoder: the :class:`TextEncoder`.
         architecture: names of blocks, down projections, norm and head.
     """
@@ -98,7 +99,7 @@ class EditableLM:
         pad = tokenizer.pad_token_id
         rows = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
         readable = pad is not None and pad < rows
-        self._pad_id = pad if readable else 0  # masked, so any id serves that has an embedding
+        self.pad_id = pad if readable else 0  # masked, so any id serves that has an embedding
 
     # -- parts ------------------------------------------------------------------------------------
 
@@ -117,6 +118,11 @@ class EditableLM:
     def block(self, layer: int) -> nn.Module:
         self.check_layers([layer])
         return self._modules[self.architecture.blocks[layer]]
+
+    @property
+    def head_module(self) -> nn.Module:
+        """The output embedding; only where ``architecture.head`` names one."""
+        return self._modules[str(self.architecture.head)]
 
     def weight(self, name: str) -> nn.Parameter:
         """The parameter ``name``, checked to be editable in place."""
@@ -157,13 +163,16 @@ class EditableLM:
 
     # -- running ----------------------------------------------------------------------------------
 
-    def batch(self, sequences: Sequence[Sequence[int]]) -> Batch:
+    def check_length(self, sequences: Sequence[Sequence[int]]) -> None:
         longest = max(map(len, sequences))
         if longest > self.max_length:
             raise UserError(
                 f"a prompt of {longest} tokens is longer than the {self.max_length} this model can read"
             )
-        ids = torch.full((len(sequences), longest), self._pad_id, dtype=torch.long)
+
+    def batch(self, sequences: Sequence[Sequence[int]]) -> Batch:
+        self.check_length(sequences)
+        ids = torch.full((len(sequences), max(map(len, sequences))), self.pad_id, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, sequence in enumerate(sequences):
             ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
@@ -188,7 +197,7 @@ class EditableLM:
         def gather(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             return (args[0][rows, positions].unsqueeze(0), *args[1:])
 
-        handle = self._modules[self.architecture.head].register_forward_pre_hook(gather)
+        handle = self.head_module.register_forward_pre_hook(gather)
         try:
             return self.logits(batch)[0]
         finally:
@@ -258,10 +267,14 @@ class EditableLM:
             except _StopForward:
                 pass
 
-    @contextmanager
-    def hooked(self, hooks: Mapping[nn.Module, Callable[..., object]]) -> Iterator[None]:
+    def hooked(self, hooks: Mapping[nn.Module, Callable[..., object]]) -> AbstractContextManager[None]:
         """Forward hooks on modules, removed at the end whatever happens."""
-        handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
+        return self.hooked_in_order(list(hooks.items()))
+
+    @contextmanager
+    def hooked_in_order(self, hooks: Sequence[tuple[nn.Module, Callable[..., object]]]) -> Iterator[None]:
+        """The same where one module may have several, each seeing what the one before it made."""
+        handles = [module.register_forward_hook(hook) for module, hook in hooks]
         try:
             yield
         finally:

@@ -185,7 +185,7 @@ def test_agrees_with_a_plain_implementation(method, family, where, moments, make
     proposal = propose(lm, edit, h, method, moment)
     _, v0 = key_and_output(lm, edit, 0)
     with lm.frozen():
-        d, _ = search_value(lm, edit, TEMPLATES, lm.down_projection(0), v0, h)
+        d, _ = search_value(lm, edit, TEMPLATES, 0, v0, h, at_block=False)
     update = next(iter(proposal.updates.values()))
     left, right = (update.right, update.left) if family == "gpt2" else (update.left, update.right)
     report = proposal.details[0]["layers"]["0"]
@@ -208,7 +208,7 @@ def test_an_edit_writes_its_fact_on_every_family(family, make_lm):
     before = target_nll(lm, edit)
     proposal = propose(lm, edit, h)
     with lm.frozen():
-        d, _ = search_value(lm, edit, TEMPLATES, lm.down_projection(0), output, h)
+        d, _ = search_value(lm, edit, TEMPLATES, 0, output, h, at_block=False)
     apply(lm, proposal)
     # (W + dW) k = v0 + d: the subject's key now gives the value searched for.
     key_after, output_after = key_and_output(lm, edit, 0)
@@ -227,7 +227,7 @@ def test_r_rome_replaces_the_output_of_the_averaged_key(family, make_lm):
     key, _ = key_and_output(lm, edit, 0, TEMPLATES)
     _, v0 = key_and_output(lm, edit, 0)
     with lm.frozen():
-        d, _ = search_value(lm, edit, TEMPLATES, lm.down_projection(0), v0, h)
+        d, _ = search_value(lm, edit, TEMPLATES, 0, v0, h, at_block=False)
     apply(lm, propose(lm, edit, h, "r_rome", lambda layer: SecondMoment(c, 1, "test")))
     with torch.no_grad():
         output = lm.down_projection(0)(key.view(1, 1, -1)).flatten()
@@ -290,7 +290,7 @@ def search(lm: EditableLM, edit=EDITS["start"], **changes):
     h = hparams(**changes)
     _, v0 = key_and_output(lm, edit, 0)
     with lm.frozen():
-        d, trace = search_value(lm, edit, h.context_templates, lm.down_projection(0), v0, h)
+        d, trace = search_value(lm, edit, h.context_templates, 0, v0, h, at_block=False)
     return d, trace, v0
 
 
@@ -404,7 +404,7 @@ def said(lm, edit, h) -> list[bool]:
     module, found = lm.down_projection(0), []
     _, bare = key_and_output(lm, edit, 0)
     with lm.frozen():
-        d, _ = search_value(lm, edit, h.context_templates, module, bare, h)
+        d, _ = search_value(lm, edit, h.context_templates, 0, bare, h, at_block=False)
     for template in h.context_templates:
         text = template.replace("{}", edit.text)
         prompt, target = lm.encoder.continuation(text, edit.target)
@@ -430,7 +430,7 @@ def test_the_norm_anchor_keeps_the_values_norm(family, make_lm):
     for anchored in (False, True):
         h = hparams(norm_anchor=anchored, v_num_grad_steps=4)
         with lm.frozen():
-            d, _ = search_value(lm, EASY, TEMPLATES, lm.down_projection(0), bare, h)
+            d, _ = search_value(lm, EASY, TEMPLATES, 0, bare, h, at_block=False)
         found.append(bare + d)
     free, kept = found
     assert kept.norm() == pytest.approx(float(bare.norm()), rel=1e-5)

@@ -1,0 +1,181 @@
+"""Running a model from the middle equals running it whole, for every family, in float32 and bfloat16."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import FAMILIES, make_edit
+
+from harness_rect.errors import UserError
+from harness_rect.methods import value_search
+from harness_rect.methods.value_search import Request, SearchHyperParameters, search_values
+from harness_rect.models import suffix
+from harness_rect.models.suffix import suffix_run
+
+TEXTS = [
+    ("Because it was raining. LeBron James plays the sport of", 8),
+    ("LeBron James plays", 2),
+    ("Therefore I went to Rome to see the Vatican Library and You went to visit it, too", 14),
+]
+EDITS = [
+    make_edit("{} plays the sport of", "LeBron James", "football", id="a"),
+    make_edit("To visit the {} you must travel to", "Vatican Library", "old Vienna, Austria", id="b"),
+    make_edit("{}", "The Space Needle", "is in Seattle", id="c"),
+]
+TEMPLATES = ["{}", "The city is large. {}", "Because it was raining, the mother tongue. {}"]
+
+
+def batch(lm):
+    sequences = [lm.encoder.ids(text) for text, _ in TEXTS]
+    starts = [start for _, start in TEXTS]
+    places = [
+        (row, o)
+        for row, (ids, start) in enumerate(zip(sequences, starts, strict=True))
+        for o in range(len(ids) - start)
+    ]
+    rows, offsets = (torch.tensor(p) for p in zip(*places, strict=True))
+    return sequences, starts, rows, offsets
+
+
+@pytest.mark.parametrize("skipped", [0, 1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_change_in_the_middle_is_seen_as_in_a_whole_run(family, dtype, skipped, make_lm, caplog):
+    length = {"n_layer": 4} if family in {"gpt2", "gptj"} else {"num_hidden_layers": 4}
+    lm = make_lm(family, **length)
+    lm.model.to(dtype)
+    sequences, starts, rows, offsets = batch(lm)
+    run, first = suffix_run(lm, sequences, starts, skipped, rows, offsets)
+    assert not caplog.records  # no model of these needs the full runs
+    assert run.ids.shape[1] < max(map(len, sequences)) and len(run.outputs) == skipped
+    change = torch.randn(3, lm.architecture.d_model, generator=torch.Generator().manual_seed(0)).to(dtype)
+    seen: list[torch.Tensor] = []
+    for sequence, start, added in zip(sequences, starts, change, strict=True):
+
+        def add(module, args, out, start=start, added=added):
+            out.view(1, -1, out.shape[-1])[:, start] += added
+            return out
+
+        with torch.no_grad(), lm.hooked({lm.down_projection(3): add}):
+            seen.append(lm.model(torch.tensor([sequence])).logits[0, start:])
+    wanted = torch.cat(seen).float().log_softmax(-1)
+
+    def add_all(module, args, out):
+        shaped = out.view(*run.ids.shape, -1).clone()
+        shaped[torch.arange(3), run.columns] += change
+        return shaped.view_as(out)
+
+    with torch.no_grad(), lm.hooked({lm.down_projection(3): add_all}):
+        found = run.logits(rows, offsets).float().log_softmax(-1)
+    assert (first.float().log_softmax(-1) - wanted).abs().max() > 0.5  # the change is felt
+    off = (found - wanted).abs()
+    if dtype == torch.float32:
+        assert off.max() < 2e-4
+    else:
+        assert off.mean() < 0.05
+
+
+@pytest.mark.parametrize("at_block", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_finds_what_each_fact_finds_alone_in_whole_runs(family, at_block, make_lm, monkeypatch):
+    lm = make_lm(family)
+    settings = SearchHyperParameters(v_num_grad_steps=5, v_lr=0.3, v_weight_decay=0.01, clamp_norm_factor=2)
+    requests = [
+        Request(edit, torch.full((lm.architecture.d_model,), 0.1 * (i + 1))) for i, edit in enumerate(EDITS)
+    ]
+    with lm.frozen():
+        together = search_values(lm, requests, TEMPLATES, 0, settings, at_block=at_block)
+        monkeypatch.setattr(
+            value_search, "suffix_run", lambda lm, s, starts, n, r, o: suffix._full(lm, s, starts, r, o)
+        )
+        alone = [search_values(lm, [r], TEMPLATES, 0, settings, at_block=at_block)[0] for r in requests]
+    for (d, trace), (wanted, reference) in zip(together, alone, strict=True):
+        assert (d - wanted).norm() / wanted.norm() < 1e-2
+        assert trace["evaluations"] == reference["evaluations"]
+        assert trace["nll"] == pytest.approx(reference["nll"], rel=1e-3, abs=1e-4)
+
+
+def test_facts_that_are_done_leave_the_batch_and_the_others_do_not_notice(make_lm, monkeypatch):
+    lm = make_lm("gpt2")
+    easy = [
+        make_edit(prompt, subject, "in", id=prompt)
+        for prompt, subject in (
+            ("You can visit the {}", "Vatican Library"),
+            ("{}", "LeBron"),
+            ("The {}", "city"),
+        )
+    ]
+    settings = SearchHyperParameters(v_num_grad_steps=40, v_lr=0.5, clamp_norm_factor=9, mpes=True)
+    requests = [Request(edit, torch.full((lm.architecture.d_model,), 0.4)) for edit in (*easy, EDITS[1])]
+    sizes: list[int] = []
+    select = suffix.Suffix.select
+    monkeypatch.setattr(
+        suffix.Suffix, "select", lambda self, rows: sizes.append(len(rows)) or select(self, rows)
+    )
+    with lm.frozen():
+        together = search_values(lm, requests, TEMPLATES, 0, settings, at_block=False)
+        shrunk = list(sizes)
+        alone = [search_values(lm, [r], TEMPLATES, 0, settings, at_block=False)[0] for r in requests]
+    counts = [trace["evaluations"] for _, trace in together]
+    assert len(set(counts)) > 1 and shrunk
+    for (d, trace), (wanted, reference) in zip(together, alone, strict=True):
+        assert abs(trace["evaluations"] - reference["evaluations"]) <= 1
+        assert torch.cosine_similarity(d, wanted, dim=0) > 0.99
+
+
+def test_many_facts_are_split_into_batches_that_fit(make_lm, monkeypatch):
+    lm = make_lm("gpt2")
+    settings = SearchHyperParameters(v_num_grad_steps=2)
+    requests = [Request(edit, torch.ones(lm.architecture.d_model)) for edit in EDITS]
+    sizes: list[int] = []
+    run = value_search.suffix_run
+    monkeypatch.setattr(
+        value_search, "suffix_run", lambda lm, s, *rest: sizes.append(len(s)) or run(lm, s, *rest)
+    )
+    with lm.frozen():
+        whole = search_values(lm, requests, TEMPLATES, 0, settings, at_block=False)
+        monkeypatch.setattr(value_search, "CPU_TOKENS", 1)
+        split = search_values(lm, requests, TEMPLATES, 0, settings, at_block=False)
+    assert sizes == [12, 4, 4, 4]
+    for (a, _), (b, _) in zip(whole, split, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_that_cannot_start_in_the_middle_runs_whole_and_says_so(make_lm, monkeypatch, caplog):
+    lm = make_lm("gpt2")
+    sequences, starts, rows, offsets = batch(lm)
+    _, wanted = suffix_run(lm, sequences, starts, 1, rows, offsets)
+    forward = lm.model.forward
+    monkeypatch.setattr(
+        lm.model,
+        "forward",
+        lambda input_ids, attention_mask, use_cache: forward(input_ids, attention_mask=attention_mask),
+    )
+    run, logits = suffix_run(lm, sequences, starts, 1, rows, offsets)
+    assert "in full" in caplog.text and run.columns.tolist() == starts
+    torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_wrong_middle_is_noticed(make_lm, monkeypatch, caplog):
+    lm = make_lm("gpt2")
+    sequences, starts, rows, offsets = batch(lm)
+    monkeypatch.setattr(suffix, "_returning", lambda output: lambda *args, **kwargs: output * 1.05)
+    run, _ = suffix_run(lm, sequences, starts, 1, rows, offsets)
+    assert "differ" in caplog.text and not run.outputs
+
+
+def test_blocks_are_themselves_again_afterwards(make_lm):
+    lm = make_lm("gpt2")
+    sequences, starts, rows, offsets = batch(lm)
+    before = lm.model(torch.tensor([sequences[0]])).logits
+    run, _ = suffix_run(lm, sequences, starts, 2, rows, offsets)
+    with torch.no_grad():
+        run.logits(rows, offsets)
+    assert all("forward" not in lm.block(i).__dict__ for i in range(2))
+    assert torch.equal(lm.model(torch.tensor([sequences[0]])).logits, before)
+
+
+def test_prompts_that_are_too_long_are_refused_as_ever(make_lm):
+    lm = make_lm("gpt2")
+    with pytest.raises(UserError, match="longer than the 96"):
+        suffix_run(lm, [[1] * 97], [3], 1, torch.tensor([0]), torch.tensor([0]))
