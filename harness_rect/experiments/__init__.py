@@ -1,0 +1,1 @@
+"""What is done with finished evaluations: comparing them, and rows for notebooks."""

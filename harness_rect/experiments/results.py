@@ -1,0 +1,359 @@
+"""Results files of lm-eval, from whatever model class: the JSON file and the samples beside it.
+
+Only lm-eval's own format is read here, so results of ``--model hf``, vLLM or an API are as good as ours; what
+``edited_hf`` adds stands under ``config.edit`` and may be absent. Samples (``--log_samples``) are read when
+asked for: ``samples_TASK_DATE.jsonl`` beside ``results_DATE.json``, or the ``samples`` that a result of
+``simple_evaluate`` holds when it is dumped whole.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness_rect.errors import UserError
+
+#: Entries of a task's results that are numbers and no metrics.
+_NO_METRICS = {"sample_len", "sample_count"}
+_DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?$")
+
+
+class Key(NamedTuple):
+    """A metric as lm-eval names it: the metric and the filter its answers went through."""
+
+    metric: str
+    filter: str
+
+
+class Score(NamedTuple):
+    """A reported value with its standard error, None where lm-eval gives none."""
+
+    value: float
+    stderr: float | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One document of one task under one filter, as far as it is needed here.
+
+    values: metric -> what the metric said of this document: a number, or what its aggregation takes.
+    text: the document's ``text`` field, where it has one (the sentence of an NER document).
+    """
+
+    doc_id: int
+    doc_hash: str | None
+    prompt_hash: str | None
+    values: Mapping[str, Any]
+    text: str | None
+
+
+class _File(BaseModel):
+    """The parts of a results file that are read; all but ``results`` may be missing in older ones."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    results: dict[str, dict[str, Any]]
+    groups: dict[str, Any] = {}
+    group_subtasks: dict[str, list[str]] = {}
+    configs: dict[str, dict[str, Any]] = {}
+    versions: dict[str, Any] = {}
+    n_shot: dict[str, Any] = Field(default={}, alias="n-shot")
+    n_samples: dict[str, dict[str, Any]] = Field(default={}, alias="n-samples")
+    higher_is_better: dict[str, dict[str, Any]] = {}
+    config: dict[str, Any] = {}
+    samples: dict[str, list[dict[str, Any]]] = {}
+    date: float | str | None = None
+    model_name: str | None = None
+    model_source: str | None = None
+    lm_eval_version: str | None = None
+    chat_template_sha: str | None = None
+    system_instruction_sha: str | None = None
+
+
+class Results:
+    """One results file.
+
+    Attributes:
+        path: where it was read from.
+        file: its validated content.
+    """
+
+    def __init__(self, path: Path, file: _File) -> None:
+        self.path = path
+        self.file = file
+        self._samples: dict[str, dict[str, list[Sample]] | None] = {}
+
+    # -- what the file says of the run ------------------------------------------------------------
+
+    @cached_property
+    def model_args(self) -> dict[str, Any]:
+        """Arguments of the model; a string, as older lm-eval wrote it, is taken apart."""
+        given = self.file.config.get("model_args")
+        if isinstance(given, str):
+            pairs = (part.partition("=") for part in given.split(",") if part)
+            return {name.strip(): value for name, _, value in pairs}
+        return given if isinstance(given, dict) else {}
+
+    @property
+    def edit(self) -> dict[str, Any]:
+        """What ``edited_hf`` reports of its edits; empty for any other model."""
+        found = self.file.config.get("edit")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def model_class(self) -> str | None:
+        """hf, vllm, edited_hf, ...: lm-eval's ``--model``."""
+        return self.file.config.get("model") or self.file.model_source
+
+    @property
+    def model_name(self) -> str:
+        """The evaluated model: ``pretrained``, else what lm-eval calls it."""
+        named = self.model_args.get("pretrained") or self.model_args.get("model") or self.file.model_name
+        return str(named or self.model_class or self.path.stem)
+
+    def metadata(self, task: str) -> dict[str, Any]:
+        """What the task was told: the model arguments and ``--metadata``."""
+        told = self.file.configs.get(task, {}).get("metadata")
+        return self.model_args | (told if isinstance(told, dict) else {})
+
+    def effective_rows(self, task: str) -> int | None:
+        """Documents that were evaluated, where the file says it."""
+        return self.file.n_samples.get(task, {}).get("effective")
+
+    # -- scores -----------------------------------------------------------------------------------
+
+    @cached_property
+    def tasks(self) -> dict[str, dict[Key, Score]]:
+        """Every task that is no group, in the file's order, with its scores."""
+        return {name: scores for name, scores in self._scored.items() if name not in self._members}
+
+    @cached_property
+    def groups(self) -> dict[str, dict[Key, Score]]:
+        """Every group that has scores of its own."""
+        return {name: scores for name, scores in self._scored.items() if name in self._members}
+
+    @cached_property
+    def _scored(self) -> dict[str, dict[Key, Score]]:
+        found = {name: _scores(entries) for name, entries in self.file.results.items()}
+        return {name: scores for name, scores in found.items() if scores}
+
+    @cached_property
+    def _members(self) -> dict[str, list[str]]:
+        members = {name: list(of) for name, of in self.file.group_subtasks.items() if of}
+        return {name: [] for name in self.file.groups} | members
+
+    def leaves(self, name: str) -> list[str]:
+        """The tasks of a group, through groups within it; a task is its own only leaf."""
+        if name not in self._members:
+            return [name]
+        found = [leaf for member in self._members[name] for leaf in self.leaves(member)]
+        return list(dict.fromkeys(found))
+
+    @property
+    def names(self) -> set[str]:
+        """Tasks and groups, with scores of their own or without."""
+        return set(self._scored) | set(self._members)
+
+    def scores(self, name: str) -> dict[Key, Score]:
+        """Scores of a task or group."""
+        return self._scored[name]
+
+    def headline(self, name: str) -> Key:
+        """The first metric that the task defines, under the first filter that the file has it for."""
+        keys = list(self._scored[name])
+        for defined in self.file.configs.get(name, {}).get("metric_list") or ():
+            for key in keys:
+                if isinstance(defined, dict) and key.metric == defined.get("metric"):
+                    return key
+        return keys[0]
+
+    def metrics(self, name: str) -> list[Key]:
+        """All metrics but repetitions: ``score`` of our tasks is their headline, ``<m>_rows`` counts rows."""
+        headline = self.headline(name)
+        names = {key.metric for key in self._scored[name]}
+
+        def repeats(key: Key) -> bool:
+            copy = name.startswith("rect_") and key.metric == "score" and key != headline
+            return copy or (key.metric.endswith("_rows") and key.metric.removesuffix("_rows") in names)
+
+        return [headline, *(key for key in self._scored[name] if key != headline and not repeats(key))]
+
+    def higher_is_better(self, name: str, metric: str) -> bool:
+        """The task's word for it; metrics without one are taken to be better when higher."""
+        return self.file.higher_is_better.get(name, {}).get(metric) is not False
+
+    # -- samples ----------------------------------------------------------------------------------
+
+    def samples(self, task: str) -> dict[str, list[Sample]] | None:
+        """filter -> documents sorted by ``doc_id``; None where no samples were kept.
+
+        Raises:
+            UserError: if the samples file cannot be read; the message names the line.
+        """
+        if task not in self._samples:
+            self._samples[task] = self._read_samples(task)
+        return self._samples[task]
+
+    def _read_samples(self, task: str) -> dict[str, list[Sample]] | None:
+        if inside := self.file.samples.get(task):
+            return _by_filter(((f"{self.path}: samples of {task}", row) for row in inside), task)
+        date = _DATE.search(self.path.stem)
+        path = self.path.with_name(f"samples_{task}{'_' + date.group() if date else ''}.jsonl")
+        if not path.is_file():
+            return None
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")  # U+2028 in an answer ends no line
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read: {error}") from None
+        return _by_filter(
+            ((f"{path}:{number}", _row(path, number, line)) for number, line in enumerate(lines, 1) if line),
+            task,
+        )
+
+
+def _scores(entries: Mapping[str, Any]) -> dict[Key, Score]:
+    """The metrics among a task's entries: ``acc,none`` with ``acc_stderr,none`` beside it."""
+    found = {}
+    for name, value in entries.items():
+        metric, _, filtered = name.partition(",")
+        if metric.endswith("_stderr") or metric in _NO_METRICS or not _is_number(value):
+            continue
+        stderr = entries.get(f"{metric}_stderr,{filtered}" if filtered else f"{metric}_stderr")
+        known = _is_number(stderr) and math.isfinite(float(stderr))  # type: ignore[arg-type]
+        found[Key(metric, filtered or "none")] = Score(float(value), float(stderr) if known else None)  # type: ignore[arg-type]
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _row(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{number}: not JSON ({error.msg}); was the evaluation interrupted?") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{path}:{number}: expected a sample (a JSON object)")
+    return row
+
+
+def _by_filter(rows: Iterable[tuple[str, Mapping[str, Any]]], task: str) -> dict[str, list[Sample]]:
+    found: dict[str, dict[int, Sample]] = {}
+    for where, row in rows:
+        doc_id, filtered = row.get("doc_id"), str(row.get("filter", "none"))
+        if not isinstance(doc_id, int):
+            raise UserError(f"{where}: no doc_id; expected a sample as lm-eval's --log_samples writes it")
+        doc = row.get("doc")
+        text = doc.get("text") if isinstance(doc, dict) else None
+        metrics = row.get("metrics") or [key for key in row if key not in _SAMPLE_FIELDS]
+        sample = Sample(
+            doc_id,
+            row.get("doc_hash"),
+            row.get("prompt_hash"),
+            {metric: row.get(metric) for metric in metrics},
+            text if isinstance(text, str) else None,
+        )
+        if found.setdefault(filtered, {}).setdefault(doc_id, sample) is not sample:
+            raise UserError(f"{where}: doc_id {doc_id} of {task} is there twice; remove one")
+    return {name: [samples[i] for i in sorted(samples)] for name, samples in found.items()}
+
+
+_SAMPLE_FIELDS = {
+    *("doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics"),
+    *("doc_hash", "prompt_hash", "target_hash"),
+}
+
+
+# ---------------------------------------------------------------------------------------------- finding
+
+
+def find(source: Path | str) -> list[Path]:
+    """The results files that a path means: the file itself, or all below a folder by their names.
+
+    Those are ``results*.json``, and what ``--output_path NAME.json`` writes, by the date at its end. Sorted
+    by folder and date.
+
+    Raises:
+        UserError: if there is none.
+    """
+    path = Path(source)
+    if path.is_file():
+        return [path]
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    candidates = (p for p in path.rglob("*.json") if p.stem.startswith("results") or _DATE.search(p.stem))
+    if found := sorted(candidates, key=lambda p: (p.parent, _date(p))):
+        return found
+    raise UserError(f"{path}: no results*.json in this folder; expected what lm_eval --output_path writes")
+
+
+def _date(path: Path) -> str:
+    return match.group() if (match := _DATE.search(path.stem)) else path.stem
+
+
+def newest(source: Path | str) -> tuple[Path, int]:
+    """The results file that a path means, and how many there were to choose from.
+
+    Of several in one folder it is the newest by the date in its name.
+
+    Raises:
+        UserError: if there is none, or if several folders below this one have some.
+    """
+    found = find(source)
+    if len(folders := sorted({str(path.parent) for path in found})) > 1:
+        raise UserError(f"{source}: holds results in several folders ({', '.join(folders)}); name one")
+    return found[-1], len(found)
+
+
+def load(path: Path | str) -> Results:
+    """Read a results file.
+
+    Raises:
+        UserError: if it cannot be read or is no results file of lm-eval.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+    try:
+        file = _File.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(f"{path}: no results file of lm-eval: {place}: {first['msg']}") from None
+    results = Results(path, file)
+    if not results.tasks:
+        raise UserError(f"{path}: holds no scores")
+    return results
+
+
+def labels(results: Sequence[Results]) -> list[str]:
+    """A short name for each, all different: model and edits where that tells them apart, else the file."""
+    short = [describe(one) for one in results]
+    return [
+        text if short.count(text) == 1 else f"{text} [{one.path}]"
+        for text, one in zip(short, results, strict=True)
+    ]
+
+
+def describe(results: Results) -> str:
+    """``gpt2-xl, 20 edits by rome, rect 0.4``; only the model's name where nothing was edited."""
+    edit = results.edit
+    parts = [results.model_name]
+    if edit.get("n_edits"):
+        parts.append(f"{edit['n_edits']} edits by {edit.get('method')}")
+        if edit.get("regularizer") not in (None, "none"):
+            parts.append(f"{edit['regularizer']} {edit.get('keep') or ''}".strip())
+    return ", ".join(parts)

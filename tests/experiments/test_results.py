@@ -1,0 +1,141 @@
+"""Reading results files: lm-eval's of several ages and models, and what is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from lm_eval_files import DATE, content, mean_task, with_group, write
+
+from harness_rect.errors import UserError
+from harness_rect.experiments.results import Key, Score, describe, find, labels, load, newest
+
+
+@pytest.fixture
+def tasks() -> dict:
+    return {"rect_nli": mean_task("acc", [1, 0, 1, 1]), "rect_ner": mean_task("f1", [1, 1])}
+
+
+def test_scores_and_standard_errors_are_told_from_everything_else(tmp_path: Path, tasks) -> None:
+    tasks["rect_ner"]["stderr"] = None
+    results = load(write(tmp_path, content(tasks), tasks))
+    assert list(results.tasks) == ["rect_nli", "rect_ner"]
+    assert results.scores("rect_nli") == {Key("acc", "none"): Score(0.75, pytest.approx(0.25))}
+    assert results.scores("rect_ner") == {Key("f1", "none"): Score(1.0, None)}
+
+
+def test_the_headline_is_what_the_task_defines_first_and_its_copy_is_not_listed(
+    tmp_path: Path, tasks
+) -> None:
+    made = content(tasks)
+    made["results"]["rect_nli"] = {"score,none": 0.75, "valid_rate,none": 1.0, "acc,none": 0.75}
+    results = load(write(tmp_path, made, tasks))
+    assert results.metrics("rect_nli") == [Key("acc", "none"), Key("valid_rate", "none")]
+
+
+def test_a_score_that_is_no_copy_is_listed(tmp_path: Path) -> None:
+    made = content({"other": mean_task("acc", [1, 0]) | {"more": {"score,none": 0.1}}})
+    assert Key("score", "none") in load(write(tmp_path, made, {})).metrics("other")
+
+
+def test_groups_are_told_from_tasks_and_reach_through_other_groups(tmp_path: Path, tasks) -> None:
+    made = with_group(content(tasks), "rect_general", ["rect_nli", "rect_ner"], 0.9)
+    made["group_subtasks"]["rect_suite"] = ["rect_general"]
+    results = load(write(tmp_path, made, tasks))
+    assert list(results.tasks) == ["rect_nli", "rect_ner"] and list(results.groups) == ["rect_general"]
+    assert results.leaves("rect_suite") == ["rect_nli", "rect_ner"]
+
+
+def test_model_arguments_may_be_text_as_older_files_have_them(tmp_path: Path, tasks) -> None:
+    made = content(tasks, config={"model": "vllm", "model_args": "pretrained=org/m,dtype=auto"})
+    results = load(write(tmp_path, made, tasks))
+    assert (results.model_name, results.model_class, results.edit) == ("org/m", "vllm", {})
+
+
+def test_samples_lie_beside_the_file_or_in_it(tmp_path: Path, tasks) -> None:
+    beside = load(write(tmp_path / "a", content(tasks), tasks)).samples("rect_nli")
+    rows = [json.loads(line) for line in (tmp_path / f"a/samples_rect_nli_{DATE}.jsonl").open(newline="\n")]
+    inside = load(write(tmp_path / "b", content(tasks, samples={"rect_nli": rows}), {})).samples("rect_nli")
+    assert inside == beside and [s.values["acc"] for s in beside["none"]] == [1, 0, 1, 1]
+    assert load(write(tmp_path / "c", content(tasks), {})).samples("rect_nli") is None
+
+
+def test_samples_of_several_filters_are_kept_apart(tmp_path: Path) -> None:
+    tasks = {"gsm8k": mean_task("exact_match", [1, 0], filter="strict-match")}
+    path = write(tmp_path, content(tasks), tasks)
+    samples = tmp_path / f"samples_gsm8k_{DATE}.jsonl"
+    samples.write_text(samples.read_text() + samples.read_text().replace("strict-match", "flexible"))
+    assert {name: len(rows) for name, rows in load(path).samples("gsm8k").items()} == {
+        "strict-match": 2,
+        "flexible": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda text: text[:-20], r"samples_rect_nli_.*jsonl:4: not JSON"),
+        (lambda text: text + text, r"jsonl:5: doc_id 0 of rect_nli is there twice"),
+        (lambda text: text.replace("doc_id", "id"), r"jsonl:1: no doc_id"),
+        (lambda text: "[]\n" + text, r"jsonl:1: expected a sample"),
+    ],
+)
+def test_spoilt_samples_are_refused_by_line(tmp_path: Path, tasks, spoil, message) -> None:
+    path = write(tmp_path, content(tasks), tasks)
+    samples = tmp_path / f"samples_rect_nli_{DATE}.jsonl"
+    samples.write_text(spoil(samples.read_text()))
+    with pytest.raises(UserError, match=message):
+        load(path).samples("rect_nli")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "no results file of lm-eval"),
+        ('{"method": "rome"}', "no results file of lm-eval: results: Field required"),
+        ('{"results": {"a": 1}}', "no results file of lm-eval: results.a"),
+        ('{"results": {"a": {"alias": "a"}}}', "holds no scores"),
+    ],
+)
+def test_what_is_no_results_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load(path)
+
+
+def test_a_folder_stands_for_its_newest_file(tmp_path: Path, tasks) -> None:
+    folder = tmp_path / "runs" / "model"
+    first = write(folder, content(tasks), {})
+    later = folder / "results_2026-03-01T00-00-00.000001.json"
+    later.write_text(first.read_text())
+    (folder / "edit_report.json").write_text("{}")
+    assert newest(tmp_path / "runs") == (later, 2)
+    assert find(tmp_path / "runs") == [first, later]
+
+
+def test_a_folder_of_several_models_is_ambiguous(tmp_path: Path, tasks) -> None:
+    write(tmp_path / "a", content(tasks), {})
+    write(tmp_path / "b", content(tasks), {})
+    with pytest.raises(UserError, match="several folders"):
+        newest(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "message"), [("absent", "no such"), (".", "no results")])
+def test_where_nothing_lies_nothing_is_found(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        newest(tmp_path / name)
+
+
+def test_labels_say_what_was_edited_and_tell_equals_apart(tmp_path: Path, tasks) -> None:
+    edit = {"method": "rome", "n_edits": 20, "regularizer": "rect", "keep": 0.4}
+    edited = load(write(tmp_path / "e", content(tasks, config={"edit": edit}), {}))
+    plain = load(write(tmp_path / "p", content(tasks), {}))
+    assert describe(edited) == "gpt2-xl, 20 edits by rome, rect 0.4"
+    assert labels([plain, edited]) == ["gpt2-xl", describe(edited)]
+    assert (
+        len(set(labels([edited, load(write(tmp_path / "f", content(tasks, config={"edit": edit}), {}))])))
+        == 2
+    )
