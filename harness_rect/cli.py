@@ -25,14 +25,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        arguments.run(arguments)
+        return arguments.run(arguments) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; with a cache, the same command goes on where it was", file=sys.stderr)
         return 1
-    return 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -80,6 +79,29 @@ def _parser() -> argparse.ArgumentParser:
     stats.add_argument("--float64", action="store_true", help="keep the sums in float64")
     stats.add_argument("--output", type=Path, required=True, help="folder for one npz file a layer")
     stats.set_defaults(run=_stats)
+
+    comparison = commands.add_parser("compare", help="evaluations side by side, with intervals and p-values")
+    comparison.add_argument("base", metavar="BASE", help="a results file of lm-eval, or a folder with one")
+    comparison.add_argument("others", metavar="OTHER", nargs="+", help="what to compare with it, likewise")
+    comparison.add_argument("--tasks", help="only these tasks and groups, comma-separated (default: all)")
+    comparison.add_argument(
+        "--all-metrics", action="store_true", help="every metric, not the headline of each task"
+    )
+    comparison.add_argument(
+        "--min-retention",
+        action="append",
+        default=[],
+        metavar="[TASK[/METRIC]=]SHARE",
+        help="exit with 1 if less is left: 0.94 of each headline, rect_nli=0.9 of one; may be repeated",
+    )
+    comparison.add_argument(
+        "--allow-differences", action="store_true", help="compare what differs in version, data, seeds, ..."
+    )
+    comparison.add_argument(
+        "--format", choices=("table", "markdown", "csv", "json"), help="default: as --output ends, else table"
+    )
+    comparison.add_argument("--output", type=Path, help="write to this file instead of printing")
+    comparison.set_defaults(run=_compare)
     return parser
 
 
@@ -167,6 +189,12 @@ def _stats(arguments: argparse.Namespace) -> None:
     print(f"second moments of {count} tokens:")
     for path in paths.values():
         print(f"  {path}")
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from harness_rect.experiments.compare_command import run
+
+    return run(arguments)
 
 
 def parse_layers(text: str) -> list[int]:
