@@ -1,0 +1,172 @@
+"""Finished evaluations as rows, for notebooks: ``pandas.DataFrame(analysis.scores("results/"))``.
+
+Every function takes a results file or a folder of them and returns a list of flat dicts. Each row begins with
+the run's provenance (see :func:`runs`), so rows can be filtered and grouped without a join.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness_rect.experiments import results
+from harness_rect.experiments.compare import Report, as_row, compare
+from harness_rect.experiments.results import Results
+
+Row = dict[str, Any]
+Source = Path | str
+
+#: Moments of measurement as the edit report names them -> as rows name them.
+MOMENTS = {
+    "before_each_edit": "before each edit",
+    "right_after_each_edit": "right after each edit",
+    "at_the_end": "at the end",
+}
+_EDITING = (
+    "regularizer",
+    "keep",
+    "rect_convention",
+    "edit_batch_size",
+    "edit_seed",
+    "edits_spec",
+    "edits_sha256",
+)
+
+
+def runs(source: Source) -> list[Row]:
+    """One row for each evaluation.
+
+    Columns: file, date (seconds since 1970), model, model_class (lm-eval's ``--model``), method ("none" for
+    an unedited model; None where the file does not say, as with ``--model hf``), n_edits, the settings of the
+    editing run, its digest ``run``, seconds_per_edit, limit, lm_eval_version.
+    """
+    return [_run(one) for one in _load(source)]
+
+
+def scores(source: Source) -> list[Row]:
+    """One row for each evaluation, task or group, and metric.
+
+    Columns beside the provenance: task, is_group, metric, filter, score, stderr (None where lm-eval gives
+    none), n (documents), headline, higher_is_better. Repetitions (``score`` of a rect task) are left out.
+    """
+    return [
+        _run(one)
+        | {
+            "task": task,
+            "is_group": task in one.groups,
+            "metric": key.metric,
+            "filter": key.filter,
+            "score": one.scores(task)[key].value,
+            "stderr": one.scores(task)[key].stderr,
+            "n": one.effective_rows(task),
+            "headline": key == one.headline(task),
+            "higher_is_better": one.higher_is_better(task, key.metric),
+        }
+        for one in _load(source)
+        for task in [*one.tasks, *one.groups]
+        for key in one.metrics(task)
+    ]
+
+
+def edit_metrics(source: Source) -> list[Row]:
+    """One row for each editing metric and moment: means over the edits of a run.
+
+    Columns beside the provenance: moment (one of :data:`MOMENTS`), metric, value.
+    """
+    return [
+        _run(one) | {"moment": moment, "metric": metric, "value": value}
+        for one in _load(source)
+        for field, moment in MOMENTS.items()
+        for metric, value in (one.edit.get(field) or {}).items()
+    ]
+
+
+def edits(source: Source) -> list[Row]:
+    """One row for each edit and metric, before it, right after it and at the end of the stream.
+
+    Columns beside the provenance: edit (its id), position (1 is the first), subject, target, flags (joined by
+    commas), metric, before, after, end. A metric that an edit lacks prompts for is absent.
+    """
+    return [
+        _run(one)
+        | {
+            "edit": edit["id"],
+            "position": position,
+            "subject": edit.get("subject"),
+            "target": edit.get("target"),
+            "flags": ",".join(edit.get("flags") or ()),
+            "metric": metric,
+            "before": edit["before"].get(metric),
+            "after": value,
+            "end": edit.get("end", {}).get(metric),
+        }
+        for one in _load(source)
+        for position, edit in enumerate(one.edit.get("edits") or (), 1)
+        for metric, value in edit["after"].items()
+    ]
+
+
+def update_statistics(source: Source) -> list[Row]:
+    """One row for each step of a run and weight it updated.
+
+    Columns beside the provenance: step (1 is the first), edits (so far, this step's included), weight,
+    applied, and what the report says of the update: update_norm and applied_norm (Frobenius, before and after
+    trimming), weight_norm, kept (share of non-zero elements), changed (share of stored elements), finite.
+    """
+    rows = []
+    for one in _load(source):
+        edits_so_far = 0
+        for number, step in enumerate(one.edit.get("steps") or (), 1):
+            edits_so_far += len(step["edits"])
+            for weight, statistics in step["weights"].items():
+                place = {"step": number, "edits": edits_so_far, "weight": weight, "applied": step["applied"]}
+                rows.append(_run(one) | place | statistics)
+    return rows
+
+
+def weight_distances(source: Source) -> list[Row]:
+    """One row for each evaluation and edited weight: how far it is from the unedited one.
+
+    Columns beside the provenance: weight, and what the report has: manhattan_distance, frobenius_distance,
+    changed (share of elements), dtype, ...
+    """
+    return [
+        _run(one) | {"weight": weight} | {k: v for k, v in totals.items() if not isinstance(v, dict | list)}
+        for one in _load(source)
+        for weight, totals in (one.edit.get("weights") or {}).items()
+    ]
+
+
+def comparisons(base: Source, others: Sequence[Source], **options: Any) -> list[Row]:
+    """The rows of ``harness-rect compare``; options as in :func:`harness_rect.experiments.compare.compare`.
+
+    A folder stands for the newest results file in it, as on the command line.
+
+    Raises:
+        UserError: as the command would refuse.
+    """
+    files = [results.load(results.newest(path)[0]) for path in (base, *others)]
+    report: Report = compare(files[0], files[1:], **options)
+    return [dict(as_row(row)) for row in report.rows]
+
+
+def _load(source: Source) -> list[Results]:
+    return [results.load(path) for path in results.find(source)]
+
+
+def _run(one: Results) -> Row:
+    edit = one.edit
+    return {
+        "file": str(one.path),
+        "date": one.file.date,
+        "model": one.model_name,
+        "model_class": one.model_class,
+        "method": edit.get("method"),
+        "n_edits": edit.get("n_edits", 0),
+        **{name: edit.get(name) for name in _EDITING},
+        "run": edit.get("run"),
+        "seconds_per_edit": edit.get("seconds_per_edit"),
+        "limit": one.file.config.get("limit"),
+        "lm_eval_version": one.file.lm_eval_version,
+    }
