@@ -40,6 +40,7 @@ from harness_rect.models import EditableLM
 from harness_rect.progress import progress_bar
 from harness_rect.regularizers import make_regularizer
 from harness_rect.statistics import MomentProvider, SecondMoment
+from harness_rect.weight_change import weight_change
 
 log = logging.getLogger(__name__)
 
@@ -394,15 +395,9 @@ class EditSession:
         }
 
     def _totals(self, name: str, master: Tensor) -> dict[str, Any]:
-        """Distance from the original weight after the whole stream (the paper's overfitting measures)."""
-        original = self._originals[name].float()
-        difference = (master - original).abs()
-        return {
-            "manhattan_distance": float(difference.sum(dtype=torch.float64)),
-            "frobenius_distance": float(difference.norm()),
-            "changed": int(torch.count_nonzero(difference)) / difference.numel(),
-            "dtype": str(self.lm.weight(name).dtype).removeprefix("torch."),
-        }
+        """What the whole stream did to a weight."""
+        stored = {"dtype": str(self.lm.weight(name).dtype).removeprefix("torch.")}
+        return weight_change(master, self._originals[name].float()) | stored
 
     def _warn_about_failures(self, state: dict[str, Any]) -> None:
         for flag, ids in state["flagged"].items():
