@@ -11,14 +11,19 @@ relative change and kept first; 0/0 counts as 0; ties go to the earlier position
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+#: Elements of a strided sample that brackets the threshold of large weights, and how many of its standard
+#: deviations the bracket is wide on either side.
+_SAMPLE, _DEVIATIONS = 100_000, 6
 
 
 def relative_change(update: Tensor, weight: Tensor) -> Tensor:
     """delta = |dW / W| elementwise, with 0/0 = 0 and x/0 = inf. Shape, dtype and device of ``update``."""
-    delta = (update / weight).abs_()
-    return torch.where(update == 0, torch.zeros((), dtype=delta.dtype, device=delta.device), delta)
+    return (update / weight).abs_().nan_to_num_(nan=0.0, posinf=torch.inf)
 
 
 def kept_count(n: int, keep: float) -> int:
@@ -43,14 +48,36 @@ def rect(update: Tensor, weight: Tensor, original: Tensor | None = None, *, keep
     if count <= 0:
         return torch.zeros_like(update)
     delta = relative_change(update, weight).flatten()
-    # The count-th largest value, by selection: no sort of the whole weight.
-    threshold = torch.kthvalue(delta, n - count + 1).values
+    threshold, above = count_th_largest(delta, count)
     mask = delta > threshold
-    ties = (delta == threshold).nonzero().flatten()
-    mask[ties[: count - int(mask.sum())]] = True
+    if above < count:
+        mask[(delta == threshold).nonzero().flatten()[: count - above]] = True
     return torch.where(
         mask.view_as(update), update, torch.zeros((), dtype=update.dtype, device=update.device)
     )
+
+
+def count_th_largest(values: Tensor, count: int) -> tuple[Tensor, int]:
+    """The ``count``-th largest of the values (n,), which hold no NaN, and how many are larger. No sort of all
+    of them.
+
+    A sample gives two values that very likely enclose the wanted one; one pass counts what is above, and only
+    what lies between them is searched. If they do not enclose it, everything is.
+    """
+    n = values.numel()
+    if n > 4 * _SAMPLE:
+        sample = values[:: n // _SAMPLE].sort(descending=True).values
+        m = sample.numel()
+        place, spread = count / n * m, _DEVIATIONS * math.sqrt(m) / 2 + 1
+        high = sample[max(0, int(place - spread))]
+        low = sample[min(m - 1, int(place + spread))]
+        above = int((values > high).sum())
+        between = values[(values >= low) & (values <= high)]
+        if above < count <= above + between.numel():
+            threshold = torch.kthvalue(between, between.numel() - (count - above) + 1).values
+            return threshold, above + int((between > threshold).sum())
+    threshold = torch.kthvalue(values, n - count + 1).values
+    return threshold, int((values > threshold).sum())
 
 
 def rect_alphaedit(update: Tensor, weight: Tensor, original: Tensor | None = None, *, keep: float) -> Tensor:

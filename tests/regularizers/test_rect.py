@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from harness_rect.regularizers import make_regularizer, random_keep, rect, rect_alphaedit
-from harness_rect.regularizers.rect import kept_count, relative_change
+from harness_rect.regularizers.rect import count_th_largest, kept_count, relative_change
 
 #: Few values, so that zeros and ties are common; and any float.
 NUMBERS = st.one_of(
@@ -197,3 +197,35 @@ def test_names_give_their_functions():
     assert torch.equal(run("rect", 0.4), rect(update, weight, keep=0.4))
     assert torch.equal(run("rect", 0.4, "alphaedit"), rect_alphaedit(update, weight, keep=0.4))
     assert torch.equal(run("random", 0.4), random_keep(update, weight, keep=0.4, generator=generator(4)))
+
+
+# -- the threshold of large weights --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 400, 200_000, 399_999, 499_999, 500_000])
+@pytest.mark.parametrize("kind", ["spread", "ties", "equal", "sorted", "wave", "infinite"])
+def test_the_threshold_is_the_sorted_one_whatever_the_values_look_like(kind, count):
+    n = 500_000
+    values = torch.rand(n, generator=torch.Generator().manual_seed(0))
+    if kind == "ties":
+        values = (values * 7).floor()
+    elif kind == "equal":
+        values = torch.ones(n)
+    elif kind == "sorted":
+        values = values.sort().values
+    elif kind == "wave":  # what a stride sees is not what is there
+        values = (torch.arange(n) % 5 == 0).float() + values * 1e-3
+    elif kind == "infinite":
+        values[::3] = torch.inf
+    wanted = values.sort(descending=True).values[count - 1]
+    threshold, above = count_th_largest(values, count)
+    assert threshold == wanted and above == int((values > wanted).sum())
+
+
+def test_the_sample_spares_the_search_through_everything(monkeypatch):
+    values = torch.rand(1_000_000, generator=torch.Generator().manual_seed(0))
+    searched: list[int] = []
+    kthvalue = torch.kthvalue
+    monkeypatch.setattr(torch, "kthvalue", lambda v, k: searched.append(v.numel()) or kthvalue(v, k))
+    count_th_largest(values, 400_000)
+    assert len(searched) == 1 and searched[0] < 50_000
