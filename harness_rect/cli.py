@@ -102,6 +102,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     comparison.add_argument("--output", type=Path, help="write to this file instead of printing")
     comparison.set_defaults(run=_compare)
+
+    mend = commands.add_parser("train-mend", help="train the networks that method mend edits with")
+    _add_model(mend)
+    mend.add_argument("--train", required=True, help="rows to learn from: as --edits of the edit command")
+    mend.add_argument("--val", help="held-out rows (default: the last tenth of --train, at most 500)")
+    mend.add_argument("--output", type=Path, required=True, help="folder for mend.safetensors and mend.yaml")
+    mend.add_argument(
+        "--layers", help="blocks whose MLP matrices are edited: 45-47 (default: the last three)"
+    )
+    for name, kind, meaning in (
+        ("rank", int, "rank of the networks' layers"),
+        ("steps", int, "steps at most"),
+        ("batch-size", int, "facts a step, each an edit of its own"),
+        ("lr", float, "learning rate of the networks"),
+        ("edit-lr", float, "size of the first edits: every weight's scalar starts at minus this"),
+        ("c-edit", float, "weight of the edit loss at paraphrases"),
+        ("c-loc", float, "weight of the divergence at locality prompts"),
+        ("patience", int, "validations without improvement before it stops early"),
+        ("seed", int, "for the networks' start and the order of facts"),
+    ):
+        mend.add_argument(f"--{name}", type=kind, help=meaning)
+    mend.set_defaults(run=_train_mend)
     return parser
 
 
@@ -195,6 +217,40 @@ def _compare(arguments: argparse.Namespace) -> int:
     from harness_rect.experiments.compare_command import run
 
     return run(arguments)
+
+
+def _train_mend(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from harness_rect.config import validated
+    from harness_rect.edits import load_edits
+    from harness_rect.models import EditableLM
+    from harness_rect.session import check_parent
+    from harness_rect.statistics.provider import layout_name
+    from harness_rect.training.mend import MendTrainer, MendTraining, check_output, default_layers, hold_out
+
+    names = ("rank", "steps", "batch_size", "lr", "edit_lr", "c_edit", "c_loc", "patience", "seed")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    layers = parse_layers(arguments.layers) if arguments.layers else [0]
+    settings = validated(MendTraining, given | {"layers": layers}, "command line")  # before any work
+    check_output(arguments.output)
+    check_parent(arguments.output / "file")
+    train = load_edits(arguments.train).edits
+    if arguments.val is None:
+        train, held_out = hold_out(train)
+    else:
+        held_out = load_edits(arguments.val).edits
+    model, tokenizer = _load(arguments)
+    lm = EditableLM(model, tokenizer)
+    if not arguments.layers:
+        settings = settings.model_copy(update={"layers": default_layers(lm.architecture.n_layers)})
+    described = MendTrainer(lm, train, held_out, settings, layout_name(arguments.model)).run(arguments.output)
+    scores = ", ".join(f"{name} {value:.3g}" for name, value in described.validation.items())
+    console = Console()
+    console.print(
+        f"best of {described.training['last_step']} steps on held-out rows: {scores}", soft_wrap=True
+    )
+    console.print(f"edit with: --method mend --hparams {arguments.output}", soft_wrap=True)
 
 
 def parse_layers(text: str) -> list[int]:

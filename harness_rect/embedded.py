@@ -15,6 +15,8 @@ ROOT = Path(__file__).parent / "tiny"
 MODEL = ROOT / "model"
 STATS = str(ROOT / "stats")
 DATA = ROOT / "data"
+#: Weights of MEND, trained for the embedded model.
+MEND = ROOT / "mend"
 EDITS = ROOT / "edits.jsonl"
 #: The edits of a run that names none, and how much of them RECT keeps where nothing at all is asked for.
 DEFAULT_EDITS = "tiny[0:20]"

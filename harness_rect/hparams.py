@@ -57,10 +57,10 @@ SET_ASIDE = frozenset(
 )
 #: The one module key that could ask for something else than we do; it is compared with what was found.
 REWRITE_MODULE = "rewrite_module_tmp"
-#: Keys of published files that none of our methods has.
-_NOT_OURS = frozenset(("edit_lr", "inner_params"))
 #: Keys of the other published methods, for an error that says more than "unknown".
-OTHER_METHODS = _NOT_OURS.union(*(m.hparams.model_fields for m in METHODS.values())) - SET_ASIDE
+OTHER_METHODS = (
+    frozenset().union(*({*m.hparams.model_fields, *m.set_aside} for m in METHODS.values())) - SET_ASIDE
+)
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,9 @@ def resolve_hparams(method: Method, spec: str | None, lm: EditableLM) -> Resolve
     """Hyper-parameters for a method on a model.
 
     Args:
-        spec: a preset name (``gpt2-xl``), a path to a .json/.yaml/.yml file, or None for the preset of the
-            model's family, else the method's default for any model.
+        spec: a preset name (``gpt2-xl``), a path to a .json/.yaml/.yml file, for a trained method the folder
+            of its weights, or None for the preset of the model's family, else the method's default for any
+            model.
 
     Raises:
         UserError: naming the file or preset and the key.
@@ -85,6 +86,8 @@ def resolve_hparams(method: Method, spec: str | None, lm: EditableLM) -> Resolve
         raw, origin = _for_model(method, lm)
     elif (path := Path(spec)).suffix in {".json", ".yaml", ".yml"}:
         raw, origin = read_hparams_file(path), str(path)
+    elif "weights" in method.hparams.model_fields and spec not in preset_names(method):
+        raw, origin = {"weights": spec}, spec
     else:
         raw, origin = _preset(method, spec), f"preset {spec}"
     values = validated(method.hparams, _ours(method, raw, origin, lm), origin)
@@ -165,6 +168,8 @@ def _ours(method: Method, raw: dict[str, Any], origin: str, lm: EditableLM) -> d
             values[key] = value
         elif key == REWRITE_MODULE:
             _check_rewrite_module(value, origin, lm)
+        elif key in method.set_aside:
+            continue
         elif key in OTHER_METHODS:
             raise UserError(
                 f"{origin}: {key} is not a hyper-parameter of {method.name}; is the file for another method?"

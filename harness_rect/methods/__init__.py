@@ -14,12 +14,13 @@ from harness_rect.methods.base import Context, Dense, LowRank, Method, Proposal
 from harness_rect.methods.ft import FT, FT_L, LOCFT_BF
 from harness_rect.methods.kn import KN
 from harness_rect.methods.memit import EMMET, MEMIT
+from harness_rect.methods.mend import MEND
 from harness_rect.methods.rome import R_ROME, ROME
 from harness_rect.methods.ultraedit import ULTRAEDIT
 
 METHODS: dict[str, Method] = {
     method.name: method
-    for method in (ROME, R_ROME, MEMIT, EMMET, ALPHAEDIT, KN, FT, FT_L, LOCFT_BF, ULTRAEDIT)
+    for method in (ROME, R_ROME, MEMIT, EMMET, ALPHAEDIT, KN, MEND, FT, FT_L, LOCFT_BF, ULTRAEDIT)
 }
 
 __all__ = ["METHODS", "Context", "Dense", "LowRank", "Method", "Proposal"]

@@ -26,6 +26,7 @@ from harness_rect.edits import Edit
 from harness_rect.methods.base import Context, HyperParameters, LowRank, Method, Proposal, Update
 from harness_rect.methods.gradients import inputs_and_gradients, targets_of, token_nll
 from harness_rect.models import Architecture, EditableLM
+from harness_rect.statistics.running import Running
 
 EPSILON = torch.finfo(torch.float32).eps
 
@@ -81,23 +82,23 @@ def propose(
 
 
 def _welford(state: dict[str, Tensor], x: Tensor) -> None:
-    """Take rows x (n, d) into count, mean and sum of squared deviations (Chan et al.'s parallel update)."""
+    """Take rows x (n, d) into the statistics of their width."""
     name = str(x.shape[1])
-    n, rows = state.get(f"{name}.n", torch.zeros(())).to(x.device), x.double()
-    mean = state.get(f"{name}.mean", torch.zeros(x.shape[1], dtype=torch.float64)).to(x.device)
-    squares = state.get(f"{name}.squares", torch.zeros(x.shape[1], dtype=torch.float64)).to(x.device)
-    total, delta = n + len(rows), rows.mean(0) - mean
-    squares = squares + (rows - rows.mean(0)).square().sum(0) + delta.square() * n * len(rows) / total
-    state[f"{name}.n"] = total.cpu()
-    state[f"{name}.mean"] = (mean + delta * len(rows) / total).cpu()
-    state[f"{name}.squares"] = squares.cpu()
+    running = _statistics(state, x) if f"{name}.n" in state else Running.empty(x.shape[1], x.device)
+    running = running.updated(x)
+    state[f"{name}.n"] = running.count.cpu()
+    state[f"{name}.mean"] = running.mean.cpu()
+    state[f"{name}.squares"] = running.squares.cpu()
+
+
+def _statistics(state: dict[str, Tensor], x: Tensor) -> Running:
+    name = str(x.shape[1])
+    return Running(*(state[f"{name}.{part}"].to(x.device) for part in ("n", "mean", "squares")))
 
 
 def _normalised(state: dict[str, Tensor], x: Tensor) -> Tensor:
-    name = str(x.shape[1])
-    mean, squares = state[f"{name}.mean"].to(x.device), state[f"{name}.squares"].to(x.device)
-    deviation = (squares / (state[f"{name}.n"] - 1).clamp_min(1).to(x.device)).sqrt()
-    return ((x - mean) / (deviation + EPSILON)).to(x.dtype)
+    running = _statistics(state, x)
+    return ((x - running.mean) / (running.deviation + EPSILON)).to(x.dtype)
 
 
 ULTRAEDIT = Method(

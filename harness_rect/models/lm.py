@@ -131,6 +131,11 @@ class EditableLM:
         check_floating(weight, name)
         return weight
 
+    def widths(self, name: str) -> tuple[int, int]:
+        """(inputs, outputs) of the matrix whose weight is called ``name``."""
+        rows, columns = self.weight(name).shape
+        return (rows, columns) if self.is_transposed(name) else (columns, rows)
+
     def is_transposed(self, name: str) -> bool:
         """Whether the weight ``name`` is stored as (inputs, outputs)."""
         return is_transposed(self._modules[name.rpartition(".")[0]])

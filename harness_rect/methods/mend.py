@@ -1,0 +1,217 @@
+"""MEND: Fast Model Editing at Scale (Mitchell et al., ICLR 2022, arXiv 2110.11309), as its code runs it.
+
+One forward and one backward pass of the edit loss (mean NLL over all target tokens of the batch) give, at
+every token, the input x of an edited weight W and the gradient g at its output. Their outer products, summed
+over tokens, are W's gradient. A trained hypernetwork changes the pair before that product is taken:
+
+    h_0 = [(x - mean_x) / (std_x + 1e-7); (g - mean_g) / (std_g + 1e-7)]
+    h_i = h_i-1 + max(scale_m * (U_i V_i h_i-1 + b_i) + shift_m, 0),        i = 1, 2
+    [x~; g~] = h_2
+    dW = sum over tokens of g~ x~^T,        W <- W + lr_W dW
+
+with one network for each distinct (width of x, width of g), shared by the weights of that shape; m is a
+weight's mode, its number among them. Tokens whose x or g is zero (padding, and in the last block all but the
+places that predict the target) take no part. Nothing is un-whitened. Note the sign: it is a plus, so with
+x~, g~ near the whitened pair an edit goes down the loss only where lr_W is negative, as it starts in
+``harness-rect train-mend``.
+
+:func:`update` is this rule on plain tensors (no gradients; training calls the networks themselves).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import computed_field, field_validator, model_validator
+from torch import Tensor
+
+from harness_rect.edits import Edit
+from harness_rect.errors import UserError
+from harness_rect.fingerprint import model_fingerprint
+from harness_rect.methods.base import Context, HyperParameters, LowRank, Method, Proposal, Update
+from harness_rect.methods.gradients import inputs_and_gradients, targets_of, token_nll
+from harness_rect.methods.mend_network import Editor, HyperNetwork
+from harness_rect.methods.mend_weights import Description, load_editor, read_description, weights_folder
+from harness_rect.models import EditableLM
+
+log = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def factors(x: Tensor, g: Tensor, network: HyperNetwork, mode: int) -> tuple[Tensor, Tensor]:
+    """(x~ (n, a), g~ (n, b)) of the n tokens where neither x nor g is zero.
+
+    Args:
+        x: (..., a), inputs of the weight. g: (..., b), gradients of the loss at its outputs; the leading
+            dimensions are the same and are pooled. network: for these widths, of the same dtype and device.
+        mode: the weight's number among those that share the network.
+    """
+    x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    used = active(x, g)
+    return network(x[used], g[used], mode)
+
+
+def active(x: Tensor, g: Tensor) -> Tensor:
+    """(...) bool: the tokens at which neither x (..., a) nor g (..., b) is zero."""
+    return (x != 0).any(-1) & (g != 0).any(-1)
+
+
+@torch.no_grad()
+def update(
+    x: Tensor,
+    g: Tensor,
+    network: HyperNetwork,
+    mode: int,
+    lr: float | Tensor = 1.0,
+    *,
+    transposed: bool = False,
+) -> Tensor:
+    """What MEND adds to one weight: lr * dW (see the module's text; with lr = 1 dW itself).
+
+    Args:
+        x, g, network, mode: as for :func:`factors`. lr: the weight's learned scalar.
+        transposed: whether the weight is stored as (inputs, outputs), as GPT-2's ``Conv1D`` does.
+
+    Returns:
+        (b, a), or (a, b) if ``transposed``: the shape of the stored weight.
+    """
+    x_new, g_new = factors(x, g, network, mode)
+    return lr * (x_new.T @ g_new if transposed else g_new.T @ x_new)
+
+
+class MendHyperParameters(HyperParameters):
+    """What editing with MEND needs; what the network looks like is fixed by its training.
+
+    weights: folder written by ``harness-rect train-mend``, or ``rect-tiny`` for the embedded one.
+    inner_params: names of the edited weights, as in published files; compared with the trained ones.
+    """
+
+    weights: str
+    inner_params: list[str] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trained(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not values.get("weights"):
+            raise ValueError(
+                "method=mend needs a hypernetwork trained for this model: make one with `harness-rect"
+                " train-mend --model M --train FILE --output DIR` and give hparams=DIR (or weights: DIR in"
+                " a file)"
+            )
+        return values
+
+    @field_validator("weights")
+    @classmethod
+    def _readable(cls, folder: str) -> str:
+        read_description(weights_folder(folder))
+        return folder
+
+    @model_validator(mode="after")
+    def _same_weights(self) -> MendHyperParameters:
+        trained = list(self.description.inner_params)
+        if self.inner_params is not None and sorted(self.inner_params) != sorted(trained):
+            raise ValueError(
+                f"inner_params: {self.weights} was trained for {', '.join(trained)}; leave inner_params out"
+            )
+        return self
+
+    @property
+    def folder(self) -> Path:
+        return weights_folder(self.weights)
+
+    @cached_property
+    def description(self) -> Description:
+        return read_description(self.folder)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def weights_sha256(self) -> str:
+        """Names the trained network in reports and cached runs, wherever its folder lies."""
+        return self.description.sha256
+
+
+def edited_weights(lm: EditableLM, hparams: MendHyperParameters) -> list[str]:
+    """The trained weights' names, after checking that this model has them in the trained shapes."""
+    trained = hparams.description
+    matrices = {f"{name}.weight" for block in lm.architecture.mlp_matrices for name in block}
+    for name, widths in trained.inner_params.items():
+        if name not in matrices:
+            raise UserError(f"{hparams.folder}: trained for another model: this one has no MLP matrix {name}")
+        found = lm.widths(name)
+        if found != widths:
+            raise UserError(
+                f"{hparams.folder}: trained for another model: {name} maps {widths[0]} to {widths[1]} there"
+                f" and {found[0]} to {found[1]} here"
+            )
+    load_editor(hparams.folder)
+    if trained.model_fingerprint != model_fingerprint(lm.model):
+        log.warning(
+            "%s was trained for %s (%s); this model has other weights, so edits may fail",
+            hparams.folder,
+            trained.model,
+            trained.dtype,
+        )
+    return list(trained.inner_params)
+
+
+def propose(
+    lm: EditableLM, edits: Sequence[Edit], hparams: MendHyperParameters, context: Context
+) -> Proposal:
+    """Updates of all trained weights for one batch of facts."""
+    editor = load_editor(hparams.folder)
+    targets = targets_of(lm, [lm.encoder.continuation(edit.text, edit.target) for edit in edits])
+    nll: list[Tensor] = []
+
+    def loss() -> Tensor:
+        nll.append(token_nll(lm, targets))
+        return nll[0].mean()
+
+    modules = [name.removesuffix(".weight") for name in editor.weights]
+    _, found = inputs_and_gradients(lm, modules, targets.batch, loss)
+    updates = _updates(lm, editor, found)
+    each = torch.zeros(len(edits), device=nll[0].device).index_add(
+        0, targets.rows.to(nll[0].device), nll[0].detach() * targets.weights
+    )
+    return Proposal(updates, [{"nll": value} for value in each.tolist()])
+
+
+def _updates(lm: EditableLM, editor: Editor, found: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Update]:
+    updates: dict[str, Update] = {}
+    for name in editor.weights:
+        x, g = found[name.removesuffix(".weight")]
+        network, mode, lr = editor.of(name)
+        x_new, g_new = factors(x, g.to(x.device), network.to(x.device), mode)
+        g_new = lr.to(x.device) * g_new
+        stored_as_inputs = lm.is_transposed(name)
+        updates[name] = LowRank(x_new.T, g_new.T) if stored_as_inputs else LowRank(g_new.T, x_new.T)
+    return updates
+
+
+#: Keys of published files that describe the training, or a network that is as it was trained.
+PUBLISHED_KEYS = frozenset(
+    (
+        *("alg", "archive", "edit_lr", "lr", "lr_lr", "seed", "debug", "cedit", "cloc", "cbase", "dropout"),
+        *("train_base", "no_grad_layers", "one_sided", "n_hidden", "hidden_dim", "init", "norm", "combine"),
+        *("x_only", "delta_only", "act", "rank", "mlp_class", "shared", "model_save_pt", "edit_bs", "silent"),
+        *("log_interval", "val_interval", "early_stop_patience", "early_stop_key", "eval_only", "half"),
+        *("save", "log_errors", "unlikelihood", "max_iters", "val_batch_size", "accumulate_bs", "val_steps"),
+        *("opt", "grad_clip", "max_epochs", "task", "counterfact"),
+    )
+)
+
+MEND = Method(
+    name="mend",
+    hparams=MendHyperParameters,
+    default_hparams=lambda architecture: {},
+    propose=propose,
+    weights=edited_weights,
+    batches=True,
+    set_aside=PUBLISHED_KEYS,
+)
+
+__all__ = ["MEND", "Editor", "HyperNetwork", "active", "factors", "update"]

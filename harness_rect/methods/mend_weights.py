@@ -1,0 +1,112 @@
+"""The folder a trained MEND lies in: ``mend.safetensors`` and ``mend.yaml``, which describes it.
+
+The description is written last and names the tensors' hash, so a folder that was not finished is not read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from harness_rect import embedded
+from harness_rect.errors import UserError
+from harness_rect.files import written_whole
+from harness_rect.methods.mend_network import Editor
+
+TENSORS, DESCRIPTION = "mend.safetensors", "mend.yaml"
+
+
+class Description(BaseModel):
+    """inner_params: weight name -> (inputs, outputs), in the order of the modes. sha256: of the tensors.
+
+    model, dtype, model_fingerprint: what it was trained for. training, validation: settings and scores, for
+    the reader.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: str
+    dtype: str
+    model_fingerprint: str
+    inner_params: dict[str, tuple[int, int]] = Field(min_length=1)
+    rank: int = Field(ge=1)
+    sha256: str
+    training: dict[str, Any] = {}
+    validation: dict[str, float] = {}
+
+
+def weights_folder(name: str) -> Path:
+    """The folder for what a user calls it: a path, or ``rect-tiny`` for the embedded weights."""
+    return embedded.MEND if name == embedded.NAME else Path(name).expanduser()
+
+
+def read_description(folder: Path) -> Description:
+    """What ``mend.yaml`` says.
+
+    Raises:
+        UserError: naming the folder, if it was not made by ``harness-rect train-mend`` or is damaged.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise UserError(
+            f"{folder}: no trained MEND there ({DESCRIPTION} is missing); make one with `harness-rect"
+            f" train-mend --model M --train FILE --output {folder}`"
+        )
+    try:
+        return Description(**yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValidationError) as error:
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        else:
+            reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not a description of a trained MEND: {reason}") from None
+
+
+def load_editor(folder: Path) -> Editor:
+    """The trained networks, float32, in the state of the folder now; kept for the next call.
+
+    Raises:
+        UserError: naming the file, if it is missing, damaged, or not the one described.
+    """
+    return _load(folder, read_description(folder).sha256)
+
+
+@lru_cache(maxsize=1)
+def _load(folder: Path, sha256: str) -> Editor:
+    path = folder / TENSORS
+    description = read_description(folder)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise UserError(f"{path}: damaged, or not the file that {DESCRIPTION} beside it describes")
+    editor = Editor.identity(description.inner_params, description.rank, 0.0)
+    try:
+        editor.load_state_dict(load(data))
+    except (RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"{path}: not the tensors of a MEND of rank {description.rank}: {reason}") from None
+    return editor.requires_grad_(False)
+
+
+def save_editor(folder: Path, editor: Editor, **description: Any) -> Description:
+    """Write tensors, then their description (its fields but ``sha256`` and ``inner_params``)."""
+    data = save({name: tensor.detach().cpu() for name, tensor in editor.state_dict().items()})
+    described = Description(
+        inner_params=editor.weights, sha256=hashlib.sha256(data).hexdigest(), **description
+    )
+    with written_whole(folder / TENSORS) as temporary:
+        temporary.write_bytes(data)
+    with written_whole(folder / DESCRIPTION) as temporary:
+        text = yaml.safe_dump(described.model_dump(mode="json"), sort_keys=False)
+        temporary.write_text(text, encoding="utf-8")
+    return described

@@ -1,0 +1,1 @@
+"""Training what some editing methods need before they can edit."""

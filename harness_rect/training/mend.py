@@ -1,0 +1,466 @@
+"""Training MEND's hypernetworks for a frozen model (``harness-rect train-mend``).
+
+One step takes a batch of facts, each an edit of its own. x and g of all of them come from one forward and one
+backward pass; one forward pass through the edited model, in which every sequence meets its own fact's update,
+gives the loss, the mean over facts of
+
+    c_edit * NLL of the target at a paraphrase + c_loc * KL(unedited || edited) at a locality prompt
+
+(per token; the second at the places that predict the prompt's reference answer). The update is never a dense
+matrix: W + lr * dW acts as the hook ``output + lr * (input x~^T) g~``. Means and deviations of x and g are
+those of all training tokens so far and frozen when validating and editing.
+
+lr starts at ``-edit_lr``: at the start x~ and g~ are the whitened x and g themselves, and only against the
+gradient does an edit lower its loss; from a positive start training would have to cross zero first.
+
+The state is saved on the way; an interrupted training goes on where it was and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from harness_rect.edits import Edit, fingerprint
+from harness_rect.errors import UserError
+from harness_rect.files import written_whole
+from harness_rect.fingerprint import digest, model_fingerprint
+from harness_rect.measure import EditProbes, Pair, probes
+from harness_rect.methods.gradients import inputs_and_gradients, targets_of, token_nll
+from harness_rect.methods.mend import active
+from harness_rect.methods.mend_network import Editor
+from harness_rect.methods.mend_weights import DESCRIPTION, TENSORS, Description, save_editor
+from harness_rect.models import EditableLM
+from harness_rect.models.lm import Batch, unflatten
+from harness_rect.progress import progress_bar
+from harness_rect.statistics.running import Running
+
+log = logging.getLogger(__name__)
+
+#: The unfinished training, in the output folder.
+PARTIAL = ".training.safetensors"
+SAVE_SECONDS = 30.0
+#: Validations in a training that runs to its end.
+VALIDATIONS = 40
+#: Facts held out for validation where no file is given: a tenth, at most so many.
+HELD_OUT = 500
+#: The learning rate of a weight's scalar, as a share of its starting value.
+LR_SHARE = 0.02
+GRADIENT_CLIP = 100.0
+
+#: (x~ (facts, tokens, inputs), lr * g~ (facts, tokens, outputs)) for each module name.
+Factors = dict[str, tuple[Tensor, Tensor]]
+
+
+class MendTraining(BaseModel):
+    """Settings of a training.
+
+    rank: of the hypernetworks' layers. steps: at most so many, of ``batch_size`` facts each. lr: Adam's, for
+    the networks. edit_lr: minus the start of every weight's scalar. patience: validations without a better
+    loss before training stops. layers: blocks whose MLP matrices are edited.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: list[int] = Field(min_length=1)
+    rank: int = Field(default=32, ge=1)
+    steps: int = Field(default=1000, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
+    edit_lr: float = Field(default=1e-3, gt=0)
+    c_edit: float = Field(default=1.0, ge=0)
+    c_loc: float = Field(default=1.0, ge=0)
+    patience: int = Field(default=10, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+
+def default_layers(n_layers: int) -> list[int]:
+    """The last three blocks, as in the paper."""
+    return list(range(max(0, n_layers - 3), n_layers))
+
+
+def inner_params(lm: EditableLM, layers: Sequence[int]) -> dict[str, tuple[int, int]]:
+    """All MLP weights of the blocks -> (inputs, outputs), in the model's order."""
+    lm.check_layers(layers)
+    names = [f"{module}.weight" for layer in layers for module in lm.architecture.mlp_matrices[layer]]
+    return {name: lm.widths(name) for name in names}
+
+
+def hold_out(edits: tuple[Edit, ...]) -> tuple[tuple[Edit, ...], tuple[Edit, ...]]:
+    """(training, validation) facts of a file that comes without validation rows: its end is held out."""
+    n = min(HELD_OUT, max(1, len(edits) // 10))
+    if len(edits) < 2:
+        raise UserError("--train: at least two rows are needed, one of them for validation")
+    return edits[:-n], edits[-n:]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One edit in training: the fact, what must follow from it, and what must not change (if any)."""
+
+    rewrite: Pair
+    paraphrase: Pair
+    locality: Pair | None
+
+
+@dataclass
+class Progress:
+    """What a training knows of itself beside its tensors.
+
+    step: steps done. best, best_step: lowest validation loss so far and where; scores: everything measured
+    there. waited: validations since then.
+    """
+
+    step: int = 0
+    best: float = float("inf")
+    best_step: int = 0
+    waited: int = 0
+    scores: dict[str, float] | None = None
+
+
+class MendTrainer:
+    """Trains an :class:`~harness_rect.methods.mend_network.Editor`; the model is never changed.
+
+    Args:
+        train, validation: facts. model_name: for the description.
+
+    Raises:
+        UserError: a row cannot be read by this model, or no row has what a part of the loss needs.
+    """
+
+    def __init__(
+        self,
+        lm: EditableLM,
+        train: Sequence[Edit],
+        validation: Sequence[Edit],
+        settings: MendTraining,
+        model_name: str = "",
+    ) -> None:
+        self.lm, self.settings, self.model_name = lm, settings, model_name
+        self.train = [probes(lm, edit) for edit in train]
+        self.validation = [probes(lm, edit) for edit in validation]
+        for part, found in (("--train", self.train), ("--val", self.validation)):
+            if settings.c_loc and not any(p.locality for p in found):
+                raise UserError(f"{part}: no row has a locality prompt (loc); give some, or --c-loc 0")
+        without = sum(not p.paraphrases for p in self.train)
+        if without:
+            log.warning("%d of %d rows have no paraphrase; their own prompt is used", without, len(train))
+        self.editor = Editor.identity(
+            inner_params(lm, settings.layers), settings.rank, -settings.edit_lr, settings.seed
+        ).to(lm.input_device)
+        self.modules = [name.removesuffix(".weight") for name in self.editor.weights]
+        self.running = {
+            self.editor.key(name): Running.empty(sum(widths), lm.input_device)
+            for name, widths in self.editor.weights.items()
+        }
+        self.optimiser = torch.optim.Adam(
+            [
+                {"params": list(self.editor.networks.parameters()), "lr": settings.lr},
+                {"params": [self.editor.lr], "lr": LR_SHARE * settings.edit_lr},
+            ]
+        )
+        self.best = self._snapshot()
+        self.progress = Progress()
+        self._fingerprint = model_fingerprint(lm.model)
+        self._task = digest(
+            {
+                "settings": settings.model_dump(mode="json"),
+                "model": self._fingerprint,
+                "train": fingerprint(train),
+                "validation": fingerprint(validation),
+            }
+        )
+        self._data = {"train_sha256": fingerprint(train), "validation_sha256": fingerprint(validation)}
+
+    # -- the loop ---------------------------------------------------------------------------------
+
+    def run(self, folder: Path) -> Description:
+        """Train, and write the best state by validation loss into ``folder``."""
+        partial, settings = folder / PARTIAL, self.settings
+        self._resume(partial)
+        every = max(1, settings.steps // VALIDATIONS)
+        saved = time.monotonic()
+        with self.lm.frozen(), progress_bar() as bars:
+            bar = bars.add_task("training MEND", total=settings.steps, completed=self.progress.step)
+            while self.progress.step < settings.steps and self.progress.waited < settings.patience:
+                self._step()
+                bars.advance(bar)
+                if self.progress.step % every == 0 or self.progress.step == settings.steps:
+                    scores = self._validated()
+                    text = ", ".join(f"{name} {value:.3g}" for name, value in scores.items())
+                    bars.console.print(f"step {self.progress.step}: {text}", highlight=False)
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    self._save(partial)
+                    saved = time.monotonic()
+        if self.progress.scores is None:
+            raise UserError(
+                f"no validation loss was finite in {self.progress.step} steps: lower --edit-lr or --lr"
+            )
+        described = self._write(folder)
+        for path in folder.glob(f"{PARTIAL}*"):
+            path.unlink()
+        for path in folder.glob(f".{PARTIAL}.*.tmp"):  # of a run that was killed while saving
+            path.unlink()
+        return described
+
+    def _step(self) -> None:
+        loss, _ = self._loss(self._episodes(self.progress.step), training=True)
+        self.optimiser.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.editor.parameters(), GRADIENT_CLIP)
+        if torch.isfinite(norm):  # one bad batch must not spoil everything learned before it
+            self.optimiser.step()
+        else:
+            log.warning("step %d: a gradient that is not finite; the step is left out", self.progress.step)
+        self.progress.step += 1
+
+    def _validated(self) -> dict[str, float]:
+        """Measure the held-out facts; remember the state if it is the best so far."""
+        scores = self.validate()
+        if scores["loss"] < self.progress.best:
+            self.best = self._snapshot()
+            self.progress.best, self.progress.best_step = scores["loss"], self.progress.step
+            self.progress.waited, self.progress.scores = 0, scores
+        else:
+            self.progress.waited += 1
+        return scores
+
+    def _episodes(self, step: int) -> list[Episode]:
+        """The facts of a step: epoch after epoch in new orders, which depend on seed and step alone."""
+        n, size, seed = len(self.train), self.settings.batch_size, self.settings.seed
+        chosen: list[EditProbes] = []
+        for place in range(step * size, (step + 1) * size):
+            epoch, index = divmod(place, n)
+            if not chosen or index == 0:
+                order = list(range(n))
+                random.Random(f"{seed} epoch {epoch}").shuffle(order)
+            chosen.append(self.train[order[index]])
+        draw = random.Random(f"{seed} step {step}")
+        return [episode(p, draw.choice) for p in chosen]
+
+    # -- loss -------------------------------------------------------------------------------------
+
+    def _loss(self, episodes: Sequence[Episode], training: bool) -> tuple[Tensor, dict[str, float]]:
+        """The mean loss of some edits, and sums over them: edit, kl, and shares of argmax tokens."""
+        targets = targets_of(self.lm, [e.rewrite for e in episodes])
+        _, found = inputs_and_gradients(
+            self.lm,
+            self.modules,
+            targets.batch,
+            lambda: (token_nll(self.lm, targets) * targets.weights).sum(),
+        )
+        if training:
+            self._take_in(found)
+        factors = self._factors(found)
+        sums = {"edit": 0.0, "kl": 0.0}
+        owners = list(range(len(episodes)))
+        with torch.set_grad_enabled(training):
+            log_p, places = self._log_probs([e.paraphrase for e in episodes], factors, owners)
+            nll = -log_p[torch.arange(len(log_p)), places.tokens] * places.weights
+            edit = nll.sum()
+            sums["edit"] = float(edit.detach())
+            sums["generalization"] = _accuracy(log_p, places)
+            total = self.settings.c_edit * edit
+            held = [i for i in owners if episodes[i].locality is not None]
+            if held:
+                pairs = [pair for e in episodes if (pair := e.locality) is not None]
+                with torch.no_grad():
+                    before, _ = self._log_probs(pairs)
+                after, places = self._log_probs(pairs, factors, held)
+                kl = ((before.exp() * (before - after)).sum(-1) * places.weights).sum()
+                sums["kl"] = float(kl.detach())
+                same = (before.argmax(-1) == after.argmax(-1)).float()
+                sums["locality"] = float((same * places.weights).sum())
+                total = total + self.settings.c_loc * kl
+        if not training:
+            with torch.no_grad():
+                sums["reliability"] = _accuracy(
+                    *self._log_probs([e.rewrite for e in episodes], factors, owners)
+                )
+        return total / len(episodes), sums
+
+    def _take_in(self, found: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Let the training tokens' x and g into the statistics of their networks."""
+        for name, module in zip(self.editor.weights, self.modules, strict=True):
+            x, g = found[module]
+            used, key = active(x, g), self.editor.key(name)
+            if used.any():
+                pair = torch.cat([x[used], g[used]], -1)
+                self.running[key] = self.running[key].updated(pair.to(self.lm.input_device))
+        self._set_statistics()
+
+    def _set_statistics(self) -> None:
+        for key, running in self.running.items():
+            network: Any = self.editor.networks[key]
+            widths = [len(network.x_mean), len(network.g_mean)]
+            for target, value in (("mean", running.mean), ("std", running.deviation)):
+                x, g = value.float().split(widths)
+                getattr(network, f"x_{target}").copy_(x)
+                getattr(network, f"g_{target}").copy_(g)
+
+    def _factors(self, found: Mapping[str, tuple[Tensor, Tensor]]) -> Factors:
+        """Each fact's update of each module, zero rows where a token takes no part."""
+        factors: Factors = {}
+        for name, module in zip(self.editor.weights, self.modules, strict=True):
+            network, mode, lr = self.editor.of(name)
+            x, g = (t.to(self.lm.input_device) for t in found[module])
+            used = active(x, g).unsqueeze(-1)
+            x_new, g_new = network(x, g, mode)
+            factors[module] = (x_new * used, lr * g_new * used)
+        return factors
+
+    def _log_probs(
+        self, pairs: Sequence[Pair], factors: Factors | None = None, owners: Sequence[int] = ()
+    ) -> tuple[Tensor, Any]:
+        """(n, vocabulary) float32 log-probabilities where target tokens are predicted, and those places.
+
+        Args:
+            factors, owners: updates, and whose update each pair meets; None for the unedited model.
+        """
+        targets = targets_of(self.lm, pairs)
+        with edited(self.lm, factors or {}, owners, targets.batch):
+            logits = self.lm.logits_at(targets.batch, targets.rows, targets.positions)
+        return logits.to(targets.tokens.device).float().log_softmax(-1), targets
+
+    def validate(self) -> dict[str, float]:
+        """``loss`` and its parts ``edit`` (nats a token) and ``kl`` (nats), reliability, generalization and
+        locality (in [0, 1]) of single edits, means over the held-out facts.
+        """
+        sums: dict[str, float] = {}
+        size = self.settings.batch_size
+        chosen = [episode(p, lambda options: options[0]) for p in self.validation]
+        for start in range(0, len(chosen), size):
+            part = chosen[start : start + size]
+            with torch.no_grad():
+                loss, found = self._loss(part, training=False)
+            for name, value in {"loss": float(loss) * len(part), **found}.items():
+                sums[name] = sums.get(name, 0.0) + value
+        n_held = sum(e.locality is not None for e in chosen)
+        return {name: value / (n_held if name == "locality" else len(chosen)) for name, value in sums.items()}
+
+    # -- files ------------------------------------------------------------------------------------
+
+    def _snapshot(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self.editor.state_dict().items()}
+
+    def _write(self, folder: Path) -> Description:
+        self.editor.load_state_dict(self.best)
+        return save_editor(
+            folder,
+            self.editor,
+            model=self.model_name,
+            dtype=str(next(self.lm.model.parameters()).dtype).removeprefix("torch."),
+            model_fingerprint=self._fingerprint,
+            rank=self.settings.rank,
+            training={
+                **self.settings.model_dump(mode="json"),
+                "facts": len(self.train),
+                "best_step": self.progress.best_step,
+                "last_step": self.progress.step,
+                **self._data,
+            },
+            validation={name: round(value, 6) for name, value in (self.progress.scores or {}).items()},
+        )
+
+    def _save(self, partial: Path) -> None:
+        tensors = {f"editor.{name}": tensor for name, tensor in self._snapshot().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        for key, running in self.running.items():
+            tensors |= {f"running.{key}.{part}": tensor.clone() for part, tensor in vars(running).items()}
+        for index, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"adam.{index}.{part}": tensor for part, tensor in state.items()}
+        about = {"task": self._task, "progress": json.dumps(vars(self.progress))}
+        with written_whole(partial) as temporary:
+            save_file({k: t.cpu().contiguous() for k, t in tensors.items()}, temporary, about)
+
+    def _resume(self, partial: Path) -> None:
+        """Take up an unfinished training of the same settings, model and facts."""
+        if not partial.is_file():
+            return
+        try:
+            with safe_open(partial, "pt") as file:
+                about = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{partial}: damaged ({error}); remove it to start over") from None
+        if about.get("task") != self._task:
+            raise UserError(
+                f"{partial.parent}: holds an unfinished training with other settings, model or facts; give"
+                f" another --output, or remove {partial} to start over"
+            )
+        self.progress = Progress(**json.loads(about["progress"]))
+        self.editor.load_state_dict(_under(tensors, "editor"))
+        self.best = {name: t.to(self.lm.input_device) for name, t in _under(tensors, "best").items()}
+        for key in self.running:
+            parts = {n: t.to(self.lm.input_device) for n, t in _under(tensors, f"running.{key}").items()}
+            self.running[key] = Running(**parts)
+        state = self.optimiser.state_dict()
+        for name, tensor in _under(tensors, "adam").items():
+            index, _, part = name.partition(".")
+            state["state"].setdefault(int(index), {})[part] = tensor
+        self.optimiser.load_state_dict(state)
+        log.info("going on with an interrupted training after %d steps", self.progress.step)
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
+
+
+def episode(p: EditProbes, choose: Callable[[Sequence[Pair]], Pair]) -> Episode:
+    """An edit with one of its paraphrases (its own prompt where it has none) and of its locality prompts."""
+    return Episode(
+        p.rewrite, choose(p.paraphrases or [p.rewrite]), choose(p.locality) if p.locality else None
+    )
+
+
+def _accuracy(log_probs: Tensor, places: Any) -> float:
+    right = (log_probs.argmax(-1) == places.tokens).float()
+    return float((right * places.weights).sum())
+
+
+@contextmanager
+def edited(lm: EditableLM, factors: Factors, owners: Sequence[int], batch: Batch) -> Iterator[None]:
+    """Let each sequence of a batch meet an edited model of its own.
+
+    Args:
+        factors: module -> (x~ (facts, tokens, inputs), lr * g~ (facts, tokens, outputs)). owners: for each
+            sequence the fact whose update it meets.
+    """
+    named = dict(lm.model.named_modules())
+
+    def hook_for(name: str) -> Callable[..., Tensor]:
+        x_new, g_new = (tensor[list(owners)] for tensor in factors[name])
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            inputs = unflatten(args[0], batch).to(x_new)
+            change = (inputs @ x_new.transpose(1, 2)) @ g_new
+            return output + change.to(output).view_as(output)
+
+        return hook
+
+    with lm.hooked({named[name]: hook_for(name) for name in factors}):
+        yield
+
+
+def check_output(folder: Path) -> None:
+    """Refuse a folder that holds anything but an unfinished training."""
+    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        found = (
+            "a trained MEND" if (folder / DESCRIPTION).exists() or (folder / TENSORS).exists() else "files"
+        )
+        raise UserError(f"{folder}: holds {found} already; give another folder or remove it")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; give a folder")

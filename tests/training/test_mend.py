@@ -1,0 +1,360 @@
+"""Training MEND: what a step computes, that it learns, and that nothing is lost when it is interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import make_edit
+from torch import nn
+
+from harness_rect import cli
+from harness_rect.edits import Probe
+from harness_rect.errors import UserError
+from harness_rect.methods.gradients import inputs_and_gradients, targets_of, token_nll
+from harness_rect.methods.mend import active
+from harness_rect.methods.mend_weights import load_editor, read_description
+from harness_rect.training import mend as module
+from harness_rect.training.mend import MendTrainer, MendTraining, inner_params
+
+ROOT = Path(__file__).resolve().parents[2]
+TOWNS = ("Ulm", "Brno", "Ghent", "Turku", "Split", "Rome", "Paris", "Vienna", "Oslo", "Bonn")
+WORDS = ("football", "library", "English", "marine", "capital")
+
+
+def facts(towns=TOWNS):
+    return [
+        make_edit(
+            "{} is known for",
+            town,
+            WORDS[i % len(WORDS)],
+            id=town,
+            paraphrases=(f"What is in {town}? The", f"You can go to {town} for"),
+            neighborhood=(Probe("The Space Needle is in", "Seattle"), Probe("The mother tongue is", None)),
+        )
+        for i, town in enumerate(towns)
+    ]
+
+
+def settings(**changes) -> MendTraining:
+    usual = {"layers": [1], "rank": 4, "steps": 6, "batch_size": 4, "lr": 1e-2, "edit_lr": 1e-2}
+    return MendTraining(**usual | changes)
+
+
+def trainer(lm, **changes) -> MendTrainer:
+    return MendTrainer(lm, facts(TOWNS[:7]), facts(TOWNS[7:]), settings(**changes), "a model")
+
+
+def perturb(trainer: MendTrainer) -> None:
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in trainer.editor.networks.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+# -- one step ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "phi3"])
+def test_the_loss_is_that_of_models_with_dense_updates(family, make_lm):
+    """Fact by fact, with W + lr dW put into the model, and the same gradients for what is trained."""
+    lm = make_lm(family)
+    t = trainer(lm, c_edit=0.7, c_loc=0.4)
+    perturb(t)
+    episodes = t._episodes(0)[:3]
+    with lm.frozen():
+        loss, sums = t._loss(episodes, training=True)
+        total = torch.zeros(())
+        for e in episodes:
+            targets = targets_of(lm, [e.rewrite])
+            _, found = inputs_and_gradients(
+                lm, t.modules, targets.batch, lambda targets=targets: token_nll(lm, targets).mean()
+            )
+            changed = {}
+            for name in t.editor.weights:
+                network, mode, lr = t.editor.of(name)
+                x, g = found[name.removesuffix(".weight")]
+                used = active(x, g)
+                x_new, g_new = network(x[used], g[used], mode)
+                dw = x_new.T @ g_new if lm.is_transposed(name) else g_new.T @ x_new
+                changed[name] = lm.weight(name) + lr * dw
+
+            def logits(pair, weights):
+                ids = torch.tensor([pair[0] + pair[1][:-1]])
+                out = torch.func.functional_call(lm.model, weights, (ids,), {"use_cache": False}).logits
+                return out[0, len(pair[0]) - 1 :].log_softmax(-1)
+
+            edit = nn.functional.nll_loss(logits(e.paraphrase, changed), torch.tensor(e.paraphrase[1]))
+            before, after = logits(e.locality, {}), logits(e.locality, changed)
+            total = total + 0.7 * edit + 0.4 * (before.exp() * (before - after)).sum(-1).mean()
+    torch.testing.assert_close(loss, total / 3, rtol=1e-4, atol=1e-5)
+    assert sums["kl"] > 1e-4
+    parameters = list(t.editor.parameters())
+    for got, want in zip(
+        torch.autograd.grad(loss, parameters), torch.autograd.grad(total / 3, parameters), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4 * max(1.0, float(want.abs().max())))
+
+
+def test_each_sequence_meets_its_own_fact_alone(make_lm):
+    lm = make_lm("gpt2")
+    t = trainer(lm)
+    first, second, *_ = t._episodes(0)
+    with lm.frozen(), torch.no_grad():
+        _, found = inputs_and_gradients(
+            lm,
+            t.modules,
+            (targets := targets_of(lm, [first.rewrite, second.rewrite])).batch,
+            lambda: token_nll(lm, targets).sum(),
+        )
+        both = t._factors(found)
+        alone = {name: (x[1:], g[1:]) for name, (x, g) in both.items()}
+        together, _ = t._log_probs([first.locality, second.locality], both, [0, 1])
+        single, _ = t._log_probs([second.locality], alone, [0])
+        unedited, _ = t._log_probs([second.locality])
+    torch.testing.assert_close(together[-len(single) :], single)
+    assert not torch.allclose(single, unedited, atol=1e-3)
+
+
+def test_statistics_are_those_of_all_training_tokens_and_frozen_afterwards(make_lm):
+    lm = make_lm("llama")
+    t = trainer(lm)
+    rows: dict[str, list[torch.Tensor]] = {key: [] for key in t.running}
+    with lm.frozen():
+        for step in range(3):
+            targets = targets_of(lm, [e.rewrite for e in t._episodes(step)])
+            _, found = inputs_and_gradients(
+                lm,
+                t.modules,
+                targets.batch,
+                lambda targets=targets: (token_nll(lm, targets) * targets.weights).sum(),
+            )
+            for name in t.editor.weights:
+                x, g = found[name.removesuffix(".weight")]
+                used = active(x, g)
+                rows[t.editor.key(name)].append(torch.cat([x[used], g[used]], -1).double())
+            t._step()
+        for _ in range(2):
+            for key, seen in rows.items():
+                network, every = t.editor.networks[key], torch.cat(seen)
+                mean = torch.cat([network.x_mean, network.g_mean]).double()
+                deviation = torch.cat([network.x_std, network.g_std]).double()
+                torch.testing.assert_close(mean, every.mean(0), rtol=1e-4, atol=1e-6)
+                torch.testing.assert_close(deviation, every.std(0), rtol=1e-4, atol=1e-6)
+            t.validate()
+
+
+def test_every_epoch_takes_each_fact_once_in_a_new_order(make_lm):
+    t = trainer(make_lm("gpt2"))
+    rewrites = [tuple(e.rewrite[0]) for step in range(7) for e in t._episodes(step)]
+    epochs = [rewrites[i : i + 7] for i in range(0, 28, 7)]
+    assert all(len(set(epoch)) == 7 for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_edits_start_against_the_gradient(make_lm):
+    t = trainer(make_lm("gpt2"), edit_lr=0.25)
+    assert t.editor.lr.tolist() == [-0.25, -0.25]
+
+
+# -- a whole training --------------------------------------------------------------------------------
+
+
+def test_training_lowers_the_loss_of_held_out_edits(make_lm, tmp_path):
+    lm = make_lm("gpt2")
+    before = {name: p.clone() for name, p in lm.model.named_parameters()}
+    t = trainer(lm, steps=40, layers=[0, 1], edit_lr=3e-3)
+    with lm.frozen():
+        t._loss(t._episodes(0), training=True)  # statistics
+        start = t.validate()
+    described = t.run(tmp_path / "mend")
+    assert described.validation["loss"] < 0.8 * start["loss"]
+    assert described.validation["edit"] < start["edit"]
+    assert {"kl", "reliability", "generalization", "locality"} <= described.validation.keys()
+    assert sorted(path.name for path in (tmp_path / "mend").iterdir()) == ["mend.safetensors", "mend.yaml"]
+    assert read_description(tmp_path / "mend") == described
+    read = load_editor(tmp_path / "mend")
+    assert read.weights == inner_params(lm, [0, 1])
+    assert all(torch.equal(p, before[name]) for name, p in lm.model.named_parameters())
+
+
+def test_the_best_state_is_kept_and_waiting_has_an_end(make_lm, tmp_path, monkeypatch):
+    t = trainer(make_lm("gpt2"), steps=40, patience=3)
+    losses = iter([5.0, 2.0, 3.0, float("nan"), 4.0, 1.0])
+    states = []
+
+    def validate():
+        states.append({name: p.clone() for name, p in t.editor.state_dict().items()})
+        return {"loss": next(losses)}
+
+    monkeypatch.setattr(t, "validate", validate)
+    described = t.run(tmp_path / "mend")
+    assert (described.training["best_step"], described.training["last_step"]) == (2, 5)
+    assert described.validation == {"loss": 2.0}
+    state = load_editor(tmp_path / "mend").state_dict()
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in state.items())
+    assert not torch.equal(state["lr"], states[0]["lr"])
+
+
+def test_a_training_that_only_explodes_is_no_result(make_lm, tmp_path, monkeypatch):
+    t = trainer(make_lm("gpt2"), steps=2)
+    monkeypatch.setattr(t, "validate", lambda: {"loss": float("nan")})
+    with pytest.raises(UserError, match="lower --edit-lr or --lr"):
+        t.run(tmp_path / "mend")
+    assert not (tmp_path / "mend" / "mend.yaml").exists()
+
+
+def test_rows_lack_what_the_loss_needs(make_lm, caplog):
+    lm = make_lm("gpt2")
+    bare = [make_edit(id=str(i)) for i in range(3)]
+    with pytest.raises(UserError, match="--train: no row has a locality prompt"):
+        MendTrainer(lm, bare, facts(), settings())
+    with pytest.raises(UserError, match="--val: no row has a locality prompt"):
+        MendTrainer(lm, facts(), bare, settings())
+    t = MendTrainer(lm, bare, bare, settings(c_loc=0))
+    assert "3 of 3 rows have no paraphrase" in caplog.text
+    with lm.frozen():
+        scores = t.validate()
+    assert scores["generalization"] == scores["reliability"] and "locality" not in scores
+
+
+# -- interruptions -----------------------------------------------------------------------------------
+
+
+def test_an_interrupted_training_ends_with_the_same_bits(make_lm, tmp_path, monkeypatch):
+    lm = make_lm("gpt2")
+    whole = trainer(lm, steps=8)
+    described = whole.run(tmp_path / "whole")
+    monkeypatch.setattr(module, "SAVE_SECONDS", -1.0)
+    cut = trainer(lm, steps=8)
+    step = cut._step
+
+    def stop_at_five():
+        if cut.progress.step == 5:
+            raise KeyboardInterrupt
+        step()
+
+    monkeypatch.setattr(cut, "_step", stop_at_five)
+    with pytest.raises(KeyboardInterrupt):
+        cut.run(tmp_path / "cut")
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == [module.PARTIAL]
+    resumed = trainer(lm, steps=8)
+    taken: list[int] = []
+    resumed_step = resumed._step
+    monkeypatch.setattr(resumed, "_step", lambda: (taken.append(resumed.progress.step), resumed_step()))
+    assert resumed.run(tmp_path / "cut") == described
+    assert taken == [5, 6, 7]
+    files = [(tmp_path / name / "mend.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert files[0] == files[1]
+    assert not list((tmp_path / "cut").glob(".*"))
+
+
+def test_an_unfinished_training_is_not_continued_with_other_settings(make_lm, tmp_path):
+    lm = make_lm("gpt2")
+    folder = tmp_path / "mend"
+    trainer(lm)._save(folder / module.PARTIAL)
+    with pytest.raises(UserError, match="unfinished training with other settings"):
+        trainer(lm, seed=1).run(folder)
+    (folder / module.PARTIAL).write_bytes(b"nothing")
+    with pytest.raises(UserError, match="damaged"):
+        trainer(lm).run(folder)
+
+
+# -- the command -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(tmp_path, make_model, bos_tokenizer) -> Path:
+    make_model("llama").save_pretrained(tmp_path / "model")
+    bos_tokenizer.save_pretrained(tmp_path / "model")
+    rows = [
+        {
+            "subject": e.subject,
+            "src": e.text,
+            "alt": e.target_new,
+            "rephrase": e.paraphrases[0],
+            "loc": "nq question: Where is the Space Needle? In",
+            "loc_ans": "Seattle",
+        }
+        for e in facts()
+    ]
+    (tmp_path / "facts.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+def command(place: Path, *more: str, output: str = "mend") -> list[str]:
+    usual = ["train-mend", "--model", str(place / "model"), "--train", f"{place / 'facts.json'}[0:8]"]
+    sizes = ["--rank", "4", "--steps", "8", "--batch-size", "3", "--device", "cpu"]
+    return [*usual, *sizes, "--output", str(place / output), *more]
+
+
+KILLED = """
+import os, signal, sys
+from harness_rect import cli
+from harness_rect.training import mend
+mend.SAVE_SECONDS = -1.0
+step = mend.MendTrainer._step
+def stop(self):
+    if self.progress.step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    step(self)
+mend.MendTrainer._step = stop
+cli.main(sys.argv[1:])
+"""
+
+
+def test_the_command_survives_being_killed_and_its_weights_edit(place, capsys):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *command(place)], env=environment, capture_output=True, text=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "harness_rect.cli", *command(place)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "going on with an interrupted training after 3 steps" in done.stderr
+    assert "edit with: --method mend --hparams" in done.stdout
+    assert cli.main(command(place, output="whole")) == 0
+    folders = [place / "mend", place / "whole"]
+    assert len({(folder / "mend.safetensors").read_bytes() for folder in folders}) == 1
+    assert len({(folder / "mend.yaml").read_bytes() for folder in folders}) == 1
+    described = read_description(place / "mend")
+    assert described.training["layers"] == [0, 1] and described.training["facts"] == 7  # one is held out
+    edit = ["edit", "--model", str(place / "model"), "--method", "mend", "--hparams", str(place / "mend")]
+    rest = ["--edits", f"{place / 'facts.json'}[8:10]", "--edit-cache", "off", "--device", "cpu"]
+    assert cli.main([*edit, *rest, "--output", str(place / "edited")]) == 0
+    report = json.loads((place / "edited" / "edit_report.json").read_text())
+    assert report["hparams"]["weights_sha256"] == described.sha256
+    assert report["n_edits"] == 2 and "no_change" not in report["flagged"]
+    capsys.readouterr()
+    assert cli.main(command(place)) == 2
+    assert "mend: holds a trained MEND already; give another folder or remove it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--rank", "0"], "command line: rank: Input should be greater than or equal to 1"),
+        (["--edit-lr", "-1"], "command line: edit_lr: Input should be greater than 0"),
+        (["--layers", "0-7"], "layer 2 does not exist: this model has layers 0 to 1"),
+        (["--layers", "x"], "--layers x: expected numbers"),
+        (["--val", "nowhere.json"], "there is no file"),
+        (["--train", "tiny[0]"], "--train: at least two rows are needed"),
+        (["--model", "nowhere"], "--model nowhere: cannot be loaded"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(more, message, place, capsys):
+    assert cli.main(command(place, *more)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+    assert not (place / "mend").exists()
