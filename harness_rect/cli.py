@@ -105,22 +105,26 @@ def _parser() -> argparse.ArgumentParser:
 
     mend = commands.add_parser("train-mend", help="train the networks that method mend edits with")
     _add_model(mend)
-    mend.add_argument("--train", required=True, help="rows to learn from: as --edits of the edit command")
+    mend.add_argument(
+        "--train",
+        required=True,
+        help="rows to learn from: zsre (its training rows) or a file, with [start:stop]",
+    )
     mend.add_argument("--val", help="held-out rows (default: the last tenth of --train, at most 500)")
     mend.add_argument("--output", type=Path, required=True, help="folder for mend.safetensors and mend.yaml")
     mend.add_argument(
         "--layers", help="blocks whose MLP matrices are edited: 45-47 (default: the last three)"
     )
     for name, kind, meaning in (
-        ("rank", int, "rank of the networks' layers"),
-        ("steps", int, "steps at most"),
-        ("batch-size", int, "facts a step, each an edit of its own"),
-        ("lr", float, "learning rate of the networks"),
-        ("edit-lr", float, "size of the first edits: every weight's scalar starts at minus this"),
-        ("c-edit", float, "weight of the edit loss at paraphrases"),
-        ("c-loc", float, "weight of the divergence at locality prompts"),
-        ("patience", int, "validations without improvement before it stops early"),
-        ("seed", int, "for the networks' start and the order of facts"),
+        ("rank", int, "rank of the networks' layers (default 32)"),
+        ("steps", int, "steps at most (default 1000)"),
+        ("batch-size", int, "facts a step, each an edit of its own (default 16)"),
+        ("lr", float, "learning rate of the networks (default 0.001)"),
+        ("edit-lr", float, "every weight's scalar starts at minus this (default 0.001)"),
+        ("c-edit", float, "weight of the edit loss at paraphrases (default 1)"),
+        ("c-loc", float, "weight of the divergence at locality prompts (default 1)"),
+        ("patience", int, "validations without improvement, of 40, that end it early (default 10)"),
+        ("seed", int, "for the networks' start and the order of facts (default 0)"),
     ):
         mend.add_argument(f"--{name}", type=kind, help=meaning)
     mend.set_defaults(run=_train_mend)
@@ -227,7 +231,14 @@ def _train_mend(arguments: argparse.Namespace) -> None:
     from harness_rect.models import EditableLM
     from harness_rect.session import check_parent
     from harness_rect.statistics.provider import layout_name
-    from harness_rect.training.mend import MendTrainer, MendTraining, check_output, default_layers, hold_out
+    from harness_rect.training.mend import (
+        MendTrainer,
+        MendTraining,
+        check_output,
+        default_layers,
+        hold_out,
+        training_rows,
+    )
 
     names = ("rank", "steps", "batch_size", "lr", "edit_lr", "c_edit", "c_loc", "patience", "seed")
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
@@ -235,11 +246,11 @@ def _train_mend(arguments: argparse.Namespace) -> None:
     settings = validated(MendTraining, given | {"layers": layers}, "command line")  # before any work
     check_output(arguments.output)
     check_parent(arguments.output / "file")
-    train = load_edits(arguments.train).edits
+    train = load_edits(training_rows(arguments.train)).edits
     if arguments.val is None:
         train, held_out = hold_out(train)
     else:
-        held_out = load_edits(arguments.val).edits
+        held_out = load_edits(training_rows(arguments.val)).edits
     model, tokenizer = _load(arguments)
     lm = EditableLM(model, tokenizer)
     if not arguments.layers:

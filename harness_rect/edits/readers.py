@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 URLS = {
     "zsre": "https://rome.baulab.info/data/dsets/zsre_mend_eval.json",
+    "zsre_train": "https://rome.baulab.info/data/dsets/zsre_mend_train.json",
     "counterfact": "https://rome.baulab.info/data/dsets/counterfact.json",
 }
 _PARAPHRASE_FIELDS = ("paraphrase_prompts", "paraphrases", "rephrase_prompts", "rephrase_prompt", "rephrase")
@@ -61,9 +62,9 @@ class EditStream(Sequence[Edit]):
 def load_edits(spec: str) -> EditStream:
     """Read the edits that ``spec`` names.
 
-    spec: ``zsre``, ``counterfact``, ``tiny`` or a path ending in .json (a list of rows, or JSON Lines)
-    or .jsonl (JSON Lines); each may be followed by ``[start:stop:step]`` with Python's meaning, or by
-    one row number ``[7]``. Rows outside the slice are parsed but not looked into.
+    spec: ``zsre``, ``zsre_train``, ``counterfact``, ``tiny`` or a path ending in .json (a list of rows, or
+    JSON Lines) or .jsonl (JSON Lines); each may be followed by ``[start:stop:step]`` with Python's meaning,
+    or by one row number ``[7]``. Rows outside the slice are parsed but not looked into.
 
     Raises :class:`UserError`, one line naming file, row (from 0, as in the slice) and field, for
     whatever cannot be read. Things that are merely odd end up in ``EditStream.warnings`` and the log.

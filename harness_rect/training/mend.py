@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -97,6 +98,11 @@ def inner_params(lm: EditableLM, layers: Sequence[int]) -> dict[str, tuple[int, 
     lm.check_layers(layers)
     names = [f"{module}.weight" for layer in layers for module in lm.architecture.mlp_matrices[layer]]
     return {name: lm.widths(name) for name in names}
+
+
+def training_rows(spec: str) -> str:
+    """``zsre``, with its slice, as the name of ZsRE's training rows; its evaluation rows are to be edited."""
+    return re.sub(r"^\s*zsre\s*(?=$|\[)", "zsre_train", spec)
 
 
 def hold_out(edits: tuple[Edit, ...]) -> tuple[tuple[Edit, ...], tuple[Edit, ...]]:

@@ -21,7 +21,7 @@ from harness_rect.methods.gradients import inputs_and_gradients, targets_of, tok
 from harness_rect.methods.mend import active
 from harness_rect.methods.mend_weights import load_editor, read_description
 from harness_rect.training import mend as module
-from harness_rect.training.mend import MendTrainer, MendTraining, inner_params
+from harness_rect.training.mend import MendTrainer, MendTraining, inner_params, training_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 TOWNS = ("Ulm", "Brno", "Ghent", "Turku", "Split", "Rome", "Paris", "Vienna", "Oslo", "Bonn")
@@ -358,3 +358,22 @@ def test_what_is_wrong_is_said_in_one_line(more, message, place, capsys):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error
     assert not (place / "mend").exists()
+
+
+@pytest.mark.parametrize(
+    ("spec", "read"),
+    [("zsre", "zsre_train"), ("zsre[:9]", "zsre_train[:9]"), ("zsre.json", "zsre.json"), ("tiny", "tiny")],
+)
+def test_zsre_means_its_training_rows(spec, read):
+    assert training_rows(spec) == read
+
+
+def test_the_help_names_the_defaults(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train-mend", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, field in MendTraining.model_fields.items():
+        if name != "layers":
+            option = "--" + name.replace("_", "-")
+            rest = shown.rpartition(f" {option} ")[2]
+            assert f"(default {field.default:g})" in rest.partition(" --")[0], option
