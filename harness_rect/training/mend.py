@@ -347,7 +347,8 @@ class MendTrainer:
         """
         sums: dict[str, float] = {}
         size = self.settings.batch_size
-        chosen = [episode(p, lambda options: options[0]) for p in self.validation]
+        draw = random.Random("validation")  # the same prompts every time
+        chosen = [episode(p, draw.choice) for p in self.validation]
         for start in range(0, len(chosen), size):
             part = chosen[start : start + size]
             with torch.no_grad():
