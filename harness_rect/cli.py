@@ -9,6 +9,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own); returns the exit status."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "transformers", "datasets"):
+    for noisy in ("httpx", "transformers", "datasets", "absl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
@@ -68,6 +69,11 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, required=True, help="folder for the checkpoint and edit_report.json"
     )
     edit.set_defaults(run=_edit)
+
+    sweep = commands.add_parser("sweep", help="run a whole experiment, resumable (see docs/sweep.md)")
+    sweep.add_argument("config", type=Path, metavar="CONFIG.yaml", help="what to edit and evaluate")
+    sweep.add_argument("--dry-run", action="store_true", help="print the plan and its cost, and stop")
+    sweep.set_defaults(run=_sweep)
 
     stats = commands.add_parser("stats", help="compute second moments from text, in the public npz layout")
     _add_model(stats)
@@ -187,6 +193,14 @@ def _print_summary(report: dict[str, Any], output: Path) -> None:
     console = Console()
     console.print(table)
     console.print(f"checkpoint and edit_report.json: {output}", soft_wrap=True)
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    started = time.perf_counter()
+    os.environ.setdefault("TQDM_DISABLE", "1")  # one bar of lm-eval's for each task of each evaluation
+    from harness_rect.experiments.runner import run_sweep
+
+    run_sweep(arguments.config, arguments.dry_run, started)
 
 
 def _stats(arguments: argparse.Namespace) -> None:

@@ -17,7 +17,8 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,7 @@ class EditSession:
         self._originals: dict[str, Tensor] = {}
         self._templates: list[Any] = []
         self._moments: MomentProvider | None = None
+        self._moments_loaded = False
         self._committing = False
         self.report: dict[str, Any] | None = None
 
@@ -101,6 +103,7 @@ class EditSession:
         cache: EditCache | None = None,
         checkpoints: Collection[int] = (),
         on_checkpoint: Callable[[dict[str, Any]], None] | None = None,
+        on_step: Callable[[int], None] | None = None,
     ) -> dict[str, Any]:
         """Apply the whole stream and measure it; returns the report that goes into the results file.
 
@@ -108,43 +111,65 @@ class EditSession:
             cache: finished runs are taken from it and kept in it; an interrupted run is continued. None
                 keeps nothing.
             checkpoints: numbers of edits (full steps) after which ``on_checkpoint`` is called with the
-                report of the stream up to there, the model being in that state. Not with a cache, which
-                holds whole runs only.
+                report of the stream up to there, the model being in that state. With a cache the state is
+                saved before each call, so that a run interrupted in it comes back to the same checkpoint.
+            on_step: called with the number of edits in the model, at the start and after each step; without
+                it a progress bar is shown.
 
         Raises:
-            UserError: see the class. The model is unchanged if it is raised.
+            UserError: see the class. The model is unchanged if it, or anything else, is raised.
         """
         if self._originals:
             raise UserError("this session has edited its model already; revert() first")
-        if cache is not None and checkpoints:
-            raise ValueError("checkpoints need a run without a cache")
         with self.lm.frozen():
-            self._moments = self._load_moments()
+            self.load_moments()
             self._templates = self.method.contexts(self.lm, self.hparams.values, self.config.edit_seed)
             key = digest(self._description(self.edits))
+            arguments = (cache, checkpoints, on_checkpoint, on_step)
             if cache is None:
-                state = self._apply(key, None, checkpoints, on_checkpoint)
+                state = self._apply(key, *arguments)
             else:
                 with cache.lock(key):
-                    found = cache.load(key, self.weight_names)
-                    if found is not None:
-                        log.info("edits taken from the cache: %s", cache.path(key))
-                        weights, state = found
-                        # The same edits and numbers may have been read from other files then.
-                        state |= self._origins() | {"from_cache": True}
-                        self._install(weights)
-                    else:
-                        state = self._apply(key, cache)
+                    state = self._from_cache(key, *arguments) or self._apply(key, *arguments)
         self.report = state
         self._warn_about_failures(state)
+        return state
+
+    def _from_cache(
+        self,
+        key: str,
+        cache: EditCache | None,
+        checkpoints: Collection[int],
+        on_checkpoint: Callable[[dict[str, Any]], None] | None,
+        on_step: Callable[[int], None] | None,
+    ) -> dict[str, Any] | None:
+        """A finished run, if one is kept and no checkpoint lies before its end."""
+        earlier = any(n < len(self.edits) for n in checkpoints)
+        found = None if cache is None or earlier else cache.load(key, self.weight_names)
+        if cache is None or found is None:
+            return None
+        log.info("edits taken from the cache: %s", cache.path(key))
+        weights, state = found
+        # The same edits and numbers may have been read from other files then.
+        state |= self._origins() | {"from_cache": True}
+        self._install(weights)
+        try:
+            if on_step is not None:
+                on_step(len(self.edits))
+            if on_checkpoint is not None and checkpoints:
+                on_checkpoint(state)
+        except BaseException:
+            self.revert()
+            raise
         return state
 
     def _apply(
         self,
         key: str,
         cache: EditCache | None,
-        checkpoints: Collection[int] = (),
-        on_checkpoint: Callable[[dict[str, Any]], None] | None = None,
+        checkpoints: Collection[int],
+        on_checkpoint: Callable[[dict[str, Any]], None] | None,
+        on_step: Callable[[int], None] | None,
     ) -> dict[str, Any]:
         """Edit and measure; the model is restored if anything goes wrong."""
         templates = [t for group in self._templates for t in ([group] if isinstance(group, str) else group)]
@@ -157,7 +182,8 @@ class EditSession:
         per_edit: list[dict[str, Any]] = []
         try:
             partial = cache.load_partial(key, self.weight_names) if cache else None
-            if partial is not None:
+            # A state beyond a checkpoint is of no use: there is no way back to it.
+            if partial is not None and all(len(partial[2]["edits"]) <= n for n in checkpoints):
                 weights, remembered, saved_state = partial
                 context.state.update(remembered)
                 steps, per_edit = saved_state["steps"], saved_state["edits"]
@@ -171,21 +197,33 @@ class EditSession:
             batches = [self.edits[i : i + size] for i in range(0, len(self.edits), size)]
             saved = time.monotonic()
             memory = dict(context.state)  # after the last whole step; a method may add to it early in a step
-            with progress_bar() as progress:
-                bar = progress.add_task("editing", total=len(self.edits), completed=len(per_edit))
+            state: dict[str, Any] | None = None
+
+            def reach_checkpoint() -> None:
+                nonlocal state
+                if on_checkpoint is not None and len(per_edit) in checkpoints:
+                    state = self._state(steps, per_edit, probed, baseline, masters)
+                    on_checkpoint(state)
+
+            with _shown(on_step, len(self.edits)) as show:
+                show(len(per_edit))
+                if per_edit:  # interrupted there
+                    reach_checkpoint()
                 for index in range(len(steps), len(batches)):
+                    state = None
                     step, edits = self._step(index, batches[index], masters, context, probed, baseline)
                     steps.append(step)
                     per_edit += edits
                     memory = dict(context.state)
                     self._committing = False
-                    progress.advance(bar, len(batches[index]))
-                    if cache and time.monotonic() - saved > SAVE_SECONDS:
+                    show(len(per_edit))
+                    due = len(per_edit) in checkpoints or time.monotonic() - saved > SAVE_SECONDS
+                    if cache and due:
                         cache.save_partial(key, masters, memory, {"steps": steps, "edits": per_edit})
                         saved = time.monotonic()
-                    if on_checkpoint is not None and len(per_edit) in checkpoints:
-                        on_checkpoint(self._state(steps, per_edit, probed, baseline, masters))
-            state = self._state(steps, per_edit, probed, baseline, masters)
+                    reach_checkpoint()
+            if state is None:
+                state = self._state(steps, per_edit, probed, baseline, masters)
             if cache:
                 cache.save(key, masters, state)
             return state
@@ -297,6 +335,12 @@ class EditSession:
 
     # -- what the run consists of -----------------------------------------------------------------
 
+    def load_moments(self) -> None:
+        """Find or compute the second moments this run needs, once; :meth:`run` does it by itself."""
+        if not self._moments_loaded:
+            self._moments = self._load_moments()
+            self._moments_loaded = True
+
     def _load_moments(self) -> MomentProvider | None:
         layers = self.method.needs_statistics(self.hparams.values)
         folder = self.config.stats
@@ -320,6 +364,16 @@ class EditSession:
         )
         provider.load(layers)
         return provider
+
+    def identity(self, n_edits: int) -> dict[str, Any]:
+        """Everything that determines weights and report after the first ``n_edits``, known before the run.
+
+        Templates that the hyper-parameters leave to sampling are None: model, method and seed fix them.
+        """
+        self.load_moments()
+        return self._description(self.edits[:n_edits]) | {
+            "hparams": self.hparams.values.model_dump(mode="json")
+        }
 
     def _description(self, edits: Sequence[Edit]) -> dict[str, Any]:
         """Everything that determines weights and report after ``edits``; its digest names the run."""
@@ -449,6 +503,17 @@ def _generator(seed: int, step: int, position: int) -> torch.Generator:
     """Randomness of one weight in one step, the same whether or not the run was interrupted before it."""
     text = digest({"seed": seed, "step": step, "weight": position})
     return torch.Generator().manual_seed(int(text[:15], 16))
+
+
+@contextmanager
+def _shown(on_step: Callable[[int], None] | None, total: int) -> Iterator[Callable[[int], None]]:
+    """What is called with the number of edits done: ``on_step``, or else a progress bar."""
+    if on_step is not None:
+        yield on_step
+        return
+    with progress_bar() as progress:
+        bar = progress.add_task("editing", total=total)
+        yield lambda done: progress.update(bar, completed=done)
 
 
 def _no_moments(layer: int) -> SecondMoment:

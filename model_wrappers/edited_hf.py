@@ -132,6 +132,14 @@ class EditedHF(HFLM):
                 dist.broadcast(parameters[name].data, src=0)
         self._run_key = self._edit_report["run"]
 
+    def describe(self, edit_report: dict[str, Any] | None) -> None:
+        """Say what was done to the model by somebody else's session; None: nothing.
+
+        For a sweep, which edits one model in many ways. Not together with lm-eval's ``--use_cache``.
+        """
+        self._edit_report = edit_report or {"method": "none"}
+        self._run_key = self._edit_report.get("run")
+
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Keep answers of this edited model apart from all others in lm-eval's ``--use_cache`` file.
 

@@ -547,6 +547,82 @@ def test_a_checkpoint_is_what_a_run_of_the_edits_so_far_gives(start) -> None:
             assert report[key] == again[key]
 
 
-def test_checkpoints_and_a_cache_do_not_go_together(start, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="without a cache"):
-        start().run(EditCache(tmp_path), checkpoints=[1])
+class Stop(BaseException):
+    """A sudden end: not even saved on the way out, as Ctrl-C is."""
+
+
+def untimed(report: dict[str, Any]) -> dict[str, Any]:
+    steps = [{k: v for k, v in step.items() if "seconds" not in k} for step in report["steps"]]
+    return {key: value for key, value in report.items() if key != "seconds_per_edit"} | {"steps": steps}
+
+
+@pytest.mark.parametrize("dies_at", [1, 2, 3])
+def test_a_run_that_dies_at_a_checkpoint_comes_back_to_it(start, tmp_path: Path, dies_at: int) -> None:
+    def run(session: EditSession, cache: EditCache | None, checkpoints: list[int], die: int = 0) -> dict:
+        seen = {}
+
+        def reached(report: dict[str, Any]) -> None:
+            n = report["n_edits"]
+            if n == die:
+                raise Stop
+            seen[n] = (untimed(report), session.lm.weight(WEIGHT).detach().clone())
+
+        session.run(cache, checkpoints=checkpoints, on_checkpoint=reached)
+        return seen
+
+    reference = run(start(rect=0.4), None, [1, 2, 3])
+    cache, session = EditCache(tmp_path), start(rect=0.4)
+    original = session.lm.weight(WEIGHT).detach().clone()
+    with pytest.raises(Stop):
+        run(session, cache, [1, 2, 3], die=dies_at)
+    assert torch.equal(session.lm.weight(WEIGHT), original)
+    again = start(rect=0.4)
+    proposals = watch(again)
+    seen = run(again, cache, [n for n in (1, 2, 3) if n >= dies_at])
+    assert len(proposals) == 3 - dies_at
+    assert seen.keys() == {n for n in (1, 2, 3) if n >= dies_at}
+    for n, (report, weight) in seen.items():
+        assert report == reference[n][0]
+        assert torch.equal(weight, reference[n][1])
+
+
+def test_a_saved_state_beyond_a_checkpoint_is_not_used(start, tmp_path: Path) -> None:
+    cache = EditCache(tmp_path)
+
+    def die(report: dict[str, Any]) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        start().run(cache, checkpoints=[2], on_checkpoint=die)
+    seen: list[int] = []
+    session = start()
+    proposals = watch(session)
+    session.run(cache, checkpoints=[1, 3], on_checkpoint=lambda report: seen.append(report["n_edits"]))
+    assert seen == [1, 3] and len(proposals) == 3
+
+
+def test_a_finished_run_serves_the_checkpoint_at_its_end_alone(start, tmp_path: Path) -> None:
+    cache = EditCache(tmp_path)
+    start().run(cache)
+    for checkpoints, edited in (([3], 0), ([2, 3], 3)):
+        session, seen, steps = start(), [], []
+        proposals = watch(session)
+        session.run(
+            cache, checkpoints, on_checkpoint=lambda r, s=seen: s.append(r["n_edits"]), on_step=steps.append
+        )
+        assert seen == checkpoints and len(proposals) == edited
+        assert steps == ([3] if not edited else [0, 1, 2, 3])
+
+
+def test_a_failure_at_the_checkpoint_of_a_finished_run_restores_the_model(start, tmp_path: Path) -> None:
+    cache = EditCache(tmp_path)
+    start().run(cache)
+    session = start()
+    original = session.lm.weight(WEIGHT).detach().clone()
+
+    def die(report: dict[str, Any]) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        session.run(cache, checkpoints=[3], on_checkpoint=die)
+    assert torch.equal(session.lm.weight(WEIGHT), original)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import abc
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import exp
 from typing import Any, ClassVar
 
@@ -75,8 +75,11 @@ def edits_for_tasks(**metadata: Any) -> dict[str, datasets.Dataset]:
                 "rect_zsre and rect_counterfact need edits: give edits=FILE[start:stop] in --model_args, or"
                 " in --metadata for a model that is not edited_hf"
             )
-        rows = [_document(edit) for edit in load_edits(str(spec))]
-    return {"test": datasets.Dataset.from_list(rows)}
+        return _splits(load_edits(str(spec)))
+
+
+def _splits(edits: Iterable[Edit]) -> dict[str, datasets.Dataset]:
+    return {"test": datasets.Dataset.from_list([_document(edit) for edit in edits])}
 
 
 def _document(edit: Edit) -> dict[str, Any]:
@@ -137,6 +140,12 @@ class EditingTask(RectTask):
             self._encoder = load_tokenizer(self.config.metadata or {})
         #: metrics that some of the evaluated documents have and some lack
         self._partial: set[str] = set()
+        self._continuations: dict[tuple[str, str], Pair] = {}
+
+    def score_edits(self, edits: Iterable[Edit]) -> None:
+        """Take other edits for documents from the next ``build_all_requests`` on."""
+        self.dataset = _splits(edits)
+        self.task_docs = self.eval_docs
 
     def _count_rows(self, limit: int | None, samples: list[int] | None) -> None:
         """Find out, over the documents of all processes, which metrics are partial, and say so."""
@@ -157,8 +166,11 @@ class EditingTask(RectTask):
                     self._partial.add(metric)
 
     def continuation(self, prompt: str, target: str) -> Pair:
-        with one_line_errors():
-            return self._encoder.continuation(prompt, with_space(target))
+        if (prompt, target) not in self._continuations:
+            with one_line_errors():
+                ids = self._encoder.continuation(prompt, with_space(target))
+            self._continuations[prompt, target] = ids
+        return self._continuations[prompt, target]
 
     def request(self, doc: dict[str, Any], text: tuple[str, str], ids: Pair, metadata: Any) -> IdRequest:
         return IdRequest(

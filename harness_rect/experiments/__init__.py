@@ -1,1 +1,1 @@
-"""What is done with finished evaluations: comparing them, and rows for notebooks."""
+"""Experiments: running them (sweep), reading lm-eval's results files, comparing and reporting them."""

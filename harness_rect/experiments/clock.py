@@ -1,0 +1,50 @@
+"""Where the time of a sweep goes."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Clock:
+    """Seconds spent in named kinds of work. Work inside other work counts once, for the inner kind.
+
+    Args:
+        started: ``time.perf_counter()`` from which until now it was ``starting``; after that it is ``other``.
+    """
+
+    def __init__(self, started: float | None = None) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._running = ["other"]
+        self._since = time.perf_counter()
+        if started is not None:
+            self.seconds["starting"] = self._since - started
+
+    @contextmanager
+    def running(self, kind: str) -> Iterator[None]:
+        """Count what happens inside for ``kind``."""
+        self._switch()
+        self._running.append(kind)
+        try:
+            yield
+        finally:
+            self._switch()
+            self._running.pop()
+
+    def read(self, kind: str) -> float:
+        """Seconds of ``kind`` up to now."""
+        self._switch()
+        return self.seconds[kind]
+
+    @property
+    def total(self) -> float:
+        """Seconds of all kinds up to now."""
+        self._switch()
+        return sum(self.seconds.values())
+
+    def _switch(self) -> None:
+        now = time.perf_counter()
+        self.seconds[self._running[-1]] += now - self._since
+        self._since = now

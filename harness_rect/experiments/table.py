@@ -1,0 +1,169 @@
+"""What a sweep shows: a live table, or plain lines where there is no terminal, and its time at the end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.logging import RichHandler
+from rich.table import Table
+
+log = logging.getLogger("harness_rect.sweep")
+
+EDITING, EVALUATING = "editing", "evaluating"
+
+
+@dataclass
+class Row:
+    """One trajectory, or one unedited model (``edits_total`` 0)."""
+
+    name: str
+    method: str
+    edits_total: int
+    evaluations_total: int
+    edits: int = 0
+    evaluations: int = 0
+    #: what earlier processes spent counts too, where it is known
+    seconds: dict[str, float] = field(default_factory=lambda: {EDITING: 0.0, EVALUATING: 0.0})
+    #: done by this process, for estimates
+    edits_made: int = 0
+    evaluations_made: int = 0
+    doing: str = ""
+
+    @property
+    def done(self) -> bool:
+        return self.evaluations == self.evaluations_total
+
+
+class Progress:
+    """Rows of a sweep, and how long it will still take."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = list(rows)
+
+    @property
+    def evaluations(self) -> tuple[int, int]:
+        """(done, all)"""
+        return sum(row.evaluations for row in self.rows), sum(row.evaluations_total for row in self.rows)
+
+    def seconds_left(self) -> float | None:
+        """From the mean times so far; None while nothing has been timed. A method not yet timed counts as
+        the mean of the others."""
+        evaluation = _mean(self.rows, EVALUATING)
+        edits_left = [row for row in self.rows if not row.done and row.edits < row.edits_total]
+        editing = 0.0
+        for row in edits_left:
+            same = [other for other in self.rows if other.method == row.method]
+            each = _mean(same, EDITING) or _mean(self.rows, EDITING)
+            if each is None:
+                return None
+            editing += each * (row.edits_total - row.edits)
+        done, total = self.evaluations
+        return None if evaluation is None else editing + evaluation * (total - done)
+
+
+def _mean(rows: Sequence[Row], kind: str) -> float | None:
+    """Seconds for each edit or evaluation, over what was timed."""
+    made = sum(row.edits_made if kind == EDITING else row.evaluations_made for row in rows)
+    seconds = sum(row.seconds[kind] for row in rows)
+    return seconds / made if made else None
+
+
+class Display:
+    """Shows a :class:`Progress` while it changes. ``say`` adds a line that stays."""
+
+    def __init__(self, progress: Progress, console: Console) -> None:
+        self.progress, self.console = progress, console
+        self._live: Live | None = None
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        if not self.console.is_terminal:
+            yield
+            return
+        root = logging.getLogger()
+        handlers = list(root.handlers)
+        with Live(console=self.console, get_renderable=self._render, refresh_per_second=2) as live:
+            self._live = live
+            # Lines written past the live table would tear it.
+            root.handlers[:] = [RichHandler(console=self.console, show_path=False, markup=False)]
+            try:
+                yield
+            finally:
+                root.handlers[:] = handlers
+                self._live = None
+
+    def say(self, line: str) -> None:
+        """What happened, with how far the whole is."""
+        done, total = self.progress.evaluations
+        log.info("%s; %d of %d evaluations done, %s", line, done, total, self._left())
+
+    def _left(self) -> str:
+        left = self.progress.seconds_left()
+        return "time left not known yet" if left is None else f"about {duration(left)} left"
+
+    def _render(self) -> Group:
+        table = Table(box=None, pad_edge=False)
+        for heading in ("", "edits", "evaluations", "editing", "evaluating", ""):
+            table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+        room = max(self.console.height - 4, 5)
+        rows = self.progress.rows
+        first = next((i for i, row in enumerate(rows) if not row.done), len(rows))
+        start = max(0, min(first - room // 3, len(rows) - room))
+        for row in rows[start : start + room]:
+            table.add_row(
+                row.name,
+                f"{row.edits}/{row.edits_total}" if row.edits_total else "-",
+                f"{row.evaluations}/{row.evaluations_total}",
+                *(
+                    duration(row.seconds[kind]) if row.seconds[kind] else "-"
+                    for kind in (EDITING, EVALUATING)
+                ),
+                row.doing,
+                style="dim" if row.done else "bold" if row.doing else None,
+            )
+        done, total = self.progress.evaluations
+        return Group(table, f"{done} of {total} evaluations done, {self._left()}")
+
+
+def timing_table(rows: Sequence[Row], overhead: Mapping[str, float]) -> Table:
+    """Editing, evaluating, and everything else, in seconds of this process.
+
+    Args:
+        overhead: kind of work -> seconds, of all that is neither editing nor evaluating.
+    """
+    table = Table(title="seconds of this run")
+    for heading in ("", "edits", "editing", "evaluations", "evaluating"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for row in rows:
+        if row.edits_made or row.evaluations_made:
+            table.add_row(
+                row.name,
+                str(row.edits_made),
+                f"{row.seconds[EDITING]:.1f}",
+                str(row.evaluations_made),
+                f"{row.seconds[EVALUATING]:.1f}",
+            )
+    editing, evaluating = (sum(row.seconds[kind] for row in rows) for kind in (EDITING, EVALUATING))
+    made = [sum(row.edits_made for row in rows), sum(row.evaluations_made for row in rows)]
+    table.add_section()
+    table.add_row("together", str(made[0]), f"{editing:.1f}", str(made[1]), f"{evaluating:.1f}")
+    work = editing + evaluating
+    beside = sum(overhead.values())
+    share = f" ({100 * beside / work:.1f}% of editing and evaluating)" if work else ""
+    parts = ", ".join(f"{kind} {seconds:.1f}" for kind, seconds in overhead.items() if seconds >= 0.05)
+    table.caption = f"beside them {beside:.1f}{share}" + (f": {parts}" if parts else "")
+    return table
+
+
+def duration(seconds: float) -> str:
+    """``9 s``, ``12:34`` or ``1:02:03``."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    text = str(timedelta(seconds=round(seconds)))
+    return text.removeprefix("0:")
