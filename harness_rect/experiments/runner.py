@@ -94,6 +94,7 @@ class Sweep:
         self.rows = {row.name: row for row in _rows(plan)}
         self.display = Display(Progress(list(self.rows.values())), Console(stderr=True))
         self._timing: dict[str, dict[str, float]] = _timing(plan.output)
+        self._warnings: dict[str, list[str]] = {}  # of the edits an edits= names
 
     def run(self) -> None:
         _remove_leftovers(self.plan.output)
@@ -154,7 +155,12 @@ class Sweep:
         def reached(report: dict[str, Any]) -> None:
             evaluation = at[report["n_edits"]]
             made_of = checked.made_of.get(evaluation.folder) or checked.identity(evaluation, session)
-            self._evaluate(evaluator, evaluation, _of_prefix(report, evaluation), made_of)
+            # As a run of these edits alone would report them.
+            spec = evaluation.model_args["edits"]
+            if spec not in self._warnings:
+                self._warnings[spec] = list(load_edits(spec).warnings)
+            alone = report | {"edits_spec": spec, "edit_warnings": self._warnings[spec]}
+            self._evaluate(evaluator, evaluation, alone, made_of)
 
         with self.clock.running(EDITING):
             session = make_session(lm, trajectory)
@@ -387,12 +393,6 @@ class _TimedCache(EditCache):
     def save_partial(self, *arguments: Any) -> None:
         with self._clock.running("saving states"):
             super().save_partial(*arguments)
-
-
-def _of_prefix(report: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
-    """A checkpoint's report as a run of these edits alone would give it."""
-    spec = evaluation.model_args["edits"]
-    return report | {"edits_spec": spec, "edit_warnings": list(load_edits(spec).warnings)}
 
 
 def _coordinates(evaluation: Evaluation) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.logging import RichHandler
 from rich.table import Table
+from rich.text import Text
 
 log = logging.getLogger("harness_rect.sweep")
 
@@ -28,9 +29,8 @@ class Row:
     evaluations_total: int
     edits: int = 0
     evaluations: int = 0
-    #: what earlier processes spent counts too, where it is known
+    #: of this process, as the two below
     seconds: dict[str, float] = field(default_factory=lambda: {EDITING: 0.0, EVALUATING: 0.0})
-    #: done by this process, for estimates
     edits_made: int = 0
     evaluations_made: int = 0
     doing: str = ""
@@ -131,7 +131,7 @@ class Display:
         return Group(table, f"{done} of {total} evaluations done, {self._left()}")
 
 
-def timing_table(rows: Sequence[Row], overhead: Mapping[str, float]) -> Table:
+def timing_table(rows: Sequence[Row], overhead: Mapping[str, float]) -> Group:
     """Editing, evaluating, and everything else, in seconds of this process.
 
     Args:
@@ -157,8 +157,8 @@ def timing_table(rows: Sequence[Row], overhead: Mapping[str, float]) -> Table:
     beside = sum(overhead.values())
     share = f" ({100 * beside / work:.1f}% of editing and evaluating)" if work else ""
     parts = ", ".join(f"{kind} {seconds:.1f}" for kind, seconds in overhead.items() if seconds >= 0.05)
-    table.caption = f"beside them {beside:.1f}{share}" + (f": {parts}" if parts else "")
-    return table
+    rest = f"beside them {beside:.1f}{share}" + (f": {parts}" if parts else "")
+    return Group(table, Text(rest))
 
 
 def duration(seconds: float) -> str:
