@@ -20,7 +20,7 @@ from harness_rect.edits import load_edits
 from harness_rect.errors import UserError
 from harness_rect.measure import measure, measure_baseline, probes
 from harness_rect.methods import METHODS
-from harness_rect.methods.base import LowRank, Proposal
+from harness_rect.methods.base import Dense, LowRank, Proposal
 from harness_rect.regularizers import rect
 from harness_rect.session import EditSession
 
@@ -626,3 +626,34 @@ def test_a_failure_at_the_checkpoint_of_a_finished_run_restores_the_model(start,
     with pytest.raises(Stop):
         session.run(cache, checkpoints=[3], on_checkpoint=die)
     assert torch.equal(session.lm.weight(WEIGHT), original)
+
+
+def test_what_a_method_remembers_is_saved_with_a_checkpoint(start, tmp_path: Path) -> None:
+    """With a method whose updates grow with the number of steps it has seen."""
+
+    def forgetful(session: EditSession) -> EditSession:
+        method = session.method
+
+        def propose(lm: Any, edits: Any, hparams: Any, context: Any) -> Proposal:
+            proposal = method.propose(lm, edits, hparams, context)
+            seen = float(context.state.get("steps", torch.zeros(1)))
+            updates = {name: Dense(update.dense() * (1 + seen)) for name, update in proposal.updates.items()}
+            return Proposal(updates, proposal.details)
+
+        def after_step(lm: Any, edits: Any, hparams: Any, context: Any) -> None:
+            context.state["steps"] = context.state.get("steps", torch.zeros(1)) + 1
+
+        session.method = dataclasses.replace(method, propose=propose, after_step=after_step)
+        return session
+
+    def die(report: dict[str, Any]) -> None:
+        raise Stop
+
+    whole = forgetful(start())
+    whole.run()
+    cache = EditCache(tmp_path)
+    with pytest.raises(Stop):
+        forgetful(start()).run(cache, checkpoints=[2], on_checkpoint=die)
+    again = forgetful(start())
+    again.run(cache)
+    assert torch.equal(again.lm.weight(WEIGHT), whole.lm.weight(WEIGHT))

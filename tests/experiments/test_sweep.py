@@ -296,11 +296,11 @@ def test_a_trajectory_goes_on_where_it_was(place, monkeypatch: pytest.MonkeyPatc
     def breaking(evaluator: Any, evaluation: Any, report: Any) -> Any:
         evaluated.append(evaluation.n_edits)
         if len(evaluated) == 2:
-            raise KeyboardInterrupt
+            raise RuntimeError("the evaluation failed")
         return original(evaluator, evaluation, report)
 
     monkeypatch.setattr(evaluate.Evaluator, "evaluate", breaking)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(RuntimeError, match="the evaluation failed"):
         sweep(**only)
     steps: list[int] = []
     step = EditSession._step
