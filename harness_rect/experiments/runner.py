@@ -283,7 +283,7 @@ class DryRun:
         config, timing = self.plan.config, _timing(self.plan.output)
         table = Table(title=f"{self.plan.output}: what is left to do")
         for heading in ("", "edits", "evaluations", "requests", "seconds"):
-            table.add_column(heading, justify="left" if not heading else "right")
+            table.add_column(heading, justify="left" if not heading else "right", overflow="fold")
         totals = [0, 0, 0, 0.0]
         done, measured = 0, 0
         for entry in config.models:

@@ -139,7 +139,7 @@ def timing_table(rows: Sequence[Row], overhead: Mapping[str, float]) -> Group:
     """
     table = Table(title="seconds of this run")
     for heading in ("", "edits", "editing", "evaluations", "evaluating"):
-        table.add_column(heading, justify="left" if not heading else "right")
+        table.add_column(heading, justify="left" if not heading else "right", overflow="fold")
     for row in rows:
         if row.edits_made or row.evaluations_made:
             table.add_row(
