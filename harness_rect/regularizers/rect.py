@@ -12,6 +12,8 @@ relative change and kept first; 0/0 counts as 0; ties go to the earlier position
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,11 +21,17 @@ from torch import Tensor
 #: Elements of a strided sample that brackets the threshold of large weights, and how many of its standard
 #: deviations the bracket is wide on either side.
 _SAMPLE, _DEVIATIONS = 100_000, 6
+#: Elements worked on at a time on a CPU: what stays in its cache.
+_CHUNK = 1 << 18
 
 
 def relative_change(update: Tensor, weight: Tensor) -> Tensor:
     """delta = |dW / W| elementwise, with 0/0 = 0 and x/0 = inf. Shape, dtype and device of ``update``."""
     return (update / weight).abs_().nan_to_num_(nan=0.0, posinf=torch.inf)
+
+
+def _change_of_alphaedit(update: Tensor, weight: Tensor) -> Tensor:
+    return (update / (weight + 1e-8)).abs_()
 
 
 def kept_count(n: int, keep: float) -> int:
@@ -47,37 +55,8 @@ def rect(update: Tensor, weight: Tensor, original: Tensor | None = None, *, keep
         return update.clone()
     if count <= 0:
         return torch.zeros_like(update)
-    delta = relative_change(update, weight).flatten()
-    threshold, above = count_th_largest(delta, count)
-    mask = delta > threshold
-    if above < count:
-        mask[(delta == threshold).nonzero().flatten()[: count - above]] = True
-    return torch.where(
-        mask.view_as(update), update, torch.zeros((), dtype=update.dtype, device=update.device)
-    )
-
-
-def count_th_largest(values: Tensor, count: int) -> tuple[Tensor, int]:
-    """The ``count``-th largest of the values (n,), which hold no NaN, and how many are larger. No sort of all
-    of them.
-
-    A sample gives two values that very likely enclose the wanted one; one pass counts what is above, and only
-    what lies between them is searched. If they do not enclose it, everything is.
-    """
-    n = values.numel()
-    if n > 4 * _SAMPLE:
-        sample = values[:: n // _SAMPLE].sort(descending=True).values
-        m = sample.numel()
-        place, spread = count / n * m, _DEVIATIONS * math.sqrt(m) / 2 + 1
-        high = sample[max(0, int(place - spread))]
-        low = sample[min(m - 1, int(place + spread))]
-        above = int((values > high).sum())
-        between = values[(values >= low) & (values <= high)]
-        if above < count <= above + between.numel():
-            threshold = torch.kthvalue(between, between.numel() - (count - above) + 1).values
-            return threshold, above + int((between > threshold).sum())
-    threshold = torch.kthvalue(values, n - count + 1).values
-    return threshold, int((values > threshold).sum())
+    cut = count_th_largest(_Changes(update, weight, relative_change), count)
+    return _kept(update, weight, relative_change, cut, count - cut.above)
 
 
 def rect_alphaedit(update: Tensor, weight: Tensor, original: Tensor | None = None, *, keep: float) -> Tensor:
@@ -90,6 +69,82 @@ def rect_alphaedit(update: Tensor, weight: Tensor, original: Tensor | None = Non
     rank = int(n * (1 - keep))
     if rank <= 0:
         return update.clone()
-    delta = (update / (weight + 1e-8)).abs_()
-    threshold = torch.kthvalue(delta.flatten(), rank).values
-    return torch.where(delta >= threshold, update, torch.zeros((), dtype=update.dtype, device=update.device))
+    cut = count_th_largest(_Changes(update, weight, _change_of_alphaedit), n - rank + 1)
+    return _kept(update, weight, _change_of_alphaedit, cut, cut.equal)
+
+
+class _Changes:
+    """The relative changes of a weight in its order, computed a chunk at a time and never kept."""
+
+    def __init__(self, update: Tensor, weight: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.update, self.weight, self.change = update.reshape(-1), weight.reshape(-1), change
+        self.size = _CHUNK if update.device.type == "cpu" else max(1, update.numel())
+
+    def __len__(self) -> int:
+        return self.update.numel()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for part in zip(self.update.split(self.size), self.weight.split(self.size), strict=True):
+            yield self.change(*part)
+
+    def every(self, stride: int) -> Tensor:
+        return self.change(self.update[::stride], self.weight[::stride])
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The count-th largest of some values: how many are larger, and how many equal it."""
+
+    threshold: Tensor
+    above: int
+    equal: int
+
+
+def count_th_largest(values: _Changes, count: int) -> Cut:
+    """Find the ``count``-th largest value without sorting all of them; no value may be NaN.
+
+    A sample gives two values that very likely enclose the wanted one; one pass counts what is above, and only
+    what lies between them is searched. If they do not enclose it, everything is.
+    """
+    n = len(values)
+    if n > 4 * _SAMPLE:
+        sample = values.every(n // _SAMPLE).sort(descending=True).values
+        m = sample.numel()
+        place, spread = count / n * m, _DEVIATIONS * math.sqrt(m) / 2 + 1
+        high = sample[max(0, int(place - spread))]
+        low = sample[min(m - 1, int(place + spread))]
+        above, parts = 0, []
+        for chunk in values:
+            reaches = chunk >= low
+            over = chunk > high
+            above += int(torch.count_nonzero(over))
+            parts.append(chunk[reaches ^ over])
+        between = torch.cat(parts)
+        if above < count <= above + between.numel():
+            return _searched(between, count - above, above)
+    return _searched(torch.cat(list(values)), count, 0)
+
+
+def _searched(values: Tensor, count: int, above: int) -> Cut:
+    threshold = torch.kthvalue(values, values.numel() - count + 1).values
+    larger, equal = (values > threshold).sum(), (values == threshold).sum()
+    return Cut(threshold, above + int(larger), int(equal))
+
+
+def _kept(
+    update: Tensor, weight: Tensor, change: Callable[[Tensor, Tensor], Tensor], cut: Cut, ties: int
+) -> Tensor:
+    """The update where its change is above the threshold, and at the first ``ties`` that equal it."""
+    changes = _Changes(update, weight, change)
+    result = torch.empty_like(changes.update)
+    pieces = zip(changes.update.split(changes.size), changes, result.split(changes.size), strict=True)
+    for part, delta, kept in pieces:
+        if ties == cut.equal:
+            mask = delta.ge_(cut.threshold)  # as numbers: multiplying by them is what is fast
+        else:
+            equal = (delta == cut.threshold).nonzero().flatten()[: max(0, ties)]
+            mask = delta.gt_(cut.threshold)
+            mask[equal] = 1
+            ties -= equal.numel()
+        torch.mul(part, mask, out=kept)
+    return result.view_as(update)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from harness_rect.regularizers import make_regularizer, random_keep, rect, rect_alphaedit
-from harness_rect.regularizers.rect import count_th_largest, kept_count, relative_change
+from harness_rect.regularizers.rect import _Changes, count_th_largest, kept_count, relative_change
 
 #: Few values, so that zeros and ties are common; and any float.
 NUMBERS = st.one_of(
@@ -202,6 +202,10 @@ def test_names_give_their_functions():
 # -- the threshold of large weights --------------------------------------------------------------------
 
 
+def changes(values: torch.Tensor) -> _Changes:
+    return _Changes(values, torch.ones_like(values), relative_change)
+
+
 @pytest.mark.parametrize("count", [1, 2, 400, 200_000, 399_999, 499_999, 500_000])
 @pytest.mark.parametrize("kind", ["spread", "ties", "equal", "sorted", "wave", "infinite"])
 def test_the_threshold_is_the_sorted_one_whatever_the_values_look_like(kind, count):
@@ -218,8 +222,9 @@ def test_the_threshold_is_the_sorted_one_whatever_the_values_look_like(kind, cou
     elif kind == "infinite":
         values[::3] = torch.inf
     wanted = values.sort(descending=True).values[count - 1]
-    threshold, above = count_th_largest(values, count)
-    assert threshold == wanted and above == int((values > wanted).sum())
+    cut = count_th_largest(changes(values), count)
+    assert cut.threshold == wanted
+    assert (cut.above, cut.equal) == (int((values > wanted).sum()), int((values == wanted).sum()))
 
 
 def test_the_sample_spares_the_search_through_everything(monkeypatch):
@@ -227,5 +232,5 @@ def test_the_sample_spares_the_search_through_everything(monkeypatch):
     searched: list[int] = []
     kthvalue = torch.kthvalue
     monkeypatch.setattr(torch, "kthvalue", lambda v, k: searched.append(v.numel()) or kthvalue(v, k))
-    count_th_largest(values, 400_000)
+    count_th_largest(changes(values), 400_000)
     assert len(searched) == 1 and searched[0] < 50_000
