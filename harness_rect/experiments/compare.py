@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -233,16 +233,18 @@ def _keys(base: Results, other: Results, name: str, all_metrics: bool, gates: Se
 # ------------------------------------------------------------------------------------------ differences
 
 
-def find_differences(base: Results, other: Results, names: Sequence[str]) -> list[str]:
+def find_differences(
+    base: Results, other: Results, names: Sequence[str], expected: Collection[str] = ()
+) -> list[str]:
     """What makes the scores of these tasks and groups mean different things, one line each.
 
     Tasks that differ in the same way share a line. What a file does not say (older ones lack some entries)
-    is not held against it.
+    is not held against it, and neither is what is ``expected`` to differ ("edit_seed").
     """
     lines = [
         f"{what} {_said(a)} and {_said(b)}"
         for what, a, b in _of_the_run(base, other)
-        if a is not _UNKNOWN and b is not _UNKNOWN and a != b
+        if a is not _UNKNOWN and b is not _UNKNOWN and a != b and what not in expected
     ]
     tasks = list(dict.fromkeys(leaf for name in names for leaf in base.leaves(name)))
     per_task: dict[tuple[str, str], list[str]] = {}

@@ -46,6 +46,8 @@ class Sample:
 
     values: metric -> what the metric said of this document: a number, or what its aggregation takes.
     text: the document's ``text`` field, where it has one (the sentence of an NER document).
+    prompt, target, answer: what was asked, what was expected and what the model said, as text; of several
+        continuations the likeliest. None where the file does not say it.
     """
 
     doc_id: int
@@ -53,6 +55,9 @@ class Sample:
     prompt_hash: str | None
     values: Mapping[str, Any]
     text: str | None
+    prompt: str | None = None
+    target: str | None = None
+    answer: str | None = None
 
 
 class _File(BaseModel):
@@ -206,7 +211,7 @@ class Results:
         if inside := self.file.samples.get(task):
             return _by_filter(((f"{self.path}: samples of {task}", row) for row in inside), task)
         date = _DATE.search(self.path.stem)
-        path = self.path.with_name(f"samples_{task}{'_' + date.group() if date else ''}.jsonl")
+        path = self.path.parent / f"samples_{task}{'_' + date.group() if date else ''}.jsonl"
         if not path.is_file():
             return None
         try:
@@ -261,10 +266,40 @@ def _by_filter(rows: Iterable[tuple[str, Mapping[str, Any]]], task: str) -> dict
             row.get("prompt_hash"),
             {metric: row.get(metric) for metric in metrics},
             text if isinstance(text, str) else None,
+            *_said(row),
         )
         if found.setdefault(filtered, {}).setdefault(doc_id, sample) is not sample:
             raise UserError(f"{where}: doc_id {doc_id} of {task} is there twice; remove one")
     return {name: [samples[i] for i in sorted(samples)] for name, samples in found.items()}
+
+
+def _said(row: Mapping[str, Any]) -> tuple[str | None, str | None, str | None]:
+    """(prompt, target, answer) of a sample, whatever its request type and lm-eval's age."""
+    given = row.get("arguments")
+    if isinstance(given, dict):  # {"gen_args_0": {"arg_0": prompt, "arg_1": continuation or settings}, ...}
+        given = [list(one.values()) for one in given.values() if isinstance(one, dict)]
+    requests = [one for one in given or () if isinstance(one, list) and one and isinstance(one[0], str)]
+    prompt = requests[0][0] if requests else None
+    continuations = [one[1] if len(one) > 1 and isinstance(one[1], str) else None for one in requests]
+    answers = row.get("filtered_resps") or row.get("resps") or [None]
+    while isinstance(answers, list) and len(answers) == 1:
+        answers = answers[0]
+    if isinstance(answers, list) and len(answers) == len(continuations):  # (log-likelihood, greedy) of each
+        try:
+            likelihoods = [float(one[0]) for one in answers]
+            answers = continuations[max(range(len(answers)), key=likelihoods.__getitem__)]
+        except (TypeError, ValueError, IndexError):
+            answers = None
+    target = row.get("target")
+    if isinstance(target, str) and target.isdigit() and len(continuations) > 1:
+        target = int(target)
+    if isinstance(target, int) and 0 <= target < len(continuations) > 1:
+        target = continuations[target]
+    return (
+        prompt,
+        None if target is None else str(target),
+        answers if isinstance(answers, str) else None,
+    )
 
 
 _SAMPLE_FIELDS = {

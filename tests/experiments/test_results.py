@@ -139,3 +139,27 @@ def test_labels_say_what_was_edited_and_tell_equals_apart(tmp_path: Path, tasks)
         len(set(labels([edited, load(write(tmp_path / "f", content(tasks, config={"edit": edit}), {}))])))
         == 2
     )
+
+
+def test_what_was_asked_and_said_is_read_for_every_kind_of_request(tmp_path: Path, tasks) -> None:
+    generated = {"arguments": {"gen_args_0": {"arg_0": "2+2=", "arg_1": {"until": []}}}, "target": "4"}
+    choice = {
+        "arguments": {f"gen_args_{i}": {"arg_0": "Q", "arg_1": f" {c}"} for i, c in enumerate("ABC")},
+        "target": "2",
+    }
+    older = {"arguments": [["Q", " A"], ["Q", " B"]], "target": 0}
+    rows = [
+        generated | {"filtered_resps": [" 5"]},
+        choice | {"filtered_resps": [["-2.5", "False"], ["-0.5", "True"], ["-9.0", "False"]]},
+        older | {"filtered_resps": [[-1.0, True], [-3.0, False]]},
+        {"filtered_resps": [["odd"], None]},
+    ]
+    rows = [row | {"doc_id": i, "filter": "none", "metrics": ["acc"], "acc": 1} for i, row in enumerate(rows)]
+    results = load(write(tmp_path, content(tasks, samples={"rect_nli": rows}), {}))
+    found = [(s.prompt, s.target, s.answer) for s in results.samples("rect_nli")["none"]]
+    assert found == [("2+2=", "4", " 5"), ("Q", " C", " B"), ("Q", " A", " A"), (None, None, None)]
+
+
+def test_a_task_with_a_slash_in_its_name_has_no_samples(tmp_path: Path) -> None:
+    made = {"a/b": mean_task("acc", [1, 0])}
+    assert load(write(tmp_path, content(made), {})).samples("a/b") is None
