@@ -134,6 +134,15 @@ def _parser() -> argparse.ArgumentParser:
     ):
         mend.add_argument(f"--{name}", type=kind, help=meaning)
     mend.set_defaults(run=_train_mend)
+
+    report = commands.add_parser("report", help="one self-contained HTML page from a folder of results")
+    report.add_argument("results", metavar="DIR", type=Path, help="a folder with lm-eval's results files")
+    report.add_argument(
+        "-o", "--output", type=Path, required=True, help="the page to write, e.g. report.html"
+    )
+    report.add_argument("--figures", metavar="DIR", type=Path, help="also write each figure as SVG and PNG")
+    report.set_defaults(run=_report)
+
     return parser
 
 
@@ -276,6 +285,12 @@ def _train_mend(arguments: argparse.Namespace) -> None:
         f"best of {described.training['last_step']} steps on held-out rows: {scores}", soft_wrap=True
     )
     console.print(f"edit with: --method mend --hparams {arguments.output}", soft_wrap=True)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from harness_rect.experiments.report.command import run
+
+    run(arguments)
 
 
 def parse_layers(text: str) -> list[int]:

@@ -1,0 +1,52 @@
+"""``harness-rect report DIR -o report.html``"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from harness_rect.errors import UserError
+from harness_rect.experiments.report.collect import collect
+from harness_rect.experiments.report.drawing import write
+from harness_rect.experiments.report.page import render, sections
+from harness_rect.files import written_whole
+from harness_rect.progress import progress_bar
+
+log = logging.getLogger("harness_rect.report")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the page, and the figures where asked for.
+
+    Raises:
+        UserError: nothing to read, an unreadable file, or a place that cannot be written.
+    """
+    output: Path = arguments.output
+    folder: Path | None = arguments.figures
+    if output.is_dir():
+        raise UserError(f"--output {output}: is a folder; expected a file")
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise UserError(f"--figures {folder}: is a file; expected a folder")
+    with progress_bar() as progress:
+        progress.disable = not progress.console.is_terminal  # in a log it would be one more line
+        bar = progress.add_task("reading")
+        study = collect(arguments.results, lambda done, of: progress.update(bar, completed=done, total=of))
+        for note in study.notes:
+            log.warning("%s", note)
+        chapters = sections(study)
+        page = render(study, chapters)
+        plates = [plate for chapter in chapters for plate in chapter.plates] if folder is not None else []
+        target = output
+        try:
+            with written_whole(output) as temporary:
+                temporary.write_text(page, encoding="utf-8")
+            for plate in progress.track(plates, description="figures"):
+                assert folder is not None
+                target = folder
+                write(plate, folder)
+        except OSError as error:
+            raise UserError(f"{target}: cannot be written: {error.strerror}") from None
+    print(f"{output}: {len(study.runs)} evaluations")
+    if folder is not None:
+        print(f"{folder}: {2 * len(plates)} files")

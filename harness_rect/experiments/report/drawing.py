@@ -1,0 +1,244 @@
+"""How a figure of the report gets onto the page and into files.
+
+On the page every panel is an SVG of its own, so that a narrow screen stacks them instead of shrinking their
+text; text stays text, and colours become the page's CSS variables, which know light and dark. Nothing in a
+figure depends on the time or the machine.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import re
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from harness_rect.files import written_whole
+
+#: Colours of axes and text, and of the data: Okabe and Ito's, less the yellow that white paper swallows.
+INK, MUTED, GRID, PAPER = "#1b1e23", "#5b6470", "#d3d8de", "#ffffff"
+PALETTE = (INK, "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_MARKERS = "osD^vPX<>"
+_LINES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (9, 1.5)))
+#: What the page calls each colour; it gives them values for light and dark.
+CSS_NAMES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"} | {
+    c: f"c{i}" for i, c in enumerate(PALETTE) if i
+}
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "harness-rect",
+    "text.parse_math": False,  # a model may be called $x$
+    "font.family": ["Helvetica", "Arial", "DejaVu Sans", "sans-serif"],
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.labelsize": 11,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5.5,
+    "hatch.linewidth": 1.2,
+    "figure.dpi": 72,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colour, marker and line: two series differ in at least two of them."""
+
+    color: str
+    marker: str
+    line: Any
+
+    @classmethod
+    def number(cls, index: int) -> Look:
+        return cls(
+            PALETTE[index % len(PALETTE)], _MARKERS[index % len(_MARKERS)], _LINES[index % len(_LINES)]
+        )
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One set of axes. description: what a reader who cannot see it should know."""
+
+    name: str
+    title: str
+    description: str
+    draw: Callable[[Axes], None]
+    size: tuple[float, float] = (4.2, 3.0)
+
+
+@dataclass(frozen=True)
+class Plate:
+    """Panels that belong together, with one legend and one caption.
+
+    name: of the file. columns: of the whole figure. header, rows: the numbers drawn, as a table.
+    """
+
+    name: str
+    title: str
+    caption: str
+    panels: Sequence[Panel]
+    legend: Sequence[tuple[str, Look | Patch]] = ()
+    columns: int = 3
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+
+
+def fitting(label: str, width: int = 44) -> str:
+    """A label in at most two lines that fit a panel; the page's tables and legends have it whole."""
+    return "\n".join(textwrap.wrap(label, width, max_lines=2, placeholder="…"))
+
+
+# ---------------------------------------------------------------------------------------------- rendering
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # A font that is not here, or lacks a letter of a model's name: the browser has its own.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+@contextmanager
+def _quiet_fonts() -> Iterator[None]:
+    fonts = logging.getLogger("matplotlib.font_manager")
+    level = fonts.level
+    fonts.setLevel(logging.ERROR)  # Helvetica and Arial are asked for, and rarely there
+    try:
+        yield
+    finally:
+        fonts.setLevel(level)
+
+
+def _save(figure: Figure, target: Any, form: str) -> None:
+    # Without these entries neither time nor version gets into the file.
+    metadata: dict[str, None] = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
+    figure.savefig(
+        target, format=form, metadata=metadata, transparent=form == "svg", dpi=200 if form == "png" else 72
+    )
+
+
+def inline_svg(panel: Panel) -> Markup:
+    """The panel as an ``<svg>`` element for an HTML page: themed, titled, its ids its own."""
+    with _style(), _quiet_fonts():
+        figure = Figure(figsize=panel.size, layout="constrained")
+        panel.draw(figure.add_subplot())
+        return _element(figure, panel.name, panel.title, panel.description)
+
+
+def swatch(look: Look | Patch, name: str) -> Markup:
+    """The sign of a legend entry, without text."""
+    with _style(), _quiet_fonts():
+        figure = Figure(figsize=(0.55, 0.22))
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        if isinstance(look, Look):
+            axes.plot(
+                [0.04, 0.5, 0.96],
+                [0.5] * 3,
+                color=look.color,
+                ls=look.line,
+                marker=look.marker,
+                markevery=[1],
+            )
+        else:
+            axes.barh([0.5], [0.9], height=0.8, left=0.05, **filling(look))
+        return _element(figure, name, None, "")
+
+
+def _element(figure: Figure, name: str, title: str | None, description: str) -> Markup:
+    buffer = io.StringIO()
+    _save(figure, buffer, "svg")
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
+    text = re.sub(r'(url\(|href=")#([^")]+)', rf"\1#{name}-\2", text)
+    for color, css in CSS_NAMES.items():
+        text = text.replace(color, f"var(--{css})")
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    if title is None:
+        accessible, named = 'aria-hidden="true"', ""
+    else:
+        accessible = f'role="img" aria-labelledby="{name}-title {name}-desc"'
+        named = f'<title id="{name}-title">{escape(title)}</title>'
+        named += f'<desc id="{name}-desc">{escape(description)}</desc>'
+    opening = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {accessible}'
+    )
+    opening += f' viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}">'
+    return Markup(re.sub(r"<svg[^>]*>", lambda _: opening + named, text, count=1).strip())
+
+
+def whole(plate: Plate) -> Figure:
+    """All panels with the legend below them, for a paper."""
+    columns = min(plate.columns, len(plate.panels))
+    rows = math.ceil(len(plate.panels) / columns)
+    width = max(panel.size[0] for panel in plate.panels) * columns
+    height = max(panel.size[1] for panel in plate.panels) * rows
+    entries = math.ceil(len(plate.legend) / max(1, columns * 2))
+    figure = Figure(figsize=(width, height + 0.35 * entries), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for panel in plate.panels:
+        panel.draw(next(axes))
+    for unused in axes:
+        unused.set_axis_off()
+    if plate.legend:
+        handles = [_handle(label, look) for label, look in plate.legend]
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns * 2, frameon=False)
+    return figure
+
+
+def write(plate: Plate, folder: Path) -> list[Path]:
+    """``NAME.svg`` and ``NAME.png`` (200 dpi) in ``folder``."""
+    paths = []
+    with _style(), _quiet_fonts():
+        figure = whole(plate)
+        for form in ("svg", "png"):
+            path = folder / f"{plate.name}.{form}"
+            with written_whole(path) as temporary:
+                _save(figure, temporary, form)
+            paths.append(path)
+    return paths
+
+
+def _handle(label: str, look: Look | Patch) -> Line2D | Patch:
+    if isinstance(look, Look):
+        return Line2D([], [], color=look.color, ls=look.line, marker=look.marker, label=label)
+    return Patch(label=label, **filling(look))
+
+
+def filling(patch: Patch) -> dict[str, Any]:
+    return {
+        "facecolor": patch.get_facecolor(),
+        "edgecolor": patch.get_edgecolor(),
+        "hatch": patch.get_hatch(),
+        "linewidth": 1,
+    }
