@@ -12,7 +12,7 @@ from report_files import EIGHT, edit
 from scipy import stats
 
 from harness_rect.errors import UserError
-from harness_rect.experiments.report.collect import Estimate, collect, estimate, regularizer_order
+from harness_rect.experiments.report.collect import MOMENTS, Estimate, collect, estimate, regularizer_order
 from harness_rect.experiments.results import Score
 
 RECT = {"regularizer": "rect", "keep": 0.4, "rect_convention": "paper"}
@@ -52,6 +52,19 @@ def test_one_stream_has_the_interval_of_its_standard_error(add, runs: Path) -> N
     assert (point.low, point.high) == pytest.approx((0.6 - 1.959964 * stderr, 0.6 + 1.959964 * stderr))
     mean = dict(study.curve(series, None))[5]
     assert mean.high - mean.value == pytest.approx(1.959964 * stderr / math.sqrt(8))
+
+
+def test_the_spread_of_an_editing_metric_is_that_of_the_single_edits_at_that_moment(add, runs: Path) -> None:
+    report = edit(4, (0.5, 0.25))
+    for one, after, end in zip(report["edits"], (0, 1, 0, 1), (0, 1, 0, 0), strict=True):
+        one |= {"after": {"reliability": after}, "end": {"reliability": end}}
+    add(5, report)
+    study = collect(runs)
+    [series] = study.series(study.settings[0])
+    after, end = (study.editing(series, 4, moment, "reliability") for moment in MOMENTS)
+    assert after.spread == end.spread == "edits"
+    assert after.low == max(0, 0.5 - 1.959964 * np.std((0, 1, 0, 1), ddof=1) / 2)
+    assert end.high == pytest.approx(0.25 + 1.959964 * np.std((0, 1, 0, 0), ddof=1) / 2)
 
 
 def test_several_streams_have_the_t_interval_over_them(add, runs: Path) -> None:

@@ -60,7 +60,10 @@ def test_curves_are_drawn_through_the_scores(study: Study) -> None:
 
 def test_abilities_stand_against_edits_so_that_random_is_at_the_left(study: Study) -> None:
     after, end = plates(study)["together-0"].panels
-    points = [tuple(line.get_xydata()[0]) for line in axes_of(after).lines if len(line.get_xydata()) == 1]
+    drawn = [line for line in axes_of(after).lines if len(line.get_xydata()) == 1]
+    points = [tuple(line.get_xydata()[0]) for line in drawn]
+    looks = dict(plates(study)["together-0"].legend).values()
+    assert [(line.get_color(), line.get_marker()) for line in drawn] == [(k.color, k.marker) for k in looks]
     assert np.allclose(points, [(0.8, 0.2), (0.7, 0.3), (0.3, 0.9)])
     points = [tuple(line.get_xydata()[0]) for line in axes_of(end).lines if len(line.get_xydata()) == 1]
     assert np.allclose(points, [(0.1, 0.2), (0.2, 0.3), (0.1, 0.9)])
