@@ -320,9 +320,11 @@ def _dots(
             look = styles[series.regularizer]
             if point.low is not None and point.high is not None:
                 axes.plot([point.low, point.high], [place] * 2, color=look.color, lw=2)
-            axes.plot([point.value], [place], color=look.color, marker=look.marker, ls="", ms=8, mec=PAPER)
+            axes.plot(
+                [point.value], [place], color=look.color, marker=look.marker, ls="", ms=8, mec=PAPER, mew=0.6
+            )
         if unedited is not None:
-            axes.axvline(unedited, color=MUTED, ls="--", lw=1.2)
+            axes.axvline(unedited, color=MUTED, ls="--", lw=1.2, zorder=1)
         if values and min(values) >= 0 and max(values) <= 1:
             axes.set_xlim(-0.03, 1.04)
         axes.set_yticks(range(len(labels)), [fitting(label, 20) for label in labels.values()])
@@ -431,9 +433,11 @@ def _scatter(
                 axes.plot([x.low, x.high], [y.value] * 2, color=look.color, lw=1, alpha=0.6)
             if y.low is not None and y.high is not None:
                 axes.plot([x.value] * 2, [y.low, y.high], color=look.color, lw=1, alpha=0.6)
-            axes.plot([x.value], [y.value], color=look.color, marker=look.marker, ls="", ms=9, mec=PAPER)
+            axes.plot(
+                [x.value], [y.value], color=look.color, marker=look.marker, ls="", ms=9, mec=PAPER, mew=0.6
+            )
         if level is not None:
-            axes.axhline(level, color=MUTED, ls="--", lw=1.2)
+            axes.axhline(level, color=MUTED, ls="--", lw=1.2, zorder=1)
         heights = [y.value for _, y in points.values()]
         if min(heights) >= 0 and max(heights) <= 1:
             axes.set_ylim(-0.03, 1.04)
