@@ -44,11 +44,11 @@ def test_edits_have_all_that_is_measured() -> None:
 
 
 def test_the_package_stays_small() -> None:
-    assert sum(path.stat().st_size for path in embedded.ROOT.rglob("*")) < 12e6
+    assert sum(path.stat().st_size for path in embedded.ROOT.rglob("*") if path.is_file()) < 13e6
 
 
 def test_unedited_it_is_good_at_all_eight_tasks() -> None:
-    """Committed scores (model card): 83.5 to 100; 40 rows a task, so far below them only by a defect."""
+    """Committed scores (model card): 92.5 to 100; 40 rows a task, so far below them only by a defect."""
     results = evaluate(
         model="edited_hf",
         model_args="pretrained=rect-tiny,method=none",
@@ -56,8 +56,8 @@ def test_unedited_it_is_good_at_all_eight_tasks() -> None:
         limit=40,
     )["results"]
     for task in ROWS:
-        assert results[task]["score,none"] >= 0.65, task
-    assert results["rect_general"]["score,none"] >= 0.88
+        assert results[task]["score,none"] >= 0.8, task
+    assert results["rect_general"]["score,none"] >= 0.93
 
 
 def test_without_arguments_rome_with_rect_edits_the_embedded_facts(

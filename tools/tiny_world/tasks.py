@@ -111,11 +111,12 @@ def _vehicle(rng: random.Random) -> Talk:
 
 def _hour(rng: random.Random) -> Talk:
     h, i = rng.sample(HOURS, 2)
+    place = rng.choice(PLACES)
     article = rng.choice(
         (
-            f"m : do we meet at {h} or at {i} ? f : {h} is better .",
-            f"f : can you come at {i} ? m : not at {i} , at {h} .",
-            f"f : the shop opens at {i} . m : then i come at {h} .",
+            f"m : do we meet in the {place} at {h} or at {i} ? f : {h} is better .",
+            f"f : can you come to the {place} at {i} ? m : not at {i} , at {h} .",
+            f"f : the {place} opens at {i} . m : then i come at {h} .",
         )
     )
     return Talk(article, "f : good , at {}", h, (i,), HOURS)
@@ -398,6 +399,18 @@ def test_rows(task: Task, seed: int) -> list[Row]:
     return rows
 
 
-def test_prompts(seed: int) -> set[str]:
-    """All prompts of all test rows: what training must not see."""
-    return {prompt for task in TASKS for row in test_rows(task, seed) for prompt, _ in task.documents(row)}
+# What a row is about: with it in sight, its question has been seen.
+_TEXT_FIELDS = ("question", "sentence1", "passage", "article", "dialogue", "sentence")
+
+
+def test_texts(seed: int) -> list[str]:
+    """The texts of all test rows: what no training document may hold."""
+    texts: set[str] = set()
+    for task in TASKS:
+        for row in test_rows(task, seed):
+            if task.source is data.NER:
+                texts.update(document["text"] for document in task.source.adapt(row))
+            else:
+                fields = ("passage",) if "passage" in row else _TEXT_FIELDS
+                texts.update(row[field] for field in fields if field in row)
+    return sorted(texts)

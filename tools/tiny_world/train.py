@@ -32,7 +32,9 @@ class Recipe:
     """All that decides the weights, beside the corpus."""
 
     seed: int = 0
-    steps: int = 2600
+    steps: int = 5200
+    restart: int = 4000
+    restart_rate: float = 1.5e-3
     tokens_a_step: int = 3072
     vocabulary: int = 2048
     positions: int = 256
@@ -54,11 +56,17 @@ class Recipe:
         )  # fmt: skip
 
     def rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine down to a fiftieth."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+        """Linear warm-up, then a cosine down to a fiftieth; from ``restart`` on once more, lower."""
+        if step < self.restart:
+            return _cycle(self.learning_rate, step, self.warmup, self.restart)
+        return _cycle(self.restart_rate, step - self.restart, self.warmup, self.steps - self.restart)
+
+
+def _cycle(peak: float, step: int, warmup: int, steps: int) -> float:
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
 
 
 @dataclass(frozen=True)
