@@ -277,7 +277,7 @@ ALPHAEDIT = {
 }
 
 
-@pytest.mark.parametrize("name", preset_names(METHODS["alphaedit"]))
+@pytest.mark.parametrize("name", ALPHAEDIT)
 def test_alphaedit_presets_have_the_published_values(name):
     h: Any = resolve_hparams(METHODS["alphaedit"], name, LARGE).values
     search = (h.layers, h.v_num_grad_steps, h.v_lr, h.v_weight_decay, h.clamp_norm_factor, h.kl_factor)

@@ -1,0 +1,527 @@
+"""Speed of editing against a straightforward implementation of the published loops, both in one process.
+
+    python benchmarks/editing.py [--shape gpt2|gpt2-xl|llama-2-7b] [--device cpu|cuda] [--dtype float32]
+    [--only rome,...]
+
+Random weights of the shape, random second moments, random facts. Every pair is checked to give the same
+result before it is timed; figures are medians, ratios are published / ours. Written to
+benchmarks/results/<shape>-<device>.json with the machine described. What takes too long for the published
+loop is timed on fewer facts, and the table says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
+
+from harness_rect.edits import Edit
+from harness_rect.methods import METHODS, Context
+from harness_rect.methods.contexts import fill
+from harness_rect.methods.key_history import remember_keys, solve_with_history
+from harness_rect.methods.memit import MemitHyperParameters
+from harness_rect.methods.rome import RomeHyperParameters
+from harness_rect.methods.value_search import subject_position
+from harness_rect.models import EditableLM
+from harness_rect.regularizers import rect
+from harness_rect.statistics import SecondMoment
+from harness_rect.statistics.collect import collect
+
+RESULTS = Path(__file__).parent / "results"
+SHAPES: dict[str, Any] = {
+    "tiny": lambda: GPT2Config(n_layer=6, n_embd=128, n_inner=512, n_head=4, vocab_size=2048),
+    "gpt2": lambda: GPT2Config(),
+    "gpt2-xl": lambda: GPT2Config(n_layer=48, n_embd=1600, n_head=25),
+    "llama-2-7b": lambda: LlamaConfig(),
+}
+ROME_LAYER = {"tiny": 2, "gpt2": 4, "gpt2-xl": 17, "llama-2-7b": 5}
+MEMIT_LAYERS = {
+    "tiny": [0, 1, 2],
+    "gpt2": [3, 4, 5, 6, 7],
+    "gpt2-xl": [13, 14, 15, 16, 17],
+    "llama-2-7b": [4, 5, 6, 7, 8],
+}
+WORDS = 1000
+Row = dict[str, Any]
+
+
+# ------------------------------------------------------------------------------------------ the set-up
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A word a token: prompts then have the lengths of real ones."""
+    vocabulary = {"[UNK]": 0} | {f"w{i}": i + 1 for i in range(WORDS)}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[UNK]", eos_token="[UNK]")
+
+
+def make_lm(shape: str, device: str, dtype: str) -> EditableLM:
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = transformers.AutoModelForCausalLM.from_config(SHAPES[shape](), dtype=getattr(torch, dtype))
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return EditableLM(model.eval(), tokenizer())
+
+
+def words(rng: random.Random, count: int) -> str:
+    return " ".join(f"w{rng.randrange(WORDS)}" for _ in range(count))
+
+
+def facts(count: int) -> list[Edit]:
+    """Prompts of 7 tokens with a subject of 3 in front, targets of 2: about what CounterFact has."""
+    rng = random.Random(0)
+    return [
+        Edit(f"{i}", "{} " + words(rng, 4), words(rng, 3), words(rng, 2), None, (), ()) for i in range(count)
+    ]
+
+
+def rome_templates() -> list[str]:
+    rng = random.Random(1)
+    return ["{}"] + [words(rng, n) + " {}" for n in [5] * 10 + [10] * 10]
+
+
+def memit_templates() -> list[list[str]]:
+    rng = random.Random(1)
+    return [["{}"], [words(rng, 10) + " {}" for _ in range(5)]]
+
+
+def moment(d_mlp: int, seed: int, device: str) -> SecondMoment:
+    generator = torch.Generator(device=device).manual_seed(seed)
+    factor = torch.randn(d_mlp, d_mlp, generator=generator, device=device)
+    total = factor @ factor.T / d_mlp + 0.1 * torch.eye(d_mlp, device=device)
+    return SecondMoment(total.cpu(), 1, "random")
+
+
+# --------------------------------------------------------------------------------- the published loops
+
+
+def published_search(
+    lm: EditableLM, edit: Edit, templates: list[str], layer: int, h: Any, at_block: bool
+) -> Tensor:
+    """v0 + d: full passes over all prompts, logits at every position, as the released code does it."""
+    rows = [(t, *lm.encoder.continuation(fill(t, edit.text), edit.target)) for t in templates]
+    kl_text = edit.subject + " is a"
+    sequences = [prompt + target[:-1] for _, prompt, target in rows] + [lm.encoder.ids(kl_text)]
+    batch = lm.batch(sequences)
+    where = [subject_position(lm, edit, t) for t, *_ in rows]
+    where.append(lm.encoder.token_at(kl_text, len(edit.subject) - 1))
+    labels = torch.full_like(batch.ids, -100)
+    for i, (_, prompt, target) in enumerate(rows):
+        start = len(prompt) - 1
+        labels[i, start : start + len(target)] = torch.tensor(target)
+    device = batch.ids.device
+    d = torch.zeros(lm.architecture.d_model, requires_grad=True, device=device)
+    optimiser = torch.optim.Adam([d], lr=h.v_lr)
+    module = lm.block(layer) if at_block else lm.down_projection(layer)
+    v0: list[Tensor] = []
+    kl_before: Tensor | None = None
+    every = torch.arange(len(sequences))
+
+    def add(module: Any, args: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        if not v0:
+            v0.append(hidden[0, where[0]].detach().float().clone())
+        hidden = hidden.clone()
+        hidden[every, where] = (hidden[every, where].float() + d).to(hidden.dtype)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    with lm.hooked({module: add}):
+        for step in range(h.v_num_grad_steps):
+            optimiser.zero_grad()
+            with torch.enable_grad():
+                logits = lm.logits(batch)
+                kl_now = logits[-1, where[-1]].float().log_softmax(-1)
+                kl_before = kl_now.detach().clone() if kl_before is None else kl_before
+                log_probs = logits.float().log_softmax(-1)
+                mask = (labels != -100).float()
+                taken = log_probs.gather(2, labels.clamp_min(0).unsqueeze(2)).squeeze(2)
+                nll = -(taken * mask).sum(1)[:-1] / mask.sum(1)[:-1]
+                kl = h.kl_factor * (kl_now.exp() * (kl_now - kl_before)).sum()
+                loss = nll.mean() + kl + h.v_weight_decay * d.norm() / v0[0].norm() ** 2
+            if loss < 5e-2 or step == h.v_num_grad_steps - 1:
+                break
+            loss.backward()
+            optimiser.step()
+            with torch.no_grad():
+                limit = h.clamp_norm_factor * v0[0].norm()
+                if d.norm() > limit:
+                    d.mul_(limit / d.norm())
+    return v0[0] + d.detach()
+
+
+def published_rome(
+    lm: EditableLM, edit: Edit, templates: list[str], h: RomeHyperParameters, c: SecondMoment
+) -> tuple[Tensor, Tensor]:
+    """(v, u): the inverse of C is computed once by the released code too, so it is given."""
+    (layer,) = h.layers
+    keys = []
+    for template in templates:  # one at a time, as its context loop does
+        batch = lm.batch([lm.encoder.ids(fill(template, edit.text))])
+        at = [subject_position(lm, edit, template)]
+        keys.append(lm.down_projection_io([layer], batch, at)[layer][0][0])
+    u = torch.stack(keys).mean(0)
+    if h.mom2_adjustment:
+        u = c.solve(u)
+    u = u / u.norm()
+    target = published_search(lm, edit, templates, layer, h, at_block=False)
+    batch = lm.batch([lm.encoder.ids(edit.text)])
+    key, output = lm.down_projection_io([layer], batch, [subject_position(lm, edit, "{}")])[layer]
+    return (target - output[0]) / (key[0] @ u), u
+
+
+def published_solve(c: Tensor, keys: Tensor, weight: float, history: Tensor | None) -> Tensor:
+    """The dense d_mlp x d_mlp system of every batch and layer, in float64."""
+    system = weight * c.double() + keys @ keys.T
+    if history is not None:
+        system = system + history
+    return torch.linalg.solve(system, keys)
+
+
+def published_memit(
+    lm: EditableLM,
+    edits: list[Edit],
+    groups: list[list[str]],
+    h: MemitHyperParameters,
+    moments: dict[int, SecondMoment],
+) -> dict[str, Tensor]:
+    """The dense update of each layer: a search for each fact alone, keys and outputs prompt by prompt."""
+    flat = [t for group in groups for t in group]
+    last = h.layers[-1]
+    z = torch.stack([published_search(lm, e, flat, last, h, at_block=True) for e in edits])
+    updates: dict[str, Tensor] = {}
+    names = [lm.architecture.weight_name(layer) for layer in h.layers]
+    with lm.weights_restored(names):
+        for index, (layer, name) in enumerate(zip(h.layers, names, strict=True)):
+            keys, outputs = [], []
+            for edit in edits:
+                means = []
+                for group in groups:
+                    texts = [fill(t, edit.text) for t in group]
+                    at = [subject_position(lm, edit, t) for t in group]
+                    batch = lm.batch([lm.encoder.ids(text) for text in texts])
+                    means.append(lm.down_projection_io([layer], batch, at)[layer][0].mean(0))
+                keys.append(torch.stack(means).mean(0))
+                bare = lm.batch([lm.encoder.ids(edit.text)])
+                outputs.append(lm.block_output(last, bare, [subject_position(lm, edit, "{}")])[0])
+            k = torch.stack(keys).T.double()
+            residual = (z - torch.stack(outputs)).T.double() / (len(h.layers) - index)
+            adjusted = published_solve(moments[layer].mean.to(k.device), k, h.mom2_update_weight, None)
+            update = residual @ adjusted.T
+            updates[name] = update.T if lm.is_transposed(name) else update
+            lm.weight(name).data += updates[name].to(lm.weight(name))
+    return updates
+
+
+# --------------------------------------------------------------------------------------------- timing
+
+
+def seconds(run: Callable[[], Any], repeats: int, device: str) -> float:
+    times = []
+    for _ in range(repeats):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def agree(ours: Tensor, theirs: Tensor, limit: float, what: str) -> float:
+    off = float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+    if not off <= limit:
+        raise SystemExit(f"{what}: results differ by {off:.2g} (limit {limit:g}); a ratio would mean nothing")
+    return off
+
+
+class Peak:
+    """Largest resident memory (CPU) or allocation (CUDA) while it runs, in bytes, above that at its start."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def __enter__(self) -> Peak:
+        self.stop = threading.Event()
+        self.process = psutil.Process()
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self.start = torch.cuda.memory_allocated()
+        else:
+            self.start = self.top = self.process.memory_info().rss
+            self.thread = threading.Thread(target=self._watch)
+            self.thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self.stop.wait(0.005):
+            self.top = max(self.top, self.process.memory_info().rss)
+
+    def __exit__(self, *error: object) -> None:
+        if self.device == "cuda":
+            self.top = torch.cuda.max_memory_allocated()
+        else:
+            self.stop.set()
+            self.thread.join()
+        self.bytes = self.top - self.start
+
+
+# ----------------------------------------------------------------------------------------- the figures
+
+
+def bench_rome(lm: EditableLM, shape: str, device: str, repeats: int, loose: float) -> list[Row]:
+    layer = ROME_LAYER[shape]
+    h = RomeHyperParameters(layers=[layer], v_num_grad_steps=20, v_weight_decay=0.5, mom2_adjustment=True)
+    templates, (edit,) = rome_templates(), facts(1)
+    c = moment(lm.architecture.d_mlp, 0, device)
+    context = Context(templates, lambda _: c)
+
+    def ours() -> Tensor:
+        (update,) = METHODS["rome"].propose(lm, [edit], h, context).updates.values()
+        return update.dense()
+
+    def theirs() -> Tensor:
+        v, u = published_rome(lm, edit, templates, h, c)
+        left, right = lm.oriented(layer, v.unsqueeze(1), u.unsqueeze(1))
+        return left @ right.T
+
+    off = agree(ours(), theirs(), loose, "rome")
+    with Peak(device) as peak:
+        ours()
+    model = sum(p.numel() * p.element_size() for p in lm.model.parameters())
+    mine, published = seconds(ours, repeats, device), seconds(theirs, max(1, repeats // 2), device)
+    rows = [_row("ROME, one edit, 21 contexts, 20 steps", mine, published, off)]
+    rows.append({"work": "ROME: peak memory above the model", "share_of_model": peak.bytes / model})
+    return rows
+
+
+def bench_memit(
+    lm: EditableLM, shape: str, device: str, count: int, reference: int, loose: float
+) -> list[Row]:
+    h = MemitHyperParameters(layers=MEMIT_LAYERS[shape], v_num_grad_steps=25)
+    groups = memit_templates()
+    moments = {layer: moment(lm.architecture.d_mlp, layer, device) for layer in h.layers}
+    context = Context(groups, lambda layer: moments[layer])
+
+    def ours(edits: list[Edit]) -> dict[str, Tensor]:
+        updates = METHODS["memit"].propose(lm, edits, h, context).updates
+        return {name: update.dense() for name, update in updates.items()}
+
+    few, many = facts(reference), facts(count)
+    mine_few, theirs = ours(few), {}
+
+    def run_theirs() -> None:
+        theirs.update(published_memit(lm, few, groups, h, moments))
+
+    published = seconds(run_theirs, 1, device)
+    off = max(agree(mine_few[name], theirs[name], loose, f"memit {name}") for name in mine_few)
+    keys = torch.randn(lm.architecture.d_mlp, reference, dtype=torch.float64, device=device)
+    c = moments[h.layers[0]].mean.to(device)
+    solve = seconds(lambda: published_solve(c, keys, h.mom2_update_weight, None), 1, device)
+    fixed = len(h.layers) * solve  # does not grow with the facts (up to thousands of them)
+    scaled = fixed + (published - fixed) * count / reference
+    mine = seconds(lambda: ours(many), 1, device)
+    note = (
+        f"published timed on {reference} facts, its part that grows with facts scaled"
+        if count != reference
+        else ""
+    )
+    return [_row(f"MEMIT, {count} facts, {len(h.layers)} layers, 25 steps", mine, scaled, off, note)]
+
+
+def bench_history(lm: EditableLM, device: str, repeats: int, batches: int = 10, size: int = 100) -> list[Row]:
+    """Solves of the tenth batch, one layer; both sides hold the earlier keys in the form they keep them."""
+    d, weight = lm.architecture.d_mlp, 15_000.0
+    c = moment(d, 0, device)
+    keys = [torch.randn(d, size, dtype=torch.float64, device=device) for _ in range(batches)]
+    state: dict[str, Tensor] = {}
+
+    def prior(k: Tensor) -> Tensor:
+        return c.solve_columns(k) / weight
+
+    for k in keys[:-1]:
+        remember_keys(prior, k, state, "0")
+    history = sum((k @ k.T for k in keys[:-1]), torch.zeros(d, d, dtype=torch.float64, device=device))
+    mean = c.mean.to(device)
+    ours = solve_with_history(prior, keys[-1], state, "0")
+    off = agree(ours, published_solve(mean, keys[-1], weight, history), 1e-8, "history")
+    mine = seconds(lambda: solve_with_history(prior, keys[-1], state, "0"), repeats, device)
+    published = seconds(
+        lambda: published_solve(mean, keys[-1], weight, history), max(1, repeats // 2), device
+    )
+    return [_row(f"MEMIT, batch {batches} of {size} with history, solve of a layer", mine, published, off)]
+
+
+def bench_moments(lm: EditableLM, shape: str, device: str, tmp: Path, tokens: int = 4096) -> list[Row]:
+    """Five layers: a pass for each over unsorted documents of many lengths, against one pass for all."""
+    layers = MEMIT_LAYERS[shape]
+    rng = random.Random(0)
+    sequences: list[list[int]] = []
+    while sum(map(len, sequences)) < tokens:
+        sequences.append([rng.randrange(1, WORDS) for _ in range(rng.choice((20, 60, 120, 250, 500)))])
+
+    def published() -> dict[int, Tensor]:
+        sums = {}
+        for layer in layers:
+            total = torch.zeros(lm.architecture.d_mlp, lm.architecture.d_mlp, device=device)
+            for start in range(0, len(sequences), 8):
+                batch = lm.batch(sequences[start : start + 8])
+
+                def keep(
+                    module: Any, args: Any, output: Any, total: Tensor = total, batch: Any = batch
+                ) -> None:
+                    rows = args[0].view(-1, args[0].shape[-1])[batch.mask.flatten().bool()].float()
+                    total += rows.T @ rows
+
+                with torch.no_grad(), lm.hooked({lm.down_projection(layer): keep}):
+                    lm.logits(batch)
+            sums[layer] = total
+        return sums
+
+    def ours(which: list[int]) -> dict[int, Tensor]:
+        return collect(lm, which, sequences, tmp / "partial.npz", "benchmark")[0]
+
+    theirs, mine = published(), ours(layers)
+    off = max(agree(mine[layer].to(device), theirs[layer], 1e-4, f"moments {layer}") for layer in layers)
+    all_layers, one = seconds(lambda: ours(layers), 1, device), seconds(lambda: ours(layers[-1:]), 1, device)
+    row = _row(f"second moments of {len(layers)} layers", all_layers, seconds(published, 1, device), off)
+    return [
+        row,
+        {
+            "work": "a further layer of second moments",
+            "share_of_first": (all_layers - one) / one / (len(layers) - 1),
+        },
+    ]
+
+
+def bench_rect(device: str, repeats: int, edit_seconds: float | None) -> list[Row]:
+    update, weight = (torch.randn(4096, 11008, device=device) for _ in range(2))
+
+    def published() -> np.ndarray:
+        dw, w = update.cpu().numpy(), weight.cpu().numpy()
+        delta = np.abs(dw / w).ravel()
+        count = delta.size - int(delta.size * 0.6)
+        kept = np.zeros(delta.size, dtype=bool)
+        kept[np.argpartition(delta, -count)[-count:]] = True
+        return np.where(kept.reshape(dw.shape), dw, 0)
+
+    a, b = rect(update, weight, keep=0.4).cpu().numpy(), published()
+    with np.errstate(divide="ignore"):
+        delta = np.abs(update.cpu().numpy() / weight.cpu().numpy())
+    other = (a != 0) != (b != 0)  # argpartition takes any of several elements at the threshold
+    if np.count_nonzero(a) != np.count_nonzero(b) or len(np.unique(delta[other])) > 1:
+        raise SystemExit("rect: results differ")
+    mine = seconds(lambda: rect(update, weight, keep=0.4), repeats, device)
+    row = _row("RECT on 4096 x 11008, against numpy's argpartition", mine, seconds(published, 2, device), 0.0)
+    return [row]
+
+
+def _row(work: str, ours: float, published: float, off: float, note: str = "") -> Row:
+    return {
+        "work": work,
+        "ours_s": ours,
+        "published_s": published,
+        "ratio": published / ours,
+        "difference": off,
+        "note": note,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=SHAPES, default="gpt2")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--facts", type=int, default=100, help="of the MEMIT batch")
+    parser.add_argument("--reference-facts", type=int, default=4, help="that the published MEMIT is timed on")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", default="rome,memit,history,moments,rect")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    lm = make_lm(arguments.shape, arguments.device, arguments.dtype)
+    loose = 2e-2 if arguments.dtype == "float32" else 0.5
+    rows: list[Row] = []
+    device, shape, repeats = arguments.device, arguments.shape, arguments.repeats
+    for name in arguments.only.split(","):
+        if name == "rome":
+            rows += bench_rome(lm, shape, device, repeats, loose)
+        elif name == "memit":
+            rows += bench_memit(lm, shape, device, arguments.facts, arguments.reference_facts, loose)
+        elif name == "history":
+            rows += bench_history(lm, device, repeats)
+        elif name == "moments":
+            import tempfile
+
+            with tempfile.TemporaryDirectory() as folder:
+                rows += bench_moments(lm, shape, device, Path(folder))
+        elif name == "rect":
+            rows += bench_rect(device, repeats, None)
+        else:
+            parser.error(f"--only {name}: expected rome, memit, history, moments or rect")
+        print(json.dumps(rows[-1]), flush=True)
+    machine = {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+    }
+    output = arguments.output or RESULTS / f"{shape}-{device}-{arguments.dtype}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(
+        json.dumps({"shape": shape, "rows": rows, **machine}, indent=2) + "\n", encoding="utf-8"
+    )
+    _print(rows, f"{shape}, {device}, {arguments.dtype}, {machine['threads']} threads")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _print(rows: list[Row], title: str) -> None:
+    table = Table(title=title)
+    for heading in ("work", "published", "ours", "ratio", "relative difference", ""):
+        table.add_column(heading, justify="left" if heading in {"work", ""} else "right")
+    for row in rows:
+        if "ratio" in row:
+            cells = [
+                f"{row['published_s']:.3g} s",
+                f"{row['ours_s']:.3g} s",
+                f"{row['ratio']:.1f} x",
+                f"{row['difference']:.1g}",
+            ]
+            table.add_row(row["work"], *cells, row["note"])
+        else:
+            (share,) = (value for key, value in row.items() if key != "work")
+            table.add_row(row["work"], "", f"{100 * share:.1f} %", "", "", "")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
