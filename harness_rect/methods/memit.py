@@ -31,7 +31,7 @@ from torch import Tensor
 
 from harness_rect.edits import Edit
 from harness_rect.methods.base import Context, LowRank, Method, Proposal, Update
-from harness_rect.methods.contexts import check_templates, fill, sample_templates
+from harness_rect.methods.contexts import BARE, check_templates, fill, sample_templates
 from harness_rect.methods.key_history import Prior, remember_keys, solve_with_history
 from harness_rect.methods.value_search import (
     Request,
@@ -40,9 +40,12 @@ from harness_rect.methods.value_search import (
     subject_position,
 )
 from harness_rect.models import Architecture, EditableLM
+from harness_rect.models.lm import chunks
 
 #: The two context types: the bare prompt, and this many sampled texts of at most so many tokens.
 SAMPLED_CONTEXTS, SAMPLED_LENGTH = 5, 10
+#: Tokens a pass that only reads keys or outputs may hold, padding included.
+CHUNK_TOKENS = 8192
 
 
 class MassEditHyperParameters(SearchHyperParameters):
@@ -172,21 +175,31 @@ def propose_emmet(
 
 def block_outputs(lm: EditableLM, edits: Sequence[Edit], layer: int) -> Tensor:
     """(B, d_model) float32: output of block ``layer`` at the subject's last token of the bare prompts."""
-    batch = lm.batch([lm.encoder.ids(edit.text) for edit in edits])
-    return lm.block_output(layer, batch, [subject_position(lm, edit, "{}") for edit in edits])
+    sequences = [lm.encoder.ids(edit.text) for edit in edits]
+    where = [subject_position(lm, edit, BARE) for edit in edits]
+    found: dict[int, Tensor] = {}
+    for rows in chunks([len(ids) for ids in sequences], CHUNK_TOKENS):
+        batch = lm.batch([sequences[row] for row in rows])
+        outputs = lm.block_output(layer, batch, [where[row] for row in rows])
+        found.update(zip(rows, outputs, strict=True))
+    return torch.stack([found[row] for row in range(len(edits))])
 
 
 def fact_keys(lm: EditableLM, edits: Sequence[Edit], layer: int, groups: Sequence[Sequence[str]]) -> Tensor:
     """(B, d_mlp) float32: each fact's key, the mean over context types of the mean over their templates."""
-    keys = []
-    for edit in edits:
-        texts = [(template, fill(template, edit.text)) for group in groups for template in group]
-        batch = lm.batch([lm.encoder.ids(text) for _, text in texts])
-        positions = [subject_position(lm, edit, template) for template, _ in texts]
-        found, _ = lm.down_projection_io([layer], batch, positions)[layer]
-        means = [group.mean(0) for group in found.split([len(group) for group in groups])]
-        keys.append(torch.stack(means).mean(0))
-    return torch.stack(keys)
+    prompts = [(edit, template) for edit in edits for group in groups for template in group]
+    sequences = [lm.encoder.ids(fill(template, edit.text)) for edit, template in prompts]
+    where = [subject_position(lm, edit, template) for edit, template in prompts]
+    found: dict[int, Tensor] = {}
+    for rows in chunks([len(ids) for ids in sequences], CHUNK_TOKENS):
+        batch = lm.batch([sequences[row] for row in rows])
+        keys, _ = lm.down_projection_io([layer], batch, [where[row] for row in rows])[layer]
+        found.update(zip(rows, keys, strict=True))
+    each = torch.stack([found[row] for row in range(len(prompts))]).view(
+        len(edits), -1, lm.architecture.d_mlp
+    )
+    means = [group.mean(1) for group in each.split([len(group) for group in groups], dim=1)]
+    return torch.stack(means).mean(0)
 
 
 MEMIT = Method(

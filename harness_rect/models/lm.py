@@ -313,6 +313,20 @@ class EditableLM:
                 module.training = training
 
 
+def chunks(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Indices of sequences of these lengths, in batches of at most so many tokens, padding included.
+
+    Sequences of like length come together; one that is longer than ``tokens`` is a batch of its own.
+    """
+    found: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if found and (len(found[-1]) + 1) * lengths[index] <= tokens:
+            found[-1].append(index)
+        else:
+            found.append([index])
+    return found
+
+
 def hidden_of(output: Any) -> Tensor:
     """The hidden states in what a block returns: itself, or first in a tuple."""
     return output[0] if isinstance(output, tuple) else output

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from harness_rect.errors import UserError
 from harness_rect.models import EditableLM
-from harness_rect.models.lm import Batch, stop_forward, unflatten
+from harness_rect.models.lm import Batch, chunks, stop_forward, unflatten
 from harness_rect.progress import progress_bar
 from harness_rect.statistics.moments import write_arrays
 
@@ -59,13 +59,9 @@ def windows(lm: EditableLM, texts: Iterable[str], tokens: int) -> tuple[list[lis
 
 
 def _batches(sequences: list[list[int]]) -> list[list[list[int]]]:
-    """Windows sorted by length and grouped to about BATCH_TOKENS tokens, so that little is padding."""
-    batches: list[list[list[int]]] = [[]]
-    for ids in sorted(sequences, key=len, reverse=True):
-        if batches[-1] and (len(batches[-1]) + 1) * len(batches[-1][0]) > BATCH_TOKENS:
-            batches.append([])
-        batches[-1].append(ids)
-    return batches
+    """Windows of like length together, the longest first: what does not fit into memory shows at once."""
+    found = chunks([len(ids) for ids in sequences], BATCH_TOKENS)
+    return [[sequences[i] for i in chunk] for chunk in reversed(found)]
 
 
 def collect(

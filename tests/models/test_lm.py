@@ -9,7 +9,7 @@ from tiny_models import FAMILIES, LENGTH, make_edit
 from harness_rect.errors import UserError
 from harness_rect.methods.value_search import subject_position
 from harness_rect.models import EditableLM
-from harness_rect.models.lm import TextEncoder
+from harness_rect.models.lm import TextEncoder, chunks
 
 PROMPTS = {
     "start": ("{} plays the sport of", "LeBron James"),
@@ -231,3 +231,11 @@ def test_a_failing_forward_leaves_no_hooks(make_lm):
     with pytest.raises(RuntimeError):
         lm.run_hooked({0: breaks}, lm.batch([[5, 6]]))
     assert all(not module._forward_hooks for module in lm.model.modules())
+
+
+def test_chunks_hold_every_sequence_once_within_the_limit():
+    lengths = [5, 40, 3, 3, 9, 8, 8, 1, 12]
+    found = chunks(lengths, 24)
+    assert sorted(i for chunk in found for i in chunk) == list(range(len(lengths)))
+    assert all(len(c) == 1 or len(c) * max(lengths[i] for i in c) <= 24 for c in found)
+    assert [1] in found and len(found) < len(lengths)
