@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; with a cache, the same command goes on where it was", file=sys.stderr)
+        print("interrupted; the same command goes on from what was saved last", file=sys.stderr)
         return 1
 
 
@@ -158,7 +158,7 @@ def _edit(arguments: argparse.Namespace) -> None:
     from harness_rect.config import EditConfig
     from harness_rect.edit_cache import EditCache
     from harness_rect.edits import load_edits
-    from harness_rect.session import EditSession, check_output, save_checkpoint
+    from harness_rect.session import EditSession, check_edits, check_output, save_checkpoint
     from harness_rect.statistics.provider import layout_name
 
     config = EditConfig.from_args(
@@ -178,6 +178,7 @@ def _edit(arguments: argparse.Namespace) -> None:
         raise UserError("--method none edits nothing; choose a method")
     check_output(arguments.output)
     stream = load_edits(arguments.edits)
+    check_edits(config, stream)
     model, tokenizer = _load(arguments)
     session = EditSession(model, tokenizer, config, stream, layout_name(arguments.model))
     report = session.run(EditCache.from_spec(config.edit_cache))

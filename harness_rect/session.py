@@ -81,8 +81,7 @@ class EditSession:
         self.edits: tuple[Edit, ...] = tuple(stream)
         self.edit_warnings: tuple[str, ...] = stream.warnings if isinstance(stream, EditStream) else ()
         self.method = METHODS[config.method]
-        if self.method.check is not None:
-            self.method.check(self.edits)
+        check_edits(config, self.edits)
         self.hparams = resolve_hparams(self.method, config.hparams, self.lm)
         self.weight_names = self.method.weights(self.lm, self.hparams.values)
         for name in self.weight_names:
@@ -464,6 +463,13 @@ class EditSession:
     def report_json(self) -> str:
         """The report as JSON text."""
         return as_json(self.report)
+
+
+def check_edits(config: EditConfig, edits: Sequence[Edit]) -> None:
+    """Refuse edits that the method cannot use; needs no model."""
+    check = METHODS[config.method].check
+    if check is not None:
+        check(edits)
 
 
 def as_json(report: dict[str, Any] | None) -> str:

@@ -26,7 +26,7 @@ from harness_rect.errors import UserError, one_line_errors
 from harness_rect.models.architecture import check_editable, refuse_config
 from harness_rect.models.load import load_errors
 from harness_rect.request_cache import separate_answers
-from harness_rect.session import EditSession, check_output, save_checkpoint
+from harness_rect.session import EditSession, check_edits, check_output, save_checkpoint
 from harness_rect.statistics.provider import layout_name
 
 log = logging.getLogger("harness_rect.edited_hf")
@@ -103,6 +103,8 @@ class EditedHF(HFLM):
                 check_output(Path(str(save_edited)))
             _check_arguments(data, kwargs)
             stream = load_edits(config.edits) if editing and config.edits else None
+            if stream is not None:
+                check_edits(config, stream)
             _check_before_loading(pretrained, editing, kwargs)
             if kwargs.get("device") is None:  # HFLM's own default is a GPU, there or not
                 kwargs["device"] = "cuda" if torch.cuda.is_available() else "cpu"

@@ -331,3 +331,88 @@ def test_hyper_parameters_cannot_be_changed(lm, write):
     values = resolve_hparams(ROME, write(ORIGINAL), lm).values
     with pytest.raises(ValueError, match="frozen"):
         values.v_lr = 1.0
+
+
+# -- files as published ------------------------------------------------------------------------------
+
+SEARCH = {
+    "layers": [13, 14, 15, 16, 17],
+    "clamp_norm_factor": 0.75,
+    "layer_selection": "all",
+    "fact_token": "subject_last",
+    "v_num_grad_steps": 20,
+    "v_lr": 0.5,
+    "v_loss_layer": 47,
+    "v_weight_decay": 0.5,
+    "kl_factor": 0.0625,
+    "mom2_adjustment": True,
+    "mom2_update_weight": 20000,
+    "mom2_dataset": "wikipedia",
+    "mom2_n_samples": 100000,
+    "mom2_dtype": "float32",
+    "model_name": "./hugging_cache/gpt2-xl",
+    "stats_dir": "./data/stats",
+    "device": 0,
+}
+PUBLISHED = {
+    "alphaedit": SEARCH | {"alg_name": "AlphaEdit", "nullspace_threshold": 0.02, "L2": 10, "P_loc": "./P.pt"},
+    "emmet": SEARCH | {"alg_name": "EMMET", "update_norm_lambda": 0, "emmet_lambda": 0.1},
+    "ft": {
+        "alg_name": "FT",
+        "layers": [21],
+        "num_steps": 25,
+        "batch_size": 1,
+        "max_length": 40,
+        "lr": 5e-4,
+        "weight_decay": 0,
+        "kl_factor": 0,
+        "norm_constraint": False,
+        "wd_power_law": None,
+        "objective_optimization": "target_new",
+        "model_parallel": False,
+    },
+    "kn": {
+        "alg_name": "KN",
+        "lr_scale": 1.0,
+        "n_toks": 10,
+        "refine": False,
+        "batch_size": 1,
+        "steps": 20,
+        "adaptive_threshold": 0.2,
+        "p": 0.4,
+        "model_parallel": False,
+    },
+}
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_published_files_of_the_other_methods_load_as_they_are(method, tmp_path):
+    file = tmp_path / "published.json"
+    file.write_text(json.dumps(PUBLISHED[method]))
+    values = resolve_hparams(METHODS[method], str(file), LARGE).values.model_dump()
+    for key in ("layers", "lr", "L2", "emmet_lambda", "adaptive_threshold", "v_lr"):
+        if key in values and key in PUBLISHED[method]:
+            assert values[key] == PUBLISHED[method][key]
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "says"),
+    [
+        ("ft_l", {"layers": [0], "norm_constraint": False}, "method=ft"),
+        ("ft", {"layers": [0], "kl_factor": 0.1}, "kl_factor"),
+        ("memit", {"layers": [3, 4], "v_loss_layer": 4}, "v_loss_layer: expected a block behind"),
+        ("ultraedit", {"lr": 1e-6}, "either layers or inner_params"),
+        ("memit", {"layers": [3], "mom2_update_weight": float("inf")}, "mom2_update_weight"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(method, values, says, tmp_path):
+    file = tmp_path / "h.json"
+    file.write_text(json.dumps(values))
+    assert says in refused(METHODS[method], str(file), LARGE)
+
+
+def test_ft_l_has_a_box_unless_a_file_gives_another(tmp_path):
+    file = tmp_path / "h.json"
+    file.write_text(json.dumps({"layers": [0], "lr": 0.01}))
+    h: Any = resolve_hparams(METHODS["ft_l"], str(file), LARGE).values
+    assert h.norm_constraint == 5e-4

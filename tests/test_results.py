@@ -112,3 +112,19 @@ def test_rect_keeps_single_edits(single_edits):
 def test_random_loses_most_of_them(single_edits):
     for metric, value in single_edits["none"].items():
         assert single_edits["random"][metric] <= 0.4 * value
+
+
+def test_mends_shipped_networks_make_single_edits():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from harness_rect import embedded
+
+    model = AutoModelForCausalLM.from_pretrained(embedded.MODEL).eval()
+    tokenizer = AutoTokenizer.from_pretrained(embedded.MODEL)
+    found = []
+    for edit in load_edits("tiny[1060:1085]"):
+        session = EditSession(model, tokenizer, EditConfig(method="mend", edits="tiny"), [edit])
+        found.append(session.run(on_step=lambda done: None)["right_after_each_edit"])
+        session.revert()
+    assert sum(scores["reliability"] for scores in found) / len(found) >= 0.8
+    assert sum(scores["locality"] for scores in found) / len(found) >= 0.8

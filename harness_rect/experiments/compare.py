@@ -103,6 +103,8 @@ class Gate:
         except ValueError:
             least = math.nan
         task, slash, metric = name.strip().partition("/")
+        if not number.endswith("%") and least > 2:  # 94 without its percent sign
+            least = math.nan
         if not 0 <= least < math.inf or bool(equals) != bool(task) or bool(slash) != bool(metric):
             raise UserError(f"--min-retention {text}: expected 0.94 or 94%, TASK=0.94 or TASK/METRIC=0.94")
         return cls(least, task or None, metric or None)
@@ -124,7 +126,8 @@ def compare(
     Args:
         tasks: only these tasks and groups (a group brings its tasks); default all.
         all_metrics: every metric instead of the headline of each task.
-        gates: see :class:`Gate`; the most special one counts. Metrics named here get a row in any case.
+        gates: see :class:`Gate`; the most special one counts. Metrics named here get a row in any case; a
+            gate that no row meets is refused.
         allow_differences: compare although the evaluations differ; the differences are in the report.
         resamples: of each bootstrap and permutation test.
         on_row: told (rows done, rows in all) after each row.
@@ -146,7 +149,7 @@ def compare(
                 left_out.append(f"only in {where.path}: {', '.join(names)}")
         if not shared:
             raise UserError(f"{base.path} and {other.path} have no task in common" + _of(tasks))
-        if only_base and not allow_differences and any(gate.task is None for gate in gates):
+        if only_base and any(gate.task is None for gate in gates):
             raise UserError(
                 f"--min-retention: {other.path} lacks {', '.join(only_base)}, which {base.path} has;"
                 " choose with --tasks what to compare"
@@ -160,6 +163,13 @@ def compare(
         differences += [f"{label}: {difference}" for difference in found]
         rows = [(name, key) for name in shared for key in _keys(base, other, name, all_metrics, gates)]
         plan += [(other, label, name, key) for name, key in rows]
+    for gate in gates:
+        if gate.task is not None:
+            for other in others:
+                if not any(one is other and name == gate.task for one, _, name, _ in plan):
+                    raise UserError(
+                        f"--min-retention: {gate.task} is not compared with {other.path}, so it cannot pass"
+                    )
     done: list[Comparison] = []
     for other, label, name, key in plan:
         row = _row(base, other, named[0], label, name, key, resamples)
@@ -388,7 +398,7 @@ def _inference(
         if found.test == "none":
             return found, f"none: {reason}, and no standard errors", None
         if found.low is None:
-            return found, f"unpaired: {reason}; both standard errors are 0", None
+            return found, f"unpaired: {reason}; a standard error is 0", None
         return found, f"unpaired: {reason}", None
     return *_paired_test(paired, resamples), paired.documents
 
@@ -425,7 +435,7 @@ def _gated(row: Comparison, gates: Sequence[Gate], headline: bool) -> Comparison
 
 def passes(row: Comparison, least: float) -> bool:
     """Whether at least this share is left. Where there is no share (base 0), whether nothing was lost."""
-    if math.isnan(row.score_base) or math.isnan(row.score_other):
+    if not (math.isfinite(row.score_base) and math.isfinite(row.score_other)):
         return False
     if row.retention is None:
         return row.change >= 0 if row.higher_is_better else row.change <= 0

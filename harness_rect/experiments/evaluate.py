@@ -78,11 +78,11 @@ class Evaluator:
         try:
             names = list(dict.fromkeys(n for task in config.tasks for n in self._match(task)))
             self._chosen: list[Task | Group] = list(self._load(names))
+            loaded = self._manager.load(list(self._chosen))["tasks"]
         except (ValueError, KeyError) as error:  # lm-eval's, for a task named twice
             if isinstance(error, UserError):
                 raise
             raise UserError(f"tasks: {str(error).splitlines()[0]}") from None
-        loaded = self._manager.load(list(self._chosen))["tasks"]
         self.tasks: dict[str, Task] = dict(loaded)
         self._metadata = {name: dict(task.config.metadata or {}) for name, task in self.tasks.items()}
         self.editing = [task for task in self.tasks.values() if isinstance(task, EditingTask)]

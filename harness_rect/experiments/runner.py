@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
@@ -97,7 +98,7 @@ class Sweep:
         self._warnings: dict[str, list[str]] = {}  # of the edits an edits= names
 
     def run(self) -> None:
-        _remove_leftovers(self.plan.output)
+        _remove_leftovers(self.plan)
         self.plan.write_orders()
         with self.clock.running("loading"):
             describe_machine()
@@ -232,7 +233,9 @@ class Checked:
         UserError: a results file is there that something else went into than would now.
     """
 
-    def __init__(self, plan: Plan, entry: ModelEntry, lm: EditedHF, evaluator: Evaluator) -> None:
+    def __init__(
+        self, plan: Plan, entry: ModelEntry, lm: EditedHF, evaluator: Evaluator, planning: bool = False
+    ) -> None:
         self.done: list[Evaluation] = []
         self.todo: list[Evaluation] = []
         self.made_of: dict[Path, dict[str, Any]] = {}
@@ -246,7 +249,7 @@ class Checked:
                 of = evaluation.trajectory
                 session = make_session(lm, of)  # also checks its hyper-parameters
                 moments = (of.config.method, of.config.hparams, of.config.stats)
-                if moments not in read:  # what is missing is found now, not after hours
+                if moments not in read and not planning:  # what is missing is found now, not after hours
                     session.load_moments()
                     read.add(moments)
             results = read_results(evaluation.file)
@@ -290,7 +293,7 @@ class DryRun:
             lm = load_model(entry, config)
             evaluator = Evaluator(lm, config, _task_arguments(entry, config))
             evaluator.build()
-            checked = Checked(self.plan, entry, lm, evaluator)
+            checked = Checked(self.plan, entry, lm, evaluator, planning=True)
             done += len(checked.done)
             if not checked.todo:
                 continue
@@ -363,7 +366,13 @@ def load_model(entry: ModelEntry, config: SweepConfig) -> QuietHF:
         UserError: it cannot be loaded.
     """
     settings = {"batch_size": config.batch_size, "device": config.device}
-    return QuietHF.create_from_arg_obj(entry.arguments | {"method": "none"}, settings)
+    try:
+        return QuietHF.create_from_arg_obj(entry.arguments | {"method": "none"}, settings)
+    except (AssertionError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, UserError | torch.OutOfMemoryError):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"models: {entry.pretrained} cannot be loaded as asked: {reason}") from None
 
 
 def make_session(lm: EditedHF, trajectory: Trajectory, n_edits: int | None = None) -> EditSession:
@@ -462,10 +471,17 @@ def _timing(output: Path) -> dict[str, dict[str, float]]:
         return {}  # it is only good for estimates
 
 
-def _remove_leftovers(output: Path) -> None:
-    """What a killed process was about to write."""
-    for path in output.rglob(".*.tmp"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+def _remove_leftovers(plan: Plan) -> None:
+    """What a killed process was about to write, in the folders of this plan and under our own names only."""
+    folders = {plan.output, plan.output / STATES, plan.output / "edits"} | {
+        e.folder for e in plan.evaluations
+    }
+    for folder in folders:
+        for path in folder.glob(".*.tmp"):
+            if path.is_dir() and path.name.startswith(".results."):
+                shutil.rmtree(path)
+            elif path.is_file():
+                path.unlink()
 
 
 def _check_writable(output: Path) -> None:

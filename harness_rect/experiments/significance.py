@@ -165,14 +165,14 @@ def _batch(strata: Sequence[Stratum]) -> int:
 def unpaired(change: float, base_stderr: float | None, other_stderr: float | None) -> Inference:
     """A change between independent means, from their standard errors; no inference without both.
 
-    Two standard errors of 0 (all right, or all wrong) say nothing of how far chance reaches: then there is no
+    A standard error of 0 (all right, or all wrong) says nothing of how far chance reaches: then there is no
     interval, and a p-value only for no change at all.
     """
     if base_stderr is None or other_stderr is None:
         return Inference("none")
-    stderr = math.hypot(base_stderr, other_stderr)
-    if stderr == 0:
+    if min(base_stderr, other_stderr) == 0:
         return Inference("unpaired", 1.0 if change == 0 else None)
+    stderr = math.hypot(base_stderr, other_stderr)
     spread = _z() * stderr
     return Inference(
         "unpaired", float(2 * stats.norm.sf(abs(change) / stderr)), change - spread, change + spread

@@ -76,4 +76,5 @@ ALPHAEDIT = Method(
     after_step=after_step,
     batches=True,
     at_subject=True,
+    set_aside=frozenset(("P_loc",)),  # where its code keeps P
 )

@@ -17,7 +17,7 @@ from harness_rect.statistics import SecondMoment
 class HyperParameters(BaseModel):
     """Base of every method's hyper-parameters: immutable, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

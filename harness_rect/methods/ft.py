@@ -37,7 +37,8 @@ class FtHyperParameters(HyperParameters):
     """Hyper-parameters of fine-tuning, named as in the published files.
 
     num_steps: epochs over the facts of an edit. batch_size: facts a gradient step.
-    norm_constraint: epsilon of FT-L; None or false for none.
+    norm_constraint: epsilon of the box; None or false for none. kl_factor, wd_power_law: stand in published
+    files; only the values that switch them off are known here.
     """
 
     layers: list[int] = Field(min_length=1)
@@ -46,11 +47,26 @@ class FtHyperParameters(HyperParameters):
     weight_decay: float = Field(default=0.0, ge=0)
     batch_size: int = Field(default=32, ge=1)
     norm_constraint: float | None = Field(default=None, gt=0)
+    kl_factor: float = Field(default=0.0, ge=0, le=0)
+    wd_power_law: None = None
 
     @field_validator("norm_constraint", mode="before")
     @classmethod
     def _false_is_none(cls, value: Any) -> Any:
         return None if value is False else value
+
+
+class FtLHyperParameters(FtHyperParameters):
+    """As :class:`FtHyperParameters`, with a box in any case."""
+
+    norm_constraint: float | None = Field(default=5e-4, gt=0)
+
+    @field_validator("norm_constraint")
+    @classmethod
+    def _there(cls, epsilon: float | None) -> float | None:
+        if epsilon is None:
+            raise ValueError("ft_l is fine-tuning inside a box; without one it is method=ft")
+        return epsilon
 
 
 def default_hparams(architecture: Architecture) -> dict[str, Any]:
@@ -145,14 +161,12 @@ FT = Method(
     propose=partial(propose, end_of_text=False),
     batches=True,
 )
-#: The published FT-L: epsilon 5e-4 unless a file says otherwise.
 FT_L = Method(
     name="ft_l",
-    hparams=FtHyperParameters,
-    default_hparams=lambda architecture: default_hparams(architecture) | {"norm_constraint": 5e-4},
+    hparams=FtLHyperParameters,
+    default_hparams=default_hparams,
     propose=partial(propose, end_of_text=False),
     batches=True,
-    presets="ft_l",
 )
 LOCFT_BF = Method(
     name="locft_bf",

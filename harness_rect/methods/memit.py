@@ -14,7 +14,7 @@ as that batch left it (AlphaEdit's MEMIT for sequences). ``ridge`` adds a multip
 Gupta et al. 2025). The solve is in float64, see :mod:`harness_rect.methods.key_history`.
 
 EMMET (Gupta et al. 2024, "A Unified Framework for Model Editing") makes the facts an equality constraint
-instead: dW_l = R (K^T C^-1 K)^-1 K^T C^-1, ROME's update for a batch.
+instead: dW_l = R (K^T C^-1 K + emmet_lambda I)^-1 K^T C^-1, ROME's update for a batch.
 
 As in the published code, C is the moment of the unedited model; ours is even where the cache is cold.
 """
@@ -26,10 +26,11 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from harness_rect.edits import Edit
+from harness_rect.errors import UserError
 from harness_rect.methods.base import Context, LowRank, Method, Proposal, Update
 from harness_rect.methods.contexts import BARE, check_templates, fill, sample_templates
 from harness_rect.methods.key_history import Prior, remember_keys, solve_with_history
@@ -69,6 +70,14 @@ class MassEditHyperParameters(SearchHyperParameters):
     mom2_dtype: Literal["float32", "float64"] = "float32"
     context_templates: list[list[str]] | None = None
 
+    @model_validator(mode="after")
+    def _reads_behind_the_change(self) -> MassEditHyperParameters:
+        if self.v_loss_layer is not None and self.v_loss_layer <= max(self.layers):
+            raise ValueError(
+                f"v_loss_layer: expected a block behind the last edited one ({max(self.layers)})"
+            )
+        return self
+
     @field_validator("context_templates")
     @classmethod
     def _templates(cls, groups: list[list[str]] | None) -> list[list[str]] | None:
@@ -80,6 +89,12 @@ class MemitHyperParameters(MassEditHyperParameters):
 
     history: Literal["none", "keys"] = "none"
     ridge: float = Field(default=0.0, ge=0)
+
+
+class EmmetHyperParameters(MassEditHyperParameters):
+    """emmet_lambda: ridge of the facts' own system, which two facts with one key would make singular."""
+
+    emmet_lambda: float = Field(default=0.1, ge=0)
 
 
 def default_hparams(architecture: Architecture) -> dict[str, Any]:
@@ -162,13 +177,20 @@ def after_step(
 
 
 def propose_emmet(
-    lm: EditableLM, edits: Sequence[Edit], hparams: MassEditHyperParameters, context: Context
+    lm: EditableLM, edits: Sequence[Edit], hparams: EmmetHyperParameters, context: Context
 ) -> Proposal:
     """EMMET's updates of all layers for one batch of facts."""
 
     def adjust(layer: int, keys: Tensor) -> Tensor:
         solved = context.second_moment(layer).solve_columns(keys.double())
-        return torch.linalg.solve(keys.double().T @ solved, solved, left=False)
+        system = keys.double().T @ solved
+        system += hparams.emmet_lambda * torch.eye(len(system), dtype=system.dtype, device=system.device)
+        try:
+            return torch.linalg.solve(system, solved, left=False)
+        except torch.linalg.LinAlgError:
+            raise UserError(
+                "emmet: two facts of a batch have the same key and cannot both hold; give emmet_lambda > 0"
+            ) from None
 
     return edit_layers(lm, edits, hparams, context, adjust)
 
@@ -216,8 +238,9 @@ MEMIT = Method(
 EMMET = replace(
     MEMIT,
     name="emmet",
-    hparams=MassEditHyperParameters,
+    hparams=EmmetHyperParameters,
     propose=propose_emmet,
     after_step=None,
     presets="memit",
+    set_aside=frozenset(("update_norm_lambda",)),
 )

@@ -201,6 +201,7 @@ PUBLISHED_KEYS = frozenset(
         *("log_interval", "val_interval", "early_stop_patience", "early_stop_key", "eval_only", "half"),
         *("save", "log_errors", "unlikelihood", "max_iters", "val_batch_size", "accumulate_bs", "val_steps"),
         *("opt", "grad_clip", "max_epochs", "task", "counterfact"),
+        *("lr_scale", "eval_log_interval", "final_eval", "verbose"),
     )
 )
 

@@ -16,13 +16,14 @@ so a first batch of one token changes nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from harness_rect.edits import Edit
+from harness_rect.errors import UserError
 from harness_rect.methods.base import Context, HyperParameters, LowRank, Method, Proposal, Update
 from harness_rect.methods.gradients import inputs_and_gradients, targets_of, token_nll
 from harness_rect.models import Architecture, EditableLM
@@ -32,10 +33,23 @@ EPSILON = torch.finfo(torch.float32).eps
 
 
 class UltraEditHyperParameters(HyperParameters):
-    """lr: eta of the paper. layers: blocks whose down projections are edited."""
+    """Hyper-parameters of UltraEdit, named as in its published files.
 
-    layers: list[int] = Field(min_length=1)
+    layers: blocks whose down projections are edited, unless inner_params names MLP matrices. lr: eta of the
+    paper.
+    token: the places whose rows are used: those that predict the target (``ans``), or all (``mask``).
+    """
+
+    layers: list[int] = Field(default_factory=list)
+    inner_params: list[str] | None = None
     lr: float = Field(default=1e-6, gt=0)
+    token: Literal["ans", "mask"] = "ans"
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> UltraEditHyperParameters:
+        if bool(self.layers) == bool(self.inner_params):
+            raise ValueError("expected either layers or inner_params")
+        return self
 
 
 def default_hparams(architecture: Architecture) -> dict[str, Any]:
@@ -45,11 +59,25 @@ def default_hparams(architecture: Architecture) -> dict[str, Any]:
     return {"layers": list(range(first, max(first + 1, n - 1)))}
 
 
+def edited_weights(lm: EditableLM, hparams: UltraEditHyperParameters) -> list[str]:
+    """Names of the edited weights; inner_params may leave out ``.weight``, as the published files do."""
+    if hparams.inner_params is None:
+        return [lm.architecture.weight_name(layer) for layer in sorted(set(hparams.layers))]
+    matrices = {name for block in lm.architecture.mlp_matrices for name in block}
+    names = [name.removesuffix(".weight") for name in hparams.inner_params]
+    for name in names:
+        if name not in matrices:
+            raise UserError(
+                f"inner_params: {name} is no MLP matrix of this model, which has {min(matrices)}, ..."
+            )
+    return [f"{name}.weight" for name in names]
+
+
 def propose(
     lm: EditableLM, edits: Sequence[Edit], hparams: UltraEditHyperParameters, context: Context
 ) -> Proposal:
     """Updates of all layers for one batch of facts; the running statistics go into ``context.state``."""
-    layers = sorted(set(hparams.layers))
+    weights = edited_weights(lm, hparams)
     targets = targets_of(lm, [lm.encoder.continuation(edit.text, edit.target) for edit in edits])
     nll: list[Tensor] = []
 
@@ -57,16 +85,16 @@ def propose(
         nll.append(token_nll(lm, targets))
         return (nll[0] * targets.weights).sum()  # each fact's mean: the published code passes one at a time
 
-    modules = [lm.architecture.down_projections[layer] for layer in layers]
+    modules = [name.removesuffix(".weight") for name in weights]
     _, found = inputs_and_gradients(lm, modules, targets.batch, loss)
-    rows = {
-        m: (x[targets.rows, targets.positions], g[targets.rows, targets.positions])
-        for m, (x, g) in found.items()
-    }
+    which, where = targets.rows, targets.positions
+    if hparams.token == "mask":
+        which, where = targets.batch.mask.cpu().nonzero().T
+    rows = {m: (x[which, where], g[which, where]) for m, (x, g) in found.items()}
     for h, g in rows.values():
         _welford(context.state, torch.cat([h, g], 1))
     updates: dict[str, Update] = {}
-    for layer, module in zip(layers, modules, strict=True):
+    for name, module in zip(weights, modules, strict=True):
         h, g = rows[module]
         normal = _normalised(context.state, torch.cat([h, g], 1))
         h_hat, g_hat = normal.split([h.shape[1], g.shape[1]], 1)
@@ -74,7 +102,8 @@ def propose(
         system = h @ h.T + torch.eye(len(h), dtype=h.dtype, device=h.device)
         # H^T (H H^T + I)^-1 V in two factors: keys H^T, values (H H^T + I)^-1 V.
         values = torch.linalg.solve(system.double(), v.double())
-        updates[lm.architecture.weight_name(layer)] = LowRank(*lm.oriented(layer, values.T, h.T.double()))
+        factors = values.T, h.T.double()
+        updates[name] = LowRank(*(reversed(factors) if lm.is_transposed(name) else factors))
     each = torch.zeros(len(edits), device=nll[0].device).index_add(
         0, targets.rows.to(nll[0].device), nll[0].detach() * targets.weights
     )
@@ -106,5 +135,9 @@ ULTRAEDIT = Method(
     hparams=UltraEditHyperParameters,
     default_hparams=default_hparams,
     propose=propose,
+    weights=edited_weights,
     batches=True,
+    set_aside=frozenset(
+        ("alg", "dropout", "no_grad_layers", "batch_size_once", "editor_batch_size", "silent", "half")
+    ),
 )

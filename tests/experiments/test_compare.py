@@ -356,3 +356,37 @@ def test_where_lower_is_better_a_rise_is_a_loss(make: Make) -> None:
     [row] = compare(perplexity(10), [perplexity(20)], gates=[Gate(0.94)]).rows
     assert (row.retention, row.change, row.passed) == (0.5, 10, False)
     assert retention(10, 5, higher_is_better=False) == 2
+
+
+# -------------------------------------------------------------------------------- gates that meet no row
+
+
+def sentiment(values=RIGHT) -> dict[str, Any]:
+    return {"rect_sentiment": mean_task("acc", values)}
+
+
+@pytest.mark.parametrize("allow", [False, True])
+@pytest.mark.parametrize("gate", ["rect_nli=0.9", "rect_nli/acc=0.9", "0.9"])
+def test_a_gate_whose_task_the_other_lacks_cannot_pass(make: Make, gate: str, allow: bool) -> None:
+    base, other = make(nli() | sentiment()), make(sentiment())
+    with pytest.raises(UserError, match="rect_nli"):
+        compare(base, [other], gates=[Gate.parse(gate)], allow_differences=allow)
+
+
+def test_a_gate_whose_task_is_not_chosen_cannot_pass(make: Make) -> None:
+    sides = [make(nli() | sentiment()) for _ in range(2)]
+    with pytest.raises(UserError, match="rect_nli is not compared"):
+        compare(sides[0], sides[1:], tasks=["rect_sentiment"], gates=[Gate.parse("rect_nli=0.9")])
+
+
+def test_a_percentage_without_its_sign_is_no_gate() -> None:
+    with pytest.raises(UserError, match="94"):
+        Gate.parse("94")
+    assert Gate.parse("94%").least == Gate.parse("0.94").least == 0.94
+
+
+def test_one_standard_error_of_zero_gives_no_p_value() -> None:
+    from harness_rect.experiments.significance import unpaired
+
+    assert unpaired(0.2, 0.0, 0.09).p is None
+    assert unpaired(0.0, 0.0, 0.09).p == 1.0

@@ -167,3 +167,16 @@ def test_one_token_alone_has_no_deviation_and_changes_nothing(make_lm):
     assert len(lm.encoder.continuation(edit.text, edit.target)[1]) == 1
     (update,) = propose(lm, "ultraedit", UltraEditHyperParameters(layers=[1]), [edit]).updates.values()
     assert not update.dense().any()
+
+
+@pytest.mark.parametrize("token", ["ans", "mask"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "phi3"])
+def test_ultraedit_edits_the_matrices_a_published_file_names(family, token, make_lm):
+    lm = make_lm(family)
+    names = [matrices[0] for matrices in lm.architecture.mlp_matrices]
+    h = UltraEditHyperParameters(inner_params=names, lr=1e-3, token=token)
+    assert METHODS["ultraedit"].weights(lm, h) == [f"{name}.weight" for name in names]
+    for name, update in propose(lm, "ultraedit", h).updates.items():
+        assert update.dense().shape == lm.weight(name).shape and update.dense().any()
+    with pytest.raises(UserError, match="no MLP matrix"):
+        METHODS["ultraedit"].weights(lm, UltraEditHyperParameters(inner_params=["lm_head"]))

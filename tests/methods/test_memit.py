@@ -15,7 +15,12 @@ from harness_rect.config import EditConfig
 from harness_rect.errors import UserError
 from harness_rect.hparams import resolve_hparams
 from harness_rect.methods import METHODS, Context
-from harness_rect.methods.memit import MemitHyperParameters, block_outputs, fact_keys
+from harness_rect.methods.memit import (
+    EmmetHyperParameters,
+    MemitHyperParameters,
+    block_outputs,
+    fact_keys,
+)
 from harness_rect.models import EditableLM
 from harness_rect.regularizers import rect
 from harness_rect.session import EditSession
@@ -196,3 +201,23 @@ def test_presets_have_the_published_values(name, values, make_lm):
         h.mom2_update_weight,
     ]
     assert found == values and h.kl_factor == 0.0625
+
+
+@pytest.mark.parametrize("ridge", [0.1, 0.0])
+def test_emmet_with_two_facts_of_one_subject_stays_finite_or_says_why_not(ridge, make_lm):
+    lm = make_lm("llama")
+    edits = [
+        make_edit("{} plays", "LeBron James", "football", id="a"),
+        make_edit("{} speaks", "LeBron James", "French", id="b"),
+    ]
+    h = EmmetHyperParameters(layers=[0], v_num_grad_steps=2, context_templates=[["{}"]], emmet_lambda=ridge)
+    context = Context([["{}"]], lambda layer: a_moment())
+    with lm.frozen():
+        if ridge:
+            (update,) = METHODS["emmet"].propose(lm, edits, h, context).updates.values()
+            assert update.dense().norm() < 100
+            return
+        try:
+            METHODS["emmet"].propose(lm, edits, h, context)
+        except UserError as error:
+            assert "emmet_lambda" in str(error)

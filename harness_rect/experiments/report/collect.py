@@ -169,6 +169,7 @@ class Run:
     weights: Sequence[Weight]
     provenance: Mapping[str, str]
     hparams: Mapping[str, Any]
+    limit: float
     mean: Score | None = None
 
 
@@ -345,15 +346,18 @@ def _run(one: Results, folder: Path) -> Run:
         editing=_editing(edit),
         weights=_weights(edit),
         provenance=_provenance(one),
-        hparams=edit.get("hparams") or {},
+        hparams=(edit.get("hparams") or {}) | {"second moments": edit.get("second_moments")},
+        limit=_number(one.file.config.get("limit") or math.inf),
     )
 
 
 def _model(one: Results) -> str:
-    """The model's name; edited_hf without one took the embedded model."""
+    """The model's name, with what else makes it another; edited_hf without one took the embedded model."""
+    name = one.model_name
     if one.model_class == "edited_hf" and not one.model_args.get("pretrained"):
-        return str(one.edit.get("model") or embedded.NAME)
-    return one.model_name
+        name = str(one.edit.get("model") or embedded.NAME)
+    said = [str(one.model_args[key]) for key in ("dtype", "revision", "peft") if one.model_args.get(key)]
+    return f"{name} ({', '.join(said)})" if said else name
 
 
 def _regularizer(edit: Mapping[str, Any]) -> str:
@@ -499,14 +503,15 @@ def regularizer_order(label: str) -> tuple[int, float, str]:
 
 
 def _without_repetitions(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Of evaluations of the same thing the newest, and a line for each that was left out."""
+    """Of evaluations of the same thing that on most documents, then the newest; a line for each left out."""
     newest: dict[tuple[Any, ...], Run] = {}
     notes = []
-    for run in sorted(runs, key=lambda run: (run.date, run.file)):
+    for run in sorted(runs, key=lambda run: (run.limit, run.date, run.file)):
         key = (run.model, run.series, run.n_edits, run.stream if run.series else None)
         if (older := newest.get(key)) is not None:
             if set(older.scores) <= set(run.scores):
-                notes.append(f"{older.file} is left out: {run.file} is newer and evaluates the same.")
+                more = "has more documents of" if run.limit > older.limit else "is newer and evaluates"
+                notes.append(f"{older.file} is left out: {run.file} {more} the same.")
             else:  # other tasks of the same model: one run with all of them
                 notes.append(f"{older.file} and {run.file} evaluate the same model and are taken together.")
                 run = _merged(older, run)

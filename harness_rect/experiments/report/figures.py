@@ -135,10 +135,12 @@ def _curve(title: str, points: Curves, lines: Mapping[Series, tuple[str, Look]])
                 label=lines[series][0],
             )
             bars = [(n, p.low, p.high) for n, p in drawn if p.low is not None and p.high is not None]
-            if bars and len(points) <= _MOST_BANDS:
+            # A band needs an interval at every edited point; else each gets its own bar.
+            whole = len(points) <= _MOST_BANDS and len(bars) >= max(2, sum(n > 0 for n in x))
+            if whole:
                 at, lows, highs = zip(*bars, strict=True)
                 axes.fill_between(at, lows, highs, color=look.color, alpha=0.13, linewidth=0)
-            for n, low, high in bars if len(points) > _MOST_BANDS else ():  # side by side, not as mud
+            for n, low, high in () if whole else bars:  # side by side, not as mud
                 beside = n + widest * 0.009 * (place - (len(points) - 1) / 2)
                 axes.plot([beside, beside], [low, high], color=look.color, lw=1.1, alpha=0.6)
         if values and min(values) >= 0 and max(values) <= 1:
