@@ -36,10 +36,10 @@ from harness_rect.errors import UserError
 from harness_rect.fingerprint import digest, model_fingerprint
 from harness_rect.hparams import resolve_hparams
 from harness_rect.measure import Baseline, EditProbes, averages, measure, measure_baseline, probes
-from harness_rect.methods import METHODS, Context
+from harness_rect.methods import METHODS, Context, Dense, LowRank
 from harness_rect.models import EditableLM
 from harness_rect.progress import progress_bar
-from harness_rect.regularizers import make_regularizer
+from harness_rect.regularizers import largest_singular_value, make_regularizer, prune_factors
 from harness_rect.statistics import MomentProvider, SecondMoment
 from harness_rect.weight_change import weight_change
 
@@ -248,6 +248,7 @@ class EditSession:
         before = measure(self.lm, probed, baseline, ids)
         proposed_at = time.perf_counter()
         proposal = self.method.propose(self.lm, edits, self.hparams.values, context)
+        remembered = dict(context.state)
         weights: dict[str, dict[str, Any]] = {}
         updates: dict[str, Tensor] = {}
         for position, (name, update) in enumerate(proposal.updates.items()):
@@ -262,7 +263,11 @@ class EditSession:
             trimmed = dense
             finite = bool(torch.isfinite(dense).all())
             if finite:
-                if regularize is not None:
+                factors = self._pruned_factors(name, update, context.state)
+                if factors is not None:
+                    accumulated = (factors[0] @ factors[1].T).to(dense)
+                    trimmed = accumulated - (masters[name] - self._originals[name].float())
+                elif regularize is not None:
                     trimmed = regularize(dense, masters[name], self._originals[name])
                 # After rounding: in float16 a finite sum can become infinite.
                 finite = bool(torch.isfinite((masters[name] + trimmed).to(self._originals[name].dtype)).all())
@@ -286,6 +291,9 @@ class EditSession:
                 weights[name]["changed"] = int((self.lm.weight(name) != stored).sum()) / stored.numel()
             if self.method.after_step is not None:
                 self.method.after_step(self.lm, edits, self.hparams.values, context)
+        else:
+            context.state.clear()
+            context.state.update(remembered)
         done_at = time.perf_counter()
         after = measure(self.lm, probed, baseline, ids)
         step = {
@@ -308,6 +316,31 @@ class EditSession:
             for i, edit in enumerate(edits)
         ]
         return step, records
+
+    def _pruned_factors(
+        self, name: str, update: LowRank | Dense, state: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor] | None:
+        """PRUNE's accumulated update of a weight in factors, kept in ``state``; None where it is not low-
+        rank.
+        """
+        keys, dense = (f"prune.{name}.left", f"prune.{name}.right"), f"prune.{name}.dense"
+        if self.config.regularizer != "prune" or dense in state:
+            return None
+        parts: list[Tensor] = []
+        if isinstance(update, LowRank):
+            parts = [update.left.double(), update.right.double()]
+            if keys[0] in state:
+                before = [state[key].to(update.left.device) for key in keys]
+                parts = [torch.cat([old, new], 1) for old, new in zip(before, parts, strict=True)]
+        if not parts or 2 * parts[0].shape[1] > min(len(part) for part in parts):
+            for key in keys:  # from here on the dense form is as cheap
+                state.pop(key, None)
+            state[dense] = torch.ones(1)
+            return None
+        limit = largest_singular_value(self._originals[name])
+        factors = prune_factors(parts[0], parts[1], limit)
+        state.update(zip(keys, (factor.cpu() for factor in factors), strict=True))
+        return factors
 
     # -- weights ----------------------------------------------------------------------------------
 

@@ -657,3 +657,57 @@ def test_what_a_method_remembers_is_saved_with_a_checkpoint(start, tmp_path: Pat
     again = forgetful(start())
     again.run(cache)
     assert torch.equal(again.lm.weight(WEIGHT), whole.lm.weight(WEIGHT))
+
+
+# -- PRUNE, whose accumulated update is kept in factors ----------------------------------------------
+
+
+def enlarged(session: EditSession) -> EditSession:
+    """Its updates are large enough to be restrained."""
+
+    def enlarge(call: int, proposal: Proposal) -> Proposal:
+        updates = {n: LowRank(30 * u.left, u.right) for n, u in proposal.updates.items()}
+        return Proposal(updates, proposal.details)
+
+    watch(session, enlarge)
+    return session
+
+
+def test_prune_in_factors_gives_what_the_dense_form_gives(start, monkeypatch) -> None:
+    from harness_rect import session as module
+
+    sessions = [enlarged(start(regularizer="prune")) for _ in range(2)]
+    calls = []
+    factors = module.prune_factors
+    monkeypatch.setattr(module, "prune_factors", lambda *a: calls.append(a) or factors(*a))
+    first = sessions[0].run()
+    assert len(calls) == len(ROWS)
+    monkeypatch.setattr(EditSession, "_pruned_factors", lambda *arguments: None)
+    second = sessions[1].run()
+    restrained = [
+        w["applied_norm"] < 0.9 * w["update_norm"] for s in first["steps"] for w in s["weights"].values()
+    ]
+    assert any(restrained)
+    a, b = (weight(s) for s in sessions)
+    assert (a - b).norm() / b.norm() < 1e-4
+    assert first["n_edits"] == second["n_edits"]
+
+
+def test_an_interrupted_prune_goes_on_with_its_factors(start, tmp_path, monkeypatch) -> None:
+    whole = enlarged(start(regularizer="prune"))
+    whole.run()
+    monkeypatch.setattr("harness_rect.session.SAVE_SECONDS", 0.0)
+    cut = enlarged(start(regularizer="prune"))
+    step = cut._step
+
+    def stop_late(index: int, *arguments: Any) -> Any:
+        if index == 2:
+            raise RuntimeError("cut off")
+        return step(index, *arguments)
+
+    monkeypatch.setattr(cut, "_step", stop_late)
+    with pytest.raises(RuntimeError, match="cut off"):
+        cut.run(EditCache(tmp_path / "cache"))
+    resumed = enlarged(start(regularizer="prune"))
+    resumed.run(EditCache(tmp_path / "cache"))
+    assert torch.equal(weight(resumed), weight(whole))

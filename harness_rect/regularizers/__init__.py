@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from harness_rect.regularizers.pca import pca
-from harness_rect.regularizers.prune import prune
+from harness_rect.regularizers.prune import largest_singular_value, prune, prune_factors
 from harness_rect.regularizers.random import random_keep
 from harness_rect.regularizers.rect import rect, rect_alphaedit
 from harness_rect.regularizers.sphere import sphere
@@ -61,9 +61,11 @@ __all__ = [
     "RECT_CONVENTIONS",
     "REGULARIZERS",
     "Regularizer",
+    "largest_singular_value",
     "make_regularizer",
     "pca",
     "prune",
+    "prune_factors",
     "random_keep",
     "rect",
     "rect_alphaedit",

@@ -1,4 +1,9 @@
-"""PRUNE: restrain the large singular values of everything edited so far (Ma et al., ICLR 2025)."""
+"""PRUNE: restrain the large singular values of everything edited so far (Ma et al., ICLR 2025).
+
+The paper restrains the update once, after all edits. As a regularizer it does so after each: what is above
+the limit then is restrained again by later steps. Where all updates of a weight are low-rank the accumulated
+one is kept in factors, and only a system of its rank is decomposed.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +21,7 @@ def prune(update: Tensor, weight: Tensor, original: Tensor, *, base: float = BAS
     """Trim an update so that the accumulated one, A = W + dW - W_0, has its singular values restrained.
 
     Every singular value s >= s_max(W_0) of A becomes log_base(s) - log_base(s_max) + s_max; the others stay.
+    This is the dense form; :func:`prune_factors` does the same for a low-rank A.
 
     Args:
         update: dW, (rows, columns). weight: W before this edit. original: W_0. All of one shape.
@@ -35,9 +41,30 @@ def prune(update: Tensor, weight: Tensor, original: Tensor, *, base: float = BAS
     if not large.any():
         return update.clone()
     u, s = left[:, large], s[large]
-    restrained = (s.log() - math.log(limit)) / math.log(base) + limit
+    restrained = _restrained(s, limit, base)
     change = u @ (((restrained - s) / s).unsqueeze(1) * (u.T @ a))
     return (update.double() + (change if wide else change.T)).to(update.dtype)
+
+
+def prune_factors(left: Tensor, right: Tensor, limit: float, *, base: float = BASE) -> tuple[Tensor, Tensor]:
+    """The accumulated update A = left right^T restrained, in factors again.
+
+    Args:
+        left: (rows, r). right: (columns, r). limit: s_max(W_0).
+
+    Returns:
+        factors of the same shapes at most, float64, without directions that hold nothing.
+    """
+    q_left, core_left = torch.linalg.qr(left.double())
+    q_right, core_right = torch.linalg.qr(right.double())
+    u, s, vt = torch.linalg.svd(core_left @ core_right.T, full_matrices=False)
+    held = s > s.max() * 1e-14
+    s = torch.where(s >= limit, _restrained(s.clamp_min(limit), limit, base), s)[held]
+    return q_left @ u[:, held] * s, q_right @ vt.T[:, held]
+
+
+def _restrained(s: Tensor, limit: float, base: float) -> Tensor:
+    return (s.log() - math.log(limit)) / math.log(base) + limit
 
 
 def largest_singular_value(weight: Tensor) -> float:

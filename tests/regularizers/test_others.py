@@ -10,7 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness_rect.regularizers import make_regularizer, pca, prune, sphere
+from harness_rect.regularizers import (
+    largest_singular_value,
+    make_regularizer,
+    pca,
+    prune,
+    prune_factors,
+    sphere,
+)
 
 shapes = st.tuples(st.integers(2, 9), st.integers(2, 9))
 
@@ -54,6 +61,20 @@ def test_prune_restrains_the_accumulated_singular_values(shape, seed, scale, ran
     limit = np.linalg.svd(original.numpy(), compute_uv=False)[0]
     restrained = [math.log(x, 1.2) - math.log(limit, 1.2) + limit if x >= limit else x for x in s]
     np.testing.assert_allclose(result.numpy(), (u * restrained) @ vt, atol=1e-8 * max(1, s[0]))
+
+
+ranks = st.integers(1, 12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=shapes, seed=st.integers(0, 99), scale=st.sampled_from([0.1, 1.0, 30.0]), rank=ranks)
+def test_prune_in_factors_equals_the_dense_one(shape, seed, scale, rank):
+    original = matrix(shape, seed)
+    left, right = scale * matrix((shape[0], rank), seed + 1), matrix((shape[1], rank), seed + 2)
+    dense = prune(left @ right.T, original, original)
+    a, b = prune_factors(left, right, largest_singular_value(original))
+    torch.testing.assert_close(a @ b.T, dense, rtol=1e-7, atol=1e-8 * max(1.0, float(dense.abs().max())))
+    assert a.shape[1] == b.shape[1] <= rank
 
 
 def test_prune_leaves_small_updates_alone():
