@@ -181,6 +181,7 @@ class _Group:
         self, lm: EditableLM, prompts: Sequence[_Prompts], layer: int, at_block: bool, loss_layer: int | None
     ) -> None:
         self.lm, self.prompts, self.loss_layer = lm, prompts, loss_layer
+        at_block = at_block or lm.writes_to_stream(layer)  # the same then, and the block need not run again
         self.module = lm.block(layer) if at_block else lm.down_projection(layer)
         self.skipped = layer + 1 if at_block else layer
 

@@ -239,3 +239,12 @@ def test_chunks_hold_every_sequence_once_within_the_limit():
     assert sorted(i for chunk in found for i in chunk) == list(range(len(lengths)))
     assert all(len(c) == 1 or len(c) * max(lengths[i] for i in c) <= 24 for c in found)
     assert [1] in found and len(found) < len(lengths)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_a_norm_behind_the_mlp_keeps_what_is_added_from_the_stream(family, make_lm):
+    lm = make_lm(family)
+    assert lm.writes_to_stream(1) == (family not in {"gemma2", "gemma3_text", "olmo2"})
+    lm.model.bfloat16()
+    assert lm.writes_to_stream(1) == (family not in {"gemma2", "gemma3_text", "olmo2"})  # asked once
+    assert not lm.writes_to_stream(0)
