@@ -18,6 +18,11 @@ def random(rows: int, columns: int, seed: int) -> torch.Tensor:
     return torch.randn(rows, columns, dtype=torch.float64, generator=generator)
 
 
+def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """Up to rounding, relative to the largest element: the systems are of condition 1e5 and more."""
+    return bool((found - wanted).abs().max() <= 1e-7 * wanted.abs().max())
+
+
 def moment(seed: int) -> SecondMoment:
     factor = random(WIDTH, WIDTH, seed)
     return SecondMoment(factor @ factor.T / WIDTH + 0.05 * torch.eye(WIDTH, dtype=torch.float64), 1, "test")
@@ -41,10 +46,10 @@ def test_memit_with_history_equals_the_direct_solve(sizes, seed, weight, ridge):
 
     for index, size in enumerate(sizes):
         keys = random(WIDTH, size, 1000 * seed + index)
-        dense = weight * c.mean + ridge * torch.eye(WIDTH) + products + keys @ keys.T
+        dense = weight * c.mean + ridge * torch.eye(WIDTH, dtype=torch.float64) + products + keys @ keys.T
         direct = torch.linalg.solve(dense, keys)
         solved = solve_with_history(prior, keys, state, "layer")
-        torch.testing.assert_close(solved, direct, rtol=1e-7, atol=1e-9)
+        assert close(solved, direct)
         remember_keys(prior, keys, state, "layer")
         products += keys @ keys.T
 
@@ -65,13 +70,13 @@ def test_alphaedit_equals_the_direct_solve(sizes, seed, threshold, l2):
     products = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
     for index, size in enumerate(sizes):
         keys = random(WIDTH, size, 1000 * seed + index)
-        dense = projector @ (products + keys @ keys.T) + l2 * torch.eye(WIDTH)
+        dense = projector @ (products + keys @ keys.T) + l2 * torch.eye(WIDTH, dtype=torch.float64)
         direct = torch.linalg.solve(dense, projector @ keys)
 
         def prior(columns):
             return c.project_to_null_space(columns, threshold) / l2
 
-        torch.testing.assert_close(solve_with_history(prior, keys, state, "1"), direct, rtol=1e-7, atol=1e-9)
+        assert close(solve_with_history(prior, keys, state, "1"), direct)
         remember_keys(prior, keys, state, "1")
         products += keys @ keys.T
 
