@@ -266,7 +266,7 @@ def _train_mend(arguments: argparse.Namespace) -> None:
 
     names = ("rank", "steps", "batch_size", "lr", "edit_lr", "c_edit", "c_loc", "patience", "seed")
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    layers = parse_layers(arguments.layers) if arguments.layers else [0]
+    layers = parse_layers(arguments.layers) if arguments.layers is not None else [0]
     settings = validated(MendTraining, given | {"layers": layers}, "command line")  # before any work
     check_output(arguments.output)
     check_parent(arguments.output / "file")
@@ -277,7 +277,7 @@ def _train_mend(arguments: argparse.Namespace) -> None:
         held_out = load_edits(training_rows(arguments.val)).edits
     model, tokenizer = _load(arguments)
     lm = EditableLM(model, tokenizer)
-    if not arguments.layers:
+    if arguments.layers is None:
         settings = settings.model_copy(update={"layers": default_layers(lm.architecture.n_layers)})
     described = MendTrainer(lm, train, held_out, settings, layout_name(arguments.model)).run(arguments.output)
     scores = ", ".join(f"{name} {value:.3g}" for name, value in described.validation.items())

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
         report = compare(
             files[0],
             files[1:],
-            tasks=[name for name in (arguments.tasks or "").split(",") if name] or None,
+            tasks=[name.strip() for name in (arguments.tasks or "").split(",") if name.strip()] or None,
             all_metrics=arguments.all_metrics,
             gates=gates,
             allow_differences=arguments.allow_differences,
