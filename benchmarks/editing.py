@@ -40,6 +40,7 @@ from harness_rect.methods.memit import MemitHyperParameters
 from harness_rect.methods.rome import RomeHyperParameters
 from harness_rect.methods.value_search import subject_position
 from harness_rect.models import EditableLM
+from harness_rect.models.lm import stop_forward
 from harness_rect.regularizers import rect
 from harness_rect.statistics import SecondMoment
 from harness_rect.statistics.collect import collect
@@ -395,9 +396,10 @@ def bench_moments(lm: EditableLM, shape: str, device: str, tmp: Path, tokens: in
                 ) -> None:
                     rows = args[0].view(-1, args[0].shape[-1])[batch.mask.flatten().bool()].float()
                     total += rows.T @ rows
+                    stop_forward()  # as the released code does
 
-                with torch.no_grad(), lm.hooked({lm.down_projection(layer): keep}):
-                    lm.logits(batch)
+                with torch.no_grad():
+                    lm.run_hooked({layer: keep}, batch)
             sums[layer] = total
         return sums
 
