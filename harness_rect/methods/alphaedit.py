@@ -13,22 +13,14 @@ The keys of a batch enter S with the model as that batch (trimmed and rounded) l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 from pydantic import Field
-from torch import Tensor
 
-from harness_rect.edits import Edit
-from harness_rect.methods.base import Context, Method, Proposal
-from harness_rect.methods.key_history import Prior, remember_keys, solve_with_history
-from harness_rect.methods.memit import (
-    MassEditHyperParameters,
-    contexts,
-    default_hparams,
-    edit_layers,
-    fact_keys,
-)
-from harness_rect.models import EditableLM
+from harness_rect.methods.base import Context
+from harness_rect.methods.key_history import Prior
+from harness_rect.methods.memit import MEMIT, MassEditHyperParameters, propose_with, remember_facts
 
 
 class AlphaEditHyperParameters(MassEditHyperParameters):
@@ -46,35 +38,11 @@ def _prior(hparams: AlphaEditHyperParameters, context: Context, layer: int) -> P
     return lambda keys: moment.project_to_null_space(keys, hparams.nullspace_threshold) / hparams.L2
 
 
-def propose(
-    lm: EditableLM, edits: Sequence[Edit], hparams: AlphaEditHyperParameters, context: Context
-) -> Proposal:
-    """Updates of all layers for one batch of facts. The model is as it was when this returns."""
-
-    def adjust(layer: int, keys: Tensor) -> Tensor:
-        return solve_with_history(_prior(hparams, context, layer), keys, context.state, str(layer))
-
-    return edit_layers(lm, edits, hparams, context, adjust)
-
-
-def after_step(
-    lm: EditableLM, edits: Sequence[Edit], hparams: AlphaEditHyperParameters, context: Context
-) -> None:
-    """Add this batch's keys, read from the edited model, to S."""
-    for layer in sorted(set(hparams.layers)):
-        keys = fact_keys(lm, edits, layer, context.templates).T
-        remember_keys(_prior(hparams, context, layer), keys, context.state, str(layer))
-
-
-ALPHAEDIT = Method(
+ALPHAEDIT = replace(
+    MEMIT,
     name="alphaedit",
     hparams=AlphaEditHyperParameters,
-    default_hparams=default_hparams,
-    propose=propose,
-    contexts=contexts,
-    needs_statistics=lambda hparams: sorted(set(hparams.layers)),
-    after_step=after_step,
-    batches=True,
-    at_subject=True,
+    propose=partial(propose_with, prior_of=_prior),
+    after_step=partial(remember_facts, prior_of=_prior),
     set_aside=frozenset(("P_loc",)),  # where its code keeps P
 )

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,7 @@ from torch import Tensor
 from harness_rect.edits import Edit
 from harness_rect.errors import UserError
 from harness_rect.methods.base import Context, Dense, HyperParameters, Method, Proposal
-from harness_rect.methods.gradients import Pair, targets_of, token_nll
+from harness_rect.methods.gradients import Pair, fact_means, targets_of, token_nll
 from harness_rect.models import Architecture, EditableLM
 
 #: Training stops when the mean loss of an epoch is below this (the published code of both).
@@ -140,10 +141,7 @@ def _losses(lm: EditableLM, pairs: Sequence[Pair]) -> tuple[Tensor, list[float]]
     """Mean over facts of the NLL per target token, with gradients, and each fact's own."""
     targets = targets_of(lm, pairs)
     with torch.enable_grad():
-        weighted = token_nll(lm, targets) * targets.weights
-        each = torch.zeros(len(pairs), device=weighted.device).index_add(
-            0, targets.rows.to(weighted.device), weighted
-        )
+        each = fact_means(targets, token_nll(lm, targets))
     return each.mean(), each.tolist()
 
 
@@ -161,17 +159,5 @@ FT = Method(
     propose=partial(propose, end_of_text=False),
     batches=True,
 )
-FT_L = Method(
-    name="ft_l",
-    hparams=FtLHyperParameters,
-    default_hparams=default_hparams,
-    propose=partial(propose, end_of_text=False),
-    batches=True,
-)
-LOCFT_BF = Method(
-    name="locft_bf",
-    hparams=FtHyperParameters,
-    default_hparams=default_hparams,
-    propose=partial(propose, end_of_text=True),
-    batches=True,
-)
+FT_L = replace(FT, name="ft_l", hparams=FtLHyperParameters)
+LOCFT_BF = replace(FT, name="locft_bf", propose=partial(propose, end_of_text=True))

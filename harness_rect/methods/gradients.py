@@ -58,6 +58,13 @@ def token_nll(lm: EditableLM, targets: Targets) -> Tensor:
     return nn.functional.cross_entropy(logits.float(), targets.tokens, reduction="none")
 
 
+def fact_means(targets: Targets, nll: Tensor) -> Tensor:
+    """(prompts,) mean over each prompt's target tokens of ``nll`` (n,), differentiable."""
+    weighted = nll * targets.weights
+    empty = torch.zeros(len(targets.batch.lengths), device=weighted.device)
+    return empty.index_add(0, targets.rows.to(weighted.device), weighted)
+
+
 def inputs_and_gradients(
     lm: EditableLM, modules: Sequence[str], batch: Batch, loss: Callable[[], Tensor]
 ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:

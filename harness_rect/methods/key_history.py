@@ -35,14 +35,11 @@ def solve_with_history(prior: Prior, keys: Tensor, state: State, name: str) -> T
     folded = _get(state, f"{name}.folded", k)
     if folded is not None:
         return torch.linalg.solve(_plus_identity(folded + g @ k.T), g)
-    small = _plus_identity(k.T @ g)
-    old_keys = _get(state, f"{name}.keys", k)
-    if old_keys is None:
-        return torch.linalg.solve(small, g, left=False)
-    solved, gram = _get(state, f"{name}.solved", k), _get(state, f"{name}.gram", k)
-    assert solved is not None and gram is not None
-    cross = solved.T @ k
-    system = torch.cat([torch.cat([_plus_identity(gram), cross], 1), torch.cat([cross.T, small], 1)])
+    old = _old_keys(state, name, k)
+    if old is None:
+        return torch.linalg.solve(_plus_identity(k.T @ g), g, left=False)
+    _, solved, gram = old
+    system = _plus_identity(_bordered(gram, solved.T @ k, k.T @ g))
     last = torch.zeros(len(system), k.shape[1], dtype=k.dtype, device=k.device)
     last[-k.shape[1] :] = torch.eye(k.shape[1], dtype=k.dtype, device=k.device)
     weights = torch.cholesky_solve(last, torch.linalg.cholesky(system))
@@ -57,24 +54,32 @@ def remember_keys(prior: Prior, keys: Tensor, state: State, name: str) -> None:
     if folded is not None:
         state[f"{name}.folded"] = (folded + g @ k.T).cpu()
         return
-    old_keys = _get(state, f"{name}.keys", k)
-    if old_keys is None:
-        parts = {"keys": k, "solved": g, "gram": k.T @ g}
-    else:
-        solved, gram = _get(state, f"{name}.solved", k), _get(state, f"{name}.gram", k)
-        assert solved is not None and gram is not None
-        cross = solved.T @ k
-        parts = {
-            "keys": torch.cat([old_keys, k], 1),
-            "solved": torch.cat([solved, g], 1),
-            "gram": torch.cat([torch.cat([gram, cross], 1), torch.cat([cross.T, k.T @ g], 1)]),
-        }
-    if parts["keys"].shape[1] > len(k):
-        for part in parts:
+    parts = k, g, k.T @ g
+    if (old := _old_keys(state, name, k)) is not None:
+        before, solved, gram = old
+        parts = torch.cat([before, k], 1), torch.cat([solved, g], 1), _bordered(gram, solved.T @ k, parts[2])
+    if parts[0].shape[1] > len(k):
+        for part in _PARTS:
             state.pop(f"{name}.{part}", None)
-        state[f"{name}.folded"] = (parts["solved"] @ parts["keys"].T).cpu()
+        state[f"{name}.folded"] = (parts[1] @ parts[0].T).cpu()
     else:
-        state.update({f"{name}.{part}": value.cpu() for part, value in parts.items()})
+        state.update({f"{name}.{part}": value.cpu() for part, value in zip(_PARTS, parts, strict=True)})
+
+
+#: J, A^-1 J and J^T A^-1 J, kept together.
+_PARTS = ("keys", "solved", "gram")
+
+
+def _old_keys(state: State, name: str, like: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    if f"{name}.keys" not in state:
+        return None
+    keys, solved, gram = (state[f"{name}.{part}"].to(like) for part in _PARTS)
+    return keys, solved, gram
+
+
+def _bordered(block: Tensor, side: Tensor, corner: Tensor) -> Tensor:
+    """The symmetric [[block, side], [side^T, corner]]."""
+    return torch.cat([torch.cat([block, side], 1), torch.cat([side.T, corner], 1)])
 
 
 def _get(state: State, name: str, like: Tensor) -> Tensor | None:

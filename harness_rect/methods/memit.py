@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -150,30 +151,40 @@ def edit_layers(
     return Proposal(updates, [trace for _, trace in found])
 
 
+#: (hyper-parameters, context, layer) -> how A^-1 of that layer is applied (see key_history).
+PriorOf = Callable[[Any, Context, int], Prior]
+
+
+def propose_with(
+    lm: EditableLM, edits: Sequence[Edit], hparams: Any, context: Context, *, prior_of: PriorOf
+) -> Proposal:
+    """Updates of all layers for one batch of facts, solved with ``prior_of`` and the keys remembered."""
+
+    def adjust(layer: int, keys: Tensor) -> Tensor:
+        return solve_with_history(prior_of(hparams, context, layer), keys, context.state, str(layer))
+
+    return edit_layers(lm, edits, hparams, context, adjust)
+
+
+def remember_facts(
+    lm: EditableLM, edits: Sequence[Edit], hparams: Any, context: Context, *, prior_of: PriorOf
+) -> None:
+    """Add this batch's keys, read from the edited model, to S."""
+    for layer in sorted(set(hparams.layers)):
+        keys = fact_keys(lm, edits, layer, context.templates).T
+        remember_keys(prior_of(hparams, context, layer), keys, context.state, str(layer))
+
+
 def _prior(hparams: MemitHyperParameters, context: Context, layer: int) -> Prior:
     moment, weight = context.second_moment(layer), hparams.mom2_update_weight
     return lambda keys: moment.solve_columns(keys, hparams.ridge / weight) / weight
 
 
-def propose(
-    lm: EditableLM, edits: Sequence[Edit], hparams: MemitHyperParameters, context: Context
-) -> Proposal:
-    """MEMIT's updates of all layers for one batch of facts."""
-
-    def adjust(layer: int, keys: Tensor) -> Tensor:
-        return solve_with_history(_prior(hparams, context, layer), keys, context.state, str(layer))
-
-    return edit_layers(lm, edits, hparams, context, adjust)
-
-
-def after_step(
+def _after_step(
     lm: EditableLM, edits: Sequence[Edit], hparams: MemitHyperParameters, context: Context
 ) -> None:
-    """With ``history: keys``, add this batch's keys, read from the edited model, to S."""
     if hparams.history == "keys":
-        for layer in sorted(set(hparams.layers)):
-            keys = fact_keys(lm, edits, layer, context.templates).T
-            remember_keys(_prior(hparams, context, layer), keys, context.state, str(layer))
+        remember_facts(lm, edits, hparams, context, prior_of=_prior)
 
 
 def propose_emmet(
@@ -228,10 +239,10 @@ MEMIT = Method(
     name="memit",
     hparams=MemitHyperParameters,
     default_hparams=default_hparams,
-    propose=propose,
+    propose=partial(propose_with, prior_of=_prior),
     contexts=contexts,
     needs_statistics=lambda hparams: sorted(set(hparams.layers)),
-    after_step=after_step,
+    after_step=_after_step,
     batches=True,
     at_subject=True,
 )

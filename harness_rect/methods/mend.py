@@ -34,7 +34,7 @@ from harness_rect.edits import Edit
 from harness_rect.errors import UserError
 from harness_rect.fingerprint import model_fingerprint
 from harness_rect.methods.base import Context, HyperParameters, LowRank, Method, Proposal, Update
-from harness_rect.methods.gradients import inputs_and_gradients, targets_of, token_nll
+from harness_rect.methods.gradients import fact_means, inputs_and_gradients, targets_of, token_nll
 from harness_rect.methods.mend_network import Editor, HyperNetwork
 from harness_rect.methods.mend_weights import Description, load_editor, read_description, weights_folder
 from harness_rect.models import EditableLM
@@ -174,9 +174,7 @@ def propose(
     modules = [name.removesuffix(".weight") for name in editor.weights]
     _, found = inputs_and_gradients(lm, modules, targets.batch, loss)
     updates = _updates(lm, editor, found)
-    each = torch.zeros(len(edits), device=nll[0].device).index_add(
-        0, targets.rows.to(nll[0].device), nll[0].detach() * targets.weights
-    )
+    each = fact_means(targets, nll[0].detach())
     return Proposal(updates, [{"nll": value} for value in each.tolist()])
 
 

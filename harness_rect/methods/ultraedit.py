@@ -25,7 +25,7 @@ from torch import Tensor
 from harness_rect.edits import Edit
 from harness_rect.errors import UserError
 from harness_rect.methods.base import Context, HyperParameters, LowRank, Method, Proposal, Update
-from harness_rect.methods.gradients import inputs_and_gradients, targets_of, token_nll
+from harness_rect.methods.gradients import fact_means, inputs_and_gradients, targets_of, token_nll
 from harness_rect.models import Architecture, EditableLM
 from harness_rect.statistics.running import Running
 
@@ -104,9 +104,7 @@ def propose(
         values = torch.linalg.solve(system.double(), v.double())
         factors = values.T, h.T.double()
         updates[name] = LowRank(*(reversed(factors) if lm.is_transposed(name) else factors))
-    each = torch.zeros(len(edits), device=nll[0].device).index_add(
-        0, targets.rows.to(nll[0].device), nll[0].detach() * targets.weights
-    )
+    each = fact_means(targets, nll[0].detach())
     return Proposal(updates, [{"nll": value} for value in each.tolist()])
 
 

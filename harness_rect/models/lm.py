@@ -120,11 +120,6 @@ class EditableLM:
         self.check_layers([layer])
         return self._modules[self.architecture.blocks[layer]]
 
-    @property
-    def head_module(self) -> nn.Module:
-        """The output embedding; only where ``architecture.head`` names one."""
-        return self._modules[str(self.architecture.head)]
-
     def weight(self, name: str) -> nn.Parameter:
         """The parameter ``name``, checked to be editable in place."""
         module, _, attribute = name.rpartition(".")
@@ -176,13 +171,16 @@ class EditableLM:
                 f"a prompt of {longest} tokens is longer than the {self.max_length} this model can read"
             )
 
-    def batch(self, sequences: Sequence[Sequence[int]]) -> Batch:
+    def batch(self, sequences: Sequence[Sequence[int]], shifts: Sequence[int] | None = None) -> Batch:
+        """Padded on the right; ``shifts``: with so many padding tokens on the left of each sequence, too."""
         self.check_length(sequences)
-        ids = torch.full((len(sequences), max(map(len, sequences))), self.pad_id, dtype=torch.long)
+        begin = shifts or [0] * len(sequences)
+        longest = max(start + len(sequence) for start, sequence in zip(begin, sequences, strict=True))
+        ids = torch.full((len(sequences), longest), self.pad_id, dtype=torch.long)
         mask = torch.zeros_like(ids)
-        for row, sequence in enumerate(sequences):
-            ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
-            mask[row, : len(sequence)] = 1
+        for row, (start, sequence) in enumerate(zip(begin, sequences, strict=True)):
+            ids[row, start : start + len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+            mask[row, start : start + len(sequence)] = 1
         device = self.input_device
         return Batch(ids.to(device), mask.to(device), tuple(map(len, sequences)))
 
@@ -197,15 +195,19 @@ class EditableLM:
         Args:
             rows, positions: (n,) int64 on the CPU, the places' sequences and token positions.
         """
+        return self.with_head_at(rows, positions, lambda: self.logits(batch))
+
+    def with_head_at(self, rows: Tensor, columns: Tensor, run: Callable[[], Tensor]) -> Tensor:
+        """What :meth:`logits_at` gives, for logits that ``run`` computes by one forward pass of the model."""
         if self.architecture.head is None:
-            return self.logits(batch)[rows, positions]
+            return run()[rows, columns]
 
         def gather(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (args[0][rows, positions].unsqueeze(0), *args[1:])
+            return (args[0][rows, columns].unsqueeze(0), *args[1:])
 
-        handle = self.head_module.register_forward_pre_hook(gather)
+        handle = self._modules[self.architecture.head].register_forward_pre_hook(gather)
         try:
-            return self.logits(batch)[0]
+            return run()[0]
         finally:
             handle.remove()
 

@@ -65,11 +65,16 @@ class Suffix:
         more: dict[str, Any] = {} if self.positions is None else {"position_ids": self.positions}
         if past is not None:
             more["past_key_values"] = past
-        with self._skipping(), _head_at(self.lm, rows, places):
-            out = self.lm.model(
-                input_ids=self.ids, attention_mask=self.mask, use_cache=past is not None, **more
-            ).logits
-        return _gathered(self.lm, out, rows, places)
+        with self._skipping():
+            return self.lm.with_head_at(
+                rows,
+                places,
+                lambda: (
+                    self.lm.model(
+                        input_ids=self.ids, attention_mask=self.mask, use_cache=past is not None, **more
+                    ).logits
+                ),
+            )
 
     def places(self, rows: Tensor, offsets: Tensor) -> Tensor:
         """Columns of the places in what modules see."""
@@ -150,19 +155,20 @@ def _prepare(
     offsets: Tensor,
 ) -> tuple[Suffix, Tensor]:
     earlier = max(starts)
-    ids, mask, positions = _aligned(lm, sequences, [earlier - start for start in starts])
+    batch = lm.batch(sequences, [earlier - start for start in starts])
+    ids, mask = batch.ids, batch.mask
+    positions = (mask.cumsum(1) - 1) * mask
     outputs: list[Any] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         outputs.append(_like(output, hidden_of(output)[:, earlier:]))
 
     past = DynamicCache()  # not of the model's config: sliding windows would forget the earlier tokens
-    places = offsets + earlier
-    with lm.hooked({lm.block(layer): keep for layer in range(skipped)}), _head_at(lm, rows, places):
-        out = lm.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=past, use_cache=True
-        ).logits
-    logits = _gathered(lm, out, rows, places)
+    kept = {"position_ids": positions, "past_key_values": past, "use_cache": True}
+    with lm.hooked({lm.block(layer): keep for layer in range(skipped)}):
+        logits = lm.with_head_at(
+            rows, offsets + earlier, lambda: lm.model(input_ids=ids, attention_mask=mask, **kept).logits
+        )
     layers: list[Any] = past.layers
     if len(layers) != lm.architecture.n_layers or any(
         layer.keys is None or layer.keys.shape[-2] != ids.shape[1] for layer in layers
@@ -188,44 +194,6 @@ def _full(
     batch = lm.batch(sequences)
     suffix = Suffix(lm, torch.tensor(starts), batch.ids, batch.mask, None, (), ())
     return suffix, suffix.logits(rows, offsets)
-
-
-def _aligned(
-    lm: EditableLM, sequences: Sequence[Sequence[int]], shifts: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """ids, mask and positions (sequences, longest) with each sequence shifted right."""
-    lm.check_length(sequences)
-    longest = max(shift + len(s) for shift, s in zip(shifts, sequences, strict=True))
-    ids = torch.full((len(sequences), longest), lm.pad_id, dtype=torch.long)
-    mask, positions = torch.zeros_like(ids), torch.zeros_like(ids)
-    for row, (sequence, shift) in enumerate(zip(sequences, shifts, strict=True)):
-        end = shift + len(sequence)
-        ids[row, shift:end] = torch.tensor(sequence, dtype=torch.long)
-        mask[row, shift:end] = 1
-        positions[row, shift:end] = torch.arange(len(sequence))
-    device = lm.input_device
-    return ids.to(device), mask.to(device), positions.to(device)
-
-
-@contextmanager
-def _head_at(lm: EditableLM, rows: Tensor, columns: Tensor) -> Iterator[None]:
-    """The output embedding is applied at n places only, where it is a module."""
-    if lm.architecture.head is None:
-        yield
-        return
-
-    def gather(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0][rows, columns].unsqueeze(0), *args[1:])
-
-    handle = lm.head_module.register_forward_pre_hook(gather)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _gathered(lm: EditableLM, logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    return logits[rows, columns] if lm.architecture.head is None else logits[0]
 
 
 def _returning(output: Any) -> Callable[..., Any]:

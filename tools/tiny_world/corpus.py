@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
-from tools.tiny_world.scenes import COLOURS, ORDERS, PEOPLE, PLACES, THINGS, claim, events, told
+from tools.tiny_world.scenes import COLOURS, ORDERS, PEOPLE, PLACES, THINGS, Event, claim, events, told
 from tools.tiny_world.tasks import (
     ASPECTS,
     DISHES,
@@ -271,15 +271,25 @@ def _letters(rng: random.Random) -> Document:
     return pieces
 
 
-def _questions(rng: random.Random) -> Document:
-    """Several yes/no questions on one passage."""
+def _yes_or_no(rng: random.Random, said: Callable[[Event], str]) -> Document:
+    """Several claims about one passage, asked for in the words that ``said`` gives them."""
     story = events(rng, rng.randint(2, 3))
     pieces: Document = [("passage: " + " ".join(map(told, story)), False)]
     for _ in range(6):
         answer = rng.random() < 0.5
-        question = claim(rng, story, answer, negations=False).event.question()
-        pieces += [(f" question: {question}. answer:", False), (" yes" if answer else " no", True)]
+        text = said(claim(rng, story, answer, negations=False).event)
+        pieces += [(f" question: {text}. answer:", False), (" yes" if answer else " no", True)]
     return pieces
+
+
+def _questions(rng: random.Random) -> Document:
+    """Yes/no questions."""
+    return _yes_or_no(rng, lambda event: event.question())
+
+
+def _statements(rng: random.Random) -> Document:
+    """The same in the words of the passage."""
+    return _yes_or_no(rng, lambda event: event.sentence())
 
 
 def _entailments(rng: random.Random) -> Document:
@@ -315,17 +325,6 @@ def _choices(rng: random.Random) -> Document:
         pieces += [(f" Answer Chioces: {listed} A: Among A through D, the answer is", False)]
         pieces += [(f" {'ABCD'[options.index(right)]}", True)]
         rng.shuffle(options)
-    return pieces
-
-
-def _statements(rng: random.Random) -> Document:
-    """Yes/no questions in the words of the passage."""
-    story = events(rng, rng.randint(2, 3))
-    pieces: Document = [("passage: " + " ".join(map(told, story)), False)]
-    for _ in range(6):
-        answer = rng.random() < 0.5
-        statement = claim(rng, story, answer, negations=False).event.sentence()
-        pieces += [(f" question: {statement}. answer:", False), (" yes" if answer else " no", True)]
     return pieces
 
 

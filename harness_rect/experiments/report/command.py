@@ -36,15 +36,15 @@ def run(arguments: argparse.Namespace) -> None:
             log.warning("%s", note)
         chapters = sections(study)
         page = render(study, chapters)
-        plates = [plate for chapter in chapters for plate in chapter.plates] if folder is not None else []
+        plates = [plate for chapter in chapters for plate in chapter.plates]
         target = output
         try:
             with written_whole(output) as temporary:
                 temporary.write_text(page, encoding="utf-8")
-            for plate in progress.track(plates, description="figures"):
-                assert folder is not None
+            if folder is not None:
                 target = folder
-                write(plate, folder)
+                for plate in progress.track(plates, description="figures"):
+                    write(plate, folder)
         except OSError as error:
             raise UserError(f"{target}: cannot be written: {error.strerror}") from None
     print(f"{output}: {len(study.runs)} evaluations")
