@@ -14,8 +14,9 @@ subject's last token; the search stops at a loss under 0.05 before the step; the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -27,7 +28,7 @@ from harness_rect.methods.base import HyperParameters
 from harness_rect.methods.contexts import fill
 from harness_rect.models import EditableLM
 from harness_rect.models.lm import hidden_of
-from harness_rect.models.suffix import suffix_run
+from harness_rect.models.suffix import CannotResume, suffix_run, whole_run
 
 LOSS_FLOOR = 5e-2
 KL_PROMPT = "{} is a"
@@ -52,9 +53,13 @@ class SearchHyperParameters(HyperParameters):
     norm_anchor: bool = False
 
 
-#: Tokens that one batched search may hold on a CPU, and what a GPU's free memory is shared out by.
+#: Tokens of the first pass of one batched search on a CPU, and what of a GPU's free memory a search may take.
 CPU_TOKENS = 4096
 GPU_MEMORY_SHARE = 0.5
+#: Tokens run forward and backward at a time on a CPU: matrix products are at their best there.
+PART_TOKENS = 1024
+#: From so many rows on, rows of twice their length are run apart from them.
+MANY_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -66,23 +71,27 @@ class Request:
 
 
 @dataclass(frozen=True)
-class _Prompts:
-    """One fact's prompts: a row a context with the target, then one row with the KL prompt up to the subject.
+class _Row:
+    """One prompt of a fact: under a context, with the target; or the KL prompt up to the subject, without.
 
-    starts: for each row the first token that is run again: the subject's last, or an earlier one where the
-    tokenizer joins subject and target. subjects: distance of the subject's last token from there. rows,
-    offsets: places whose logits predict the target tokens of all contexts, offsets from the row's start; the
-    last place is the subject's last token in the KL prompt. targets: the target tokens. weights: 1 /
-    (contexts * target length).
+    fact: index of the fact. start: the first token that is run again: the subject's last, or an earlier one
+    where the tokenizer joins subject and target. subject: distance of the subject's last token from there.
+    offsets: of the tokens whose logits are read, from there. targets: what each should predict, () for the KL
+    prompt. weight: 1 / (contexts * target length).
     """
 
-    sequences: list[list[int]]
-    starts: list[int]
-    subjects: list[int]
-    rows: list[int]
+    fact: int
+    sequence: list[int]
+    start: int
+    subject: int
     offsets: list[int]
     targets: list[int]
-    weights: list[float]
+    weight: float
+
+    @property
+    def length(self) -> int:
+        """Tokens that are run again."""
+        return len(self.sequence) - self.start
 
 
 def subject_position(lm: EditableLM, edit: Edit, template: str) -> int:
@@ -91,26 +100,19 @@ def subject_position(lm: EditableLM, edit: Edit, template: str) -> int:
     return lm.encoder.token_at(fill(template, edit.text), offset + edit.subject_span[1] - 1)
 
 
-def _prompts(lm: EditableLM, edit: Edit, templates: Sequence[str]) -> _Prompts:
-    found = _Prompts([], [], [], [], [], [], [])
-    for row, template in enumerate(templates):
+def _rows(lm: EditableLM, fact: int, edit: Edit, templates: Sequence[str]) -> list[_Row]:
+    found = []
+    for template in templates:
         prompt, target = lm.encoder.continuation(fill(template, edit.text), edit.target)
         subject = subject_position(lm, edit, template)
         start = min(subject, len(prompt) - 1)
-        found.sequences.append(prompt + target[:-1])
-        found.starts.append(start)
-        found.subjects.append(subject - start)
-        found.rows.extend([row] * len(target))
-        found.offsets.extend(len(prompt) - 1 + i - start for i in range(len(target)))
-        found.targets.extend(target)
-        found.weights.extend([1 / (len(templates) * len(target))] * len(target))
+        offsets = [len(prompt) - 1 + i - start for i in range(len(target))]
+        weight = 1 / (len(templates) * len(target))
+        found.append(_Row(fact, prompt + target[:-1], start, subject - start, offsets, target, weight))
     kl_text = fill(KL_PROMPT, edit.subject)
     subject = lm.encoder.token_at(kl_text, len(edit.subject) - 1)
-    found.sequences.append(lm.encoder.ids(kl_text)[: subject + 1])  # what follows is not seen there
-    found.starts.append(subject)
-    found.subjects.append(0)
-    found.rows.append(len(templates))
-    found.offsets.append(0)
+    # What follows the subject is not seen there.
+    found.append(_Row(fact, lm.encoder.ids(kl_text)[: subject + 1], subject, 0, [0], [], 0.0))
     return found
 
 
@@ -135,164 +137,282 @@ def search_values(
         for each fact d, (d_model,), float32, and what the search did: evaluations, first and last loss terms,
         norms.
     """
-    prompts = [_prompts(lm, request.edit, templates) for request in requests]
+    rows = [_rows(lm, i, request.edit, templates) for i, request in enumerate(requests)]
     # Facts of like length together: less padding.
-    order = sorted(range(len(requests)), key=lambda i: max(map(len, prompts[i].sequences)))
+    order = sorted(range(len(requests)), key=lambda i: max(len(row.sequence) for row in rows[i]))
     found: dict[int, tuple[Tensor, dict[str, Any]]] = {}
     while order:
         chosen: list[int] = []
         limit = _token_limit(lm, layer)
-        while order and (not chosen or _tokens(prompts, [*chosen, order[0]]) <= limit):
+        while order and (not chosen or _tokens([rows[i] for i in [*chosen, order[0]]]) <= limit):
             chosen.append(order.pop(0))
-        group = _Group(lm, [prompts[i] for i in chosen], layer, at_block, loss_layer)
+        place = {fact: at for at, fact in enumerate(chosen)}
+        group = [replace(row, fact=place[row.fact]) for i in chosen for row in rows[i]]
         v0 = torch.stack([requests[i].v0 for i in chosen])
-        found.update(zip(chosen, group.search(v0, settings), strict=True))
+        # On a GPU all that fits in its memory; there, launches cost more than padding.
+        part_tokens = PART_TOKENS if lm.input_device.type != "cuda" else limit
+        parts = [
+            Part(lm, [group[i] for i in part], len(chosen), layer, at_block, loss_layer, settings)
+            for part in _parts(group, part_tokens)
+        ]
+        found.update(zip(chosen, _search(parts, v0, settings), strict=True))
     return [found[i] for i in range(len(requests))]
 
 
-def _tokens(prompts: Sequence[_Prompts], chosen: Sequence[int]) -> int:
+def _tokens(facts: Sequence[Sequence[_Row]]) -> int:
     """Tokens of the first, full pass over these facts, padding included."""
-    earlier = max(max(prompts[i].starts) for i in chosen)
-    rows = [row for i in chosen for row in zip(prompts[i].sequences, prompts[i].starts, strict=True)]
-    later = max(len(sequence) - start for sequence, start in rows)
-    return (earlier + later) * len(rows)
+    rows = [row for fact in facts for row in fact]
+    return (max(row.start for row in rows) + max(row.length for row in rows)) * len(rows)
+
+
+def _token_bytes(lm: EditableLM, layer: int) -> int:
+    """What one token keeps for the backward pass: about 16 d_model + 4 d_mlp numbers in every later block."""
+    a = lm.architecture
+    return (a.n_layers - layer) * (16 * a.d_model + 4 * a.d_mlp) * next(lm.model.parameters()).itemsize
 
 
 def _token_limit(lm: EditableLM, layer: int) -> int:
     device = lm.input_device
     if device.type != "cuda":
         return CPU_TOKENS
-    # What one token keeps for the backward pass: about 16 vectors of d_model and 4 of d_mlp in every later
-    # block.
-    a = lm.architecture
-    each = (a.n_layers - layer) * (16 * a.d_model + 4 * a.d_mlp) * next(lm.model.parameters()).itemsize
     free = (
         torch.cuda.mem_get_info(device)[0]
         + torch.cuda.memory_reserved(device)
         - torch.cuda.memory_allocated(device)
     )
-    return max(256, int(GPU_MEMORY_SHARE * free / each))
+    return max(256, int(GPU_MEMORY_SHARE * free / _token_bytes(lm, layer)))
 
 
-class _Group:
-    """Facts that are searched for in one batch."""
+def _parts(rows: Sequence[_Row], limit: int) -> list[list[int]]:
+    """Indices of the rows that are run together, in at most so many tokens; rows of like length together."""
+    found: list[list[int]] = []
+    for i in sorted(range(len(rows)), key=lambda i: rows[i].length):
+        part = found[-1] if found else []
+        fits = (len(part) + 1) * rows[i].length <= limit
+        wasteful = len(part) >= MANY_ROWS and rows[i].length >= 2 * rows[part[-1]].length
+        if part and fits and not wasteful:
+            part.append(i)
+        else:
+            found.append([i])
+    return found
+
+
+class Part:
+    """Rows of some facts that are run together.
+
+    :meth:`evaluate` is a function of d alone, made of tensor operations without a look at their values.
+    """
 
     def __init__(
-        self, lm: EditableLM, prompts: Sequence[_Prompts], layer: int, at_block: bool, loss_layer: int | None
+        self,
+        lm: EditableLM,
+        rows: Sequence[_Row],
+        facts: int,
+        layer: int,
+        at_block: bool,
+        loss_layer: int | None,
+        settings: SearchHyperParameters,
     ) -> None:
-        self.lm, self.prompts, self.loss_layer = lm, prompts, loss_layer
+        self.lm, self.count, self.kl_factor, self.counts_wrong = lm, facts, settings.kl_factor, settings.mpes
         at_block = at_block or lm.writes_to_stream(layer)  # the same then, and the block need not run again
         self.module = lm.block(layer) if at_block else lm.down_projection(layer)
-        self.skipped = layer + 1 if at_block else layer
+        last = lm.architecture.n_layers - 1
+        self.loss_block = None if loss_layer is None or loss_layer == last else lm.block(loss_layer)
+        self._lay_out(rows)
+        sequences, starts = [row.sequence for row in rows], [row.start for row in rows]
+        skipped = layer + 1 if at_block else layer
+        self.suffix, self.expected = suffix_run(lm, sequences, starts, skipped, *self._read())
+        kl = self.expected[len(self.expected) - len(self.kl_fact) :]
+        self.kl_before = kl.float().log_softmax(-1)
+        self._checked = False
 
-    def _places(self, facts: Sequence[int]) -> None:
-        """Lay out the rows of these facts (indices into ``prompts``), one after the other."""
-        chosen = [self.prompts[i] for i in facts]
-        first = [0]
-        for p in chosen:
-            first.append(first[-1] + len(p.sequences))
-        self.row_fact = torch.tensor([i for i, p in zip(facts, chosen, strict=True) for _ in p.sequences])
-        self.subjects = torch.tensor([s for p in chosen for s in p.subjects])
-        said = [
-            (f + r, o)
-            for f, p in zip(first, chosen, strict=False)
-            for r, o in zip(p.rows[:-1], p.offsets, strict=False)
-        ]
-        kl = [(f + p.rows[-1], p.offsets[-1]) for f, p in zip(first, chosen, strict=False)]
-        rows, offsets = zip(*said, *kl, strict=True)
-        self.rows, self.offsets = torch.tensor(rows), torch.tensor(offsets)
-        self.said_fact = torch.tensor([i for i, p in zip(facts, chosen, strict=True) for _ in p.targets])
-        self.targets = torch.tensor([t for p in chosen for t in p.targets])
-        self.weights = torch.tensor([w for p in chosen for w in p.weights])
+    def _lay_out(self, rows: Sequence[_Row]) -> None:
+        device = self.lm.input_device
 
-    def search(self, v0: Tensor, settings: SearchHyperParameters) -> list[tuple[Tensor, dict[str, Any]]]:
-        """d and what the search did, for each fact; v0 (facts, d_model) float32."""
-        lm, device, count = self.lm, v0.device, len(v0)
-        active = list(range(count))
-        self._places(active)
-        sequences = [s for p in self.prompts for s in p.sequences]
-        starts = [s for p in self.prompts for s in p.starts]
-        suffix, logits = suffix_run(lm, sequences, starts, self.skipped, self.rows, self.offsets)
-        kl_before = logits[len(self.targets) :].to(device).float().log_softmax(-1)
-        d = torch.zeros_like(v0, requires_grad=True)
-        optimiser = torch.optim.Adam([d], lr=settings.v_lr)
-        v0_norm = v0.norm(dim=1)
-        first_nll = torch.zeros(count)
-        results: dict[int, tuple[Tensor, dict[str, Any]]] = {}
-        read: list[Tensor] = []
+        def whole(numbers: Iterable[int]) -> Tensor:
+            return torch.tensor(list(numbers), dtype=torch.long, device=device)
+
+        self.rows = list(rows)
+        said = [(i, j) for i, row in enumerate(rows) for j in range(len(row.targets))]
+        kl = [i for i, row in enumerate(rows) if not row.targets]
+        self.every, self.row_fact = whole(range(len(rows))), whole(row.fact for row in rows)
+        self.subjects = whole(row.subject for row in rows)
+        self.said_rows, self.kl_rows = whole(i for i, _ in said), whole(kl)
+        self.said_offsets = whole(rows[i].offsets[j] for i, j in said)
+        self.kl_offsets = whole(rows[i].offsets[0] for i in kl)
+        self.said_fact, self.kl_fact = self.row_fact[self.said_rows], self.row_fact[self.kl_rows]
+        self.said_every, self.targets = whole(range(len(said))), whole(rows[i].targets[j] for i, j in said)
+        self.weights = torch.tensor([rows[i].weight for i, _ in said], device=device)
+
+    def _read(self) -> tuple[Tensor, Tensor]:
+        """Rows and offsets of the places whose logits the model gives, those of the KL prompts last."""
+        if self.loss_block is not None:
+            return self.kl_rows, self.kl_offsets
+        return torch.cat([self.said_rows, self.kl_rows]), torch.cat([self.said_offsets, self.kl_offsets])
+
+    def select(self, facts: Sequence[int]) -> Part | None:
+        """The same for the rows of these facts, None if there are none."""
+        wanted = set(facts)
+        stays = [i for i, row in enumerate(self.rows) if row.fact in wanted]
+        if not stays:
+            return None
+        part = copy(self)
+        part.suffix = self.suffix.select(torch.tensor(stays, device=self.every.device))
+        kl_stays = [j for j, i in enumerate(self.kl_rows.tolist()) if self.rows[i].fact in wanted]
+        part.kl_before = self.kl_before[kl_stays]
+        part._lay_out([self.rows[i] for i in stays])
+        return part
+
+    def evaluate(self, d: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor | None]:
+        """What these rows add to each fact's loss.
+
+        Args:
+            d: (facts, d_model) float32.
+
+        Returns:
+            (facts, 3) float32: NLL, weighted KL, and the number of target tokens that are not the most
+            probable (0 unless asked for); and the gradient of NLL + KL in d, if wanted.
+        """
+        device = d.device
+        terms = torch.zeros(self.count, 3, device=device)
+        d = d.detach().requires_grad_()
+        with torch.set_grad_enabled(gradient):
+            outputs = self._logits(d)
+        # The gradients in the logits, in closed form: one buffer of that size instead of several.
+        slopes = [logits.detach().float().log_softmax(-1) for logits in outputs]
+        said, kl = (
+            (slopes[0][: len(self.targets)], slopes[0][len(self.targets) :]) if len(slopes) == 1 else slopes
+        )
+        if self.counts_wrong:
+            wrong = (said.argmax(-1) != self.targets.to(said.device)).float()
+            terms[:, 2].index_add_(0, self.said_fact.to(device), wrong.to(device))
+        nll = _nll_(said, self.said_every, self.targets.to(said.device), self.weights.to(said.device))
+        terms[:, 0].index_add_(0, self.said_fact.to(device), nll.to(device))
+        divergence = _kl_(kl, self.kl_before.to(kl.device), self.kl_factor)
+        terms[:, 1].index_add_(0, self.kl_fact.to(device), divergence.to(device))
+        if not gradient:
+            return terms, None
+        given = [slope.to(logits.dtype) for slope, logits in zip(slopes, outputs, strict=True)]
+        return terms, torch.autograd.grad(outputs, d, given)[0]
+
+    def _logits(self, d: Tensor) -> list[Tensor]:
+        """With d added: logits at the places of targets and KL prompts in one tensor; in two where the NLL is
+        read at an earlier block.
+        """
+        found: list[Tensor] = []
 
         def add_d(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             hidden = hidden_of(output)
-            out = hidden.view(*suffix.ids.shape, -1).clone()
-            every = torch.arange(len(out))
-            where = suffix.places(every, self.subjects)
-            out[every, where] = (out[every, where].float() + d[self.row_fact].to(out.device)).to(out.dtype)
+            out = hidden.view(*self.suffix.ids.shape, -1).clone()
+            where = self.suffix.places(self.every, self.subjects)
+            added = d[self.row_fact.to(d.device)].to(out.device)
+            out[self.every, where] = (out[self.every, where].float() + added).to(out.dtype)
             out = out.view_as(hidden)
             return (out, *output[1:]) if isinstance(output, tuple) else out
 
         def keep_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            read[:] = [hidden_of(output)]
+            found[:] = [hidden_of(output)]
 
-        reads = self.loss_layer is not None and self.loss_layer != lm.architecture.n_layers - 1
         hooks: list[tuple[nn.Module, Any]] = [(self.module, add_d)]
-        if reads:
-            hooks.append((lm.block(int(self.loss_layer or 0)), keep_output))
-        with lm.hooked_in_order(hooks):
-            for step in range(settings.v_num_grad_steps):
-                said_fact, targets = self.said_fact.to(device), self.targets.to(device)
-                with torch.enable_grad():
-                    logits = suffix.logits(self.rows, self.offsets)
-                    said, kl_logits = logits[: len(targets)], logits[len(targets) :]
-                    if reads:
-                        rows, offsets = self.rows[: len(targets)], self.offsets[: len(targets)]
-                        said = lm.unembed(read[0][rows, suffix.places(rows, offsets)])
-                    log_probs = said.to(device).float().log_softmax(-1)
-                    taken = log_probs[torch.arange(len(targets)), targets] * self.weights.to(device)
-                    nll = torch.zeros(count, device=device).index_add(0, said_fact, -taken)
-                    kl_after = kl_logits.to(device).float().log_softmax(-1)
-                    divergence = (kl_after.exp() * (kl_after - kl_before)).sum(-1)
-                    kl = torch.zeros(count, device=device).index_add(
-                        0, torch.tensor(active, device=device), settings.kl_factor * divergence
-                    )
-                    decay = settings.v_weight_decay * d.norm(dim=1) / v0_norm**2
-                    loss = nll + kl + decay
-                terms = torch.stack([loss, nll, kl, decay]).detach().T.cpu()
-                if step == 0:
-                    first_nll = terms[:, 1]
-                done = (terms[:, 0] < LOSS_FLOOR) | (step == settings.v_num_grad_steps - 1)
-                if settings.mpes:
-                    wrong = torch.zeros(count, device=device).index_add(
-                        0, said_fact, (log_probs.argmax(-1) != targets).float()
-                    )
-                    done |= (wrong == 0).cpu()
-                for i in active:
-                    if done[i]:
-                        trace = dict(zip(("loss", "nll", "kl", "decay"), terms[i].tolist(), strict=True))
-                        results[i] = (d[i].detach().clone(), {"evaluations": step + 1, **trace})
-                remaining = [i for i in active if i not in results]
-                if not remaining:
-                    break
-                (d.grad,) = torch.autograd.grad(loss[remaining].sum(), d)
-                optimiser.step()
-                with torch.no_grad():
-                    limit = settings.clamp_norm_factor * v0_norm
-                    norms = d.norm(dim=1)
-                    d.mul_(torch.where(norms > limit, limit / norms, 1.0).unsqueeze(1))
-                if 2 * len(remaining) <= len(active):
-                    stays = torch.tensor([i in remaining for i in self.row_fact.tolist()]).nonzero().flatten()
-                    kl_before = kl_before[torch.tensor([i in remaining for i in active], device=device)]
-                    suffix = suffix.select(stays)
-                    active = remaining
-                    self._places(active)
-        return [self._finished(*results[i], v0[i], float(first_nll[i]), settings) for i in range(count)]
+        if self.loss_block is not None:
+            hooks.append((self.loss_block, keep_output))
+        with self.lm.hooked_in_order(hooks):
+            logits = self._model_logits()
+        if self.loss_block is None:
+            return [logits]
+        where = self.suffix.places(self.said_rows, self.said_offsets)
+        return [self.lm.unembed(found[0][self.said_rows, where]), logits]
 
-    @staticmethod
-    def _finished(
-        d: Tensor, trace: dict[str, Any], v0: Tensor, first_nll: float, settings: SearchHyperParameters
-    ) -> tuple[Tensor, dict[str, Any]]:
-        if settings.norm_anchor:
-            d = (v0 + d) * (v0.norm() / (v0 + d).norm()) - v0
-        return d, {**trace, "first_nll": first_nll, "v0_norm": v0.norm().item(), "d_norm": d.norm().item()}
+    def _model_logits(self) -> Tensor:
+        if self._checked:
+            return self.suffix.logits(*self._read())
+        self._checked = True
+        try:
+            return self.suffix.checked_logits(*self._read(), self.expected)
+        except CannotResume as reason:
+            sequences, starts = [row.sequence for row in self.rows], [row.start for row in self.rows]
+            self.suffix = whole_run(self.lm, sequences, starts, reason)
+            return self.suffix.logits(*self._read())
+        finally:
+            del self.expected
+
+
+def _nll_(log_p: Tensor, every: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """(n,) weighted NLL of the targets; log_p (n, vocabulary) becomes its gradient in the logits."""
+    every = every.to(log_p.device)
+    nll = -log_p[every, targets] * weights
+    log_p.exp_().mul_(weights.unsqueeze(1))
+    log_p[every, targets] -= weights
+    return nll
+
+
+def _kl_(log_p: Tensor, before: Tensor, factor: float) -> Tensor:
+    """(n,) factor * KL(p || before); log_p (n, vocabulary) becomes its gradient in the logits."""
+    difference = log_p - before
+    p = log_p.exp()
+    divergence = (p * difference).sum(-1)
+    log_p.copy_(difference.sub_(divergence.unsqueeze(1)).mul_(p).mul_(factor))
+    return factor * divergence
+
+
+def _search(
+    parts: Sequence[Part], v0: Tensor, settings: SearchHyperParameters
+) -> list[tuple[Tensor, dict[str, Any]]]:
+    """d and what the search did, for each fact of these parts; v0 (facts, d_model) float32."""
+    count = len(v0)
+    active = list(range(count))
+    d = torch.zeros_like(v0, requires_grad=True)
+    optimiser = torch.optim.Adam([d], lr=settings.v_lr)
+    v0_norm = v0.norm(dim=1)
+    first_nll = torch.zeros(count)
+    results: dict[int, tuple[Tensor, dict[str, Any]]] = {}
+    for step in range(settings.v_num_grad_steps):
+        last = step == settings.v_num_grad_steps - 1
+        nll_kl_wrong = torch.zeros(count, 3, device=v0.device)
+        gradient = torch.zeros_like(v0)
+        for part in parts:
+            terms, slope = part.evaluate(d, gradient=not last)
+            nll_kl_wrong += terms
+            gradient += 0.0 if slope is None else slope
+        with torch.no_grad():
+            norms = d.norm(dim=1)
+            scale = settings.v_weight_decay / v0_norm**2
+            unit = d / norms.clamp_min(torch.finfo(d.dtype).tiny).unsqueeze(1)
+            gradient += unit * scale.unsqueeze(1)
+        nll, kl, wrong = nll_kl_wrong.cpu().unbind(1)
+        decay = (norms * scale).cpu()
+        loss = nll + kl + decay
+        if step == 0:
+            first_nll = nll
+        done = (loss < LOSS_FLOOR) | last
+        if settings.mpes:
+            done |= wrong == 0
+        values = torch.stack([loss, nll, kl, decay], 1)
+        for i in active:
+            if done[i] and i not in results:
+                trace = dict(zip(("loss", "nll", "kl", "decay"), values[i].tolist(), strict=True))
+                results[i] = (d[i].detach().clone(), {"evaluations": step + 1, **trace})
+        remaining = [i for i in active if i not in results]
+        if not remaining:
+            break
+        d.grad = gradient
+        optimiser.step()
+        with torch.no_grad():
+            limit = settings.clamp_norm_factor * v0_norm
+            norms = d.norm(dim=1)
+            d.mul_(torch.where(norms > limit, limit / norms, 1.0).unsqueeze(1))
+        if 2 * len(remaining) <= len(active):
+            parts = [smaller for part in parts if (smaller := part.select(remaining)) is not None]
+            active = remaining
+    return [_finished(*results[i], v0[i], float(first_nll[i]), settings) for i in range(count)]
+
+
+def _finished(
+    d: Tensor, trace: dict[str, Any], v0: Tensor, first_nll: float, settings: SearchHyperParameters
+) -> tuple[Tensor, dict[str, Any]]:
+    if settings.norm_anchor:
+        d = (v0 + d) * (v0.norm() / (v0 + d).norm()) - v0
+    return d, {**trace, "first_nll": first_nll, "v0_norm": v0.norm().item(), "d_norm": d.norm().item()}
 
 
 def search_value(

@@ -7,8 +7,10 @@ earlier tokens are kept, and each further run computes the rest only.
 
 The model's own forward is what runs both times: blocks below are replaced by what they returned. It therefore
 holds for every family, with hooks and weights spread over devices. Sequences are aligned at the token in
-question by padding on both sides; :func:`suffix_run` compares the two ways on the spot and falls back to full
-runs if they differ.
+question by padding on both sides. The first such run is compared with the full one by
+:meth:`Suffix.checked_logits`, and :func:`whole_run` is there for models in which they differ.
+
+In the last block only the tokens whose logits are read go through the MLP.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from harness_rect.models.lm import EditableLM, hidden_of
 
@@ -30,6 +33,11 @@ log = logging.getLogger(__name__)
 #  Largest difference of log-probabilities between a full and a suffix run, by dtype, before the latter is
 # given up.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 0.3}
+_FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, IndexError)
+
+
+class CannotResume(Exception):
+    """This model does not give from the middle what it gives in full; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +47,8 @@ class Suffix:
     In what modules see during :meth:`logits`, that token stands in column ``columns[row]``, the tokens after
     it follow.
     ids: (sequences, width) of what is recomputed. mask: (sequences, earlier + width). positions: as ids, or
-    None for the model's own. outputs: what each skipped block returns. cache: keys and values of the earlier
-    tokens, a pair a block.
+    None for the model's own. skipped: how many blocks are not run. entry: what the last of them returned.
+    cache: keys and values of the earlier tokens, a pair for each block that is run.
     """
 
     lm: EditableLM
@@ -48,65 +56,130 @@ class Suffix:
     ids: Tensor
     mask: Tensor
     positions: Tensor | None
-    outputs: tuple[Any, ...]
+    skipped: int
+    entry: Any
     cache: tuple[tuple[Tensor, Tensor], ...]
 
     def logits(self, rows: Tensor, offsets: Tensor) -> Tensor:
         """(n, vocabulary) logits of n places: sequence ``rows[i]``, ``offsets[i]`` tokens after its token.
 
-        rows, offsets: (n,) int64 on the CPU. Differentiable in whatever hooks add on the way.
+        rows, offsets: (n,) int64, no place twice. Differentiable in whatever hooks add on the way.
         """
-        past = None
+        more: dict[str, Any] = {} if self.positions is None else {"position_ids": self.positions}
         if self.cache:
             past = DynamicCache()
-            for layer, (keys, values) in enumerate(self.cache):
-                past.update(keys, values, layer)
-        places = self.places(rows, offsets)
-        more: dict[str, Any] = {} if self.positions is None else {"position_ids": self.positions}
-        if past is not None:
+            # Of the skipped blocks only the length of what they hold is asked for.
+            every = range(self.skipped + len(self.cache))
+            past.layers = [_holding(*self.cache[max(0, layer - self.skipped)]) for layer in every]
             more["past_key_values"] = past
-        with self._skipping():
+        places = self.places(rows, offsets)
+        with self._skipping(), self._last_mlp_at(rows, places):
             return self.lm.with_head_at(
                 rows,
                 places,
                 lambda: (
                     self.lm.model(
-                        input_ids=self.ids, attention_mask=self.mask, use_cache=past is not None, **more
+                        input_ids=self.ids, attention_mask=self.mask, use_cache=bool(self.cache), **more
                     ).logits
                 ),
             )
+
+    def checked_logits(self, rows: Tensor, offsets: Tensor, expected: Tensor) -> Tensor:
+        """:meth:`logits`, compared with those of a full run.
+
+        Raises:
+            CannotResume: if they differ by more than rounding, or the model cannot be run this way.
+        """
+        try:
+            logits = self.logits(rows, offsets)
+        except _FAILURES as error:
+            raise _unable(error) from error
+        with torch.no_grad():
+            off = float((logits.float().log_softmax(-1) - expected.float().log_softmax(-1)).abs().max())
+        if not off <= _TOLERANCE.get(logits.dtype, 0.0):
+            raise CannotResume(f"log-probabilities differ by {off:.2g}")
+        return logits
 
     def places(self, rows: Tensor, offsets: Tensor) -> Tensor:
         """Columns of the places in what modules see."""
         return offsets + self.columns[rows]
 
     def select(self, rows: Tensor) -> Suffix:
-        """The same for some of the sequences: ``rows`` (n,) int64 on the CPU."""
+        """The same for some of the sequences: ``rows`` (n,) int64."""
         return replace(
             self,
             columns=self.columns[rows],
             ids=_rows(self.ids, rows),
             mask=_rows(self.mask, rows),
             positions=None if self.positions is None else _rows(self.positions, rows),
-            outputs=tuple(_like(out, _rows(hidden_of(out), rows)) for out in self.outputs),
+            entry=None if self.entry is None else _like(self.entry, _rows(hidden_of(self.entry), rows)),
             cache=tuple((_rows(k, rows), _rows(v, rows)) for k, v in self.cache),
         )
 
     @contextmanager
     def _skipping(self) -> Iterator[None]:
-        """Blocks before the first return what they returned; hooks on them still run."""
-        blocks = [self.lm.block(layer) for layer in range(len(self.outputs))]
-        before = [block.__dict__.get("forward") for block in blocks]
-        for block, output in zip(blocks, self.outputs, strict=True):
-            block.__dict__["forward"] = _returning(output)
+        with skipping(self.lm, self.skipped, self.entry):
+            yield
+
+    @contextmanager
+    def _last_mlp_at(self, rows: Tensor, places: Tensor) -> Iterator[None]:
+        """The last block's MLP runs on these places alone and leaves zeros elsewhere.
+
+        Not where it has no module of its own, or hooks inside that are to see all tokens.
+        """
+        block, last = self.lm.architecture.blocks[-1], self.lm.architecture.down_projections[-1]
+        name = last.rpartition(".")[0]
+        mlp = self.lm.model.get_submodule(name)
+        if name == block or any(m._forward_hooks or m._forward_pre_hooks for m in mlp.modules()):
+            yield
+            return
+        shape = self.ids.shape
+        taken: list[bool] = []
+
+        def gather(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            taken[:] = [
+                bool(args)
+                and all(isinstance(x, Tensor) and x.dim() == 3 and x.shape[:2] == shape for x in args)
+                and not any(isinstance(x, Tensor) for x in kwargs.values())
+            ]
+            return (tuple(x[rows, places].unsqueeze(0) for x in args), kwargs) if taken[0] else None
+
+        def scatter(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            if not taken[0]:
+                return None
+            whole = output.new_zeros(*shape, output.shape[-1])
+            whole[rows, places] = output[0]
+            return whole
+
+        handles = [
+            mlp.register_forward_pre_hook(gather, with_kwargs=True),
+            mlp.register_forward_hook(scatter),
+        ]
         try:
             yield
         finally:
-            for block, forward in zip(blocks, before, strict=True):
-                if forward is None:
-                    del block.__dict__["forward"]
-                else:
-                    block.__dict__["forward"] = forward
+            for handle in handles:
+                handle.remove()
+
+
+@contextmanager
+def skipping(lm: EditableLM, count: int, entry: Any) -> Iterator[None]:
+    """The first ``count`` blocks return ``entry``, what the last of them returned, without computing it.
+
+    Hooks on them still run.
+    """
+    blocks = [lm.block(layer) for layer in range(count)]
+    before = [block.__dict__.get("forward") for block in blocks]
+    for block in blocks:
+        block.__dict__["forward"] = _returning(entry)
+    try:
+        yield
+    finally:
+        for block, forward in zip(blocks, before, strict=True):
+            if forward is None:
+                del block.__dict__["forward"]
+            else:
+                block.__dict__["forward"] = forward
 
 
 def suffix_run(
@@ -128,21 +201,29 @@ def suffix_run(
         the suffix, and the logits (n, vocabulary) of this first run, without gradient.
     """
     try:
-        suffix, logits = _prepare(lm, sequences, starts, skipped, rows, offsets)
-        with torch.no_grad():
-            again = suffix.logits(rows, offsets)
-        off = float((again.float().log_softmax(-1) - logits.float().log_softmax(-1)).abs().max())
-        if off <= _TOLERANCE.get(logits.dtype, 0.0):
-            return suffix, logits
-        reason = f"log-probabilities differ by {off:.2g}"
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        reason = " ".join(str(error).split())[:200]
+        return _prepare(lm, sequences, starts, skipped, rows, offsets)
+    except _FAILURES as error:
+        suffix = whole_run(lm, sequences, starts, _unable(error))
+    with torch.no_grad():
+        return suffix, suffix.logits(rows, offsets)
+
+
+def whole_run(
+    lm: EditableLM, sequences: Sequence[Sequence[int]], starts: Sequence[int], reason: CannotResume
+) -> Suffix:
+    """A :class:`Suffix` that runs everything each time, for a model of which nothing can be left out."""
     log.warning(
         "%s cannot be run from the middle (%s); searches run it in full", type(lm.model).__name__, reason
     )
-    return _full(lm, sequences, starts, rows, offsets)
+    batch = lm.batch(sequences)
+    columns = torch.tensor(starts, device=batch.ids.device)
+    return Suffix(lm, columns, batch.ids, batch.mask, None, 0, None, ())
+
+
+def _unable(error: Exception) -> CannotResume:
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error
+    return CannotResume(" ".join(str(error).split())[:200])
 
 
 @torch.no_grad()
@@ -158,42 +239,68 @@ def _prepare(
     batch = lm.batch(sequences, [earlier - start for start in starts])
     ids, mask = batch.ids, batch.mask
     positions = (mask.cumsum(1) - 1) * mask
-    outputs: list[Any] = []
+    entry: list[Any] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        outputs.append(_like(output, hidden_of(output)[:, earlier:]))
+        entry.append(_like(output, hidden_of(output)[:, earlier:].clone()))
 
     past = DynamicCache()  # not of the model's config: sliding windows would forget the earlier tokens
-    kept = {"position_ids": positions, "past_key_values": past, "use_cache": True}
-    with lm.hooked({lm.block(layer): keep for layer in range(skipped)}):
+    kept = [_Keeping(earlier if layer >= skipped else 0) for layer in range(lm.architecture.n_layers)]
+    past.layers = list(kept)
+    with lm.hooked({lm.block(skipped - 1): keep} if skipped else {}):
         logits = lm.with_head_at(
-            rows, offsets + earlier, lambda: lm.model(input_ids=ids, attention_mask=mask, **kept).logits
+            rows,
+            offsets + earlier,
+            lambda: (
+                lm.model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=past,
+                    use_cache=True,
+                ).logits
+            ),
         )
-    layers: list[Any] = past.layers
-    if len(layers) != lm.architecture.n_layers or any(
-        layer.keys is None or layer.keys.shape[-2] != ids.shape[1] for layer in layers
-    ):
+    if len(past.layers) != len(kept) or any(layer.seen != ids.shape[1] for layer in kept):
         raise ValueError("its attention cache is not one of keys and values of all tokens")
-    cache = tuple((layer.keys[..., :earlier, :], layer.values[..., :earlier, :]) for layer in layers)
+    cache: Any = tuple((layer.keys, layer.values) for layer in kept[skipped:]) if earlier else ()
     suffix = Suffix(
         lm,
-        torch.zeros(len(sequences), dtype=torch.long),
+        torch.zeros(len(sequences), dtype=torch.long, device=ids.device),
         ids[:, earlier:],
         mask,
         positions[:, earlier:],
-        tuple(outputs),
-        cache if earlier else (),
+        skipped,
+        entry[0] if skipped else None,
+        cache,
     )
     return suffix, logits
 
 
-@torch.no_grad()
-def _full(
-    lm: EditableLM, sequences: Sequence[Sequence[int]], starts: Sequence[int], rows: Tensor, offsets: Tensor
-) -> tuple[Suffix, Tensor]:
-    batch = lm.batch(sequences)
-    suffix = Suffix(lm, torch.tensor(starts), batch.ids, batch.mask, None, (), ())
-    return suffix, suffix.logits(rows, offsets)
+class _Keeping(DynamicLayer):
+    """A block's keys and values in its first run: hands out all, keeps those of the first ``count`` tokens.
+
+    seen: how many tokens there were.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count, self.seen = count, 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.seen = key_states.shape[-2]
+        self.dtype, self.device = key_states.dtype, key_states.device
+        if self.count:  # copies, so that the rest can be freed
+            self.keys = key_states[..., : self.count, :].clone()
+            self.values = value_states[..., : self.count, :].clone()
+        return key_states, value_states
+
+
+def _holding(keys: Tensor, values: Tensor) -> DynamicLayer:
+    layer = DynamicLayer()
+    layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True
+    layer.keys, layer.values = keys, values
+    return layer
 
 
 def _returning(output: Any) -> Callable[..., Any]:
