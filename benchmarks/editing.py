@@ -359,17 +359,18 @@ def bench_history(lm: EditableLM, device: str, repeats: int, batches: int = 10, 
     c = moment(d, 0, device)
     keys = [torch.randn(d, size, dtype=torch.float64, device=device) for _ in range(batches)]
     state: dict[str, Tensor] = {}
+    derived: dict[str, Tensor] = {}
 
     def prior(k: Tensor) -> Tensor:
         return c.solve_columns(k) / weight
 
     for k in keys[:-1]:
-        remember_keys(prior, k, state, "0")
+        remember_keys(k, state, "0")
     history = sum((k @ k.T for k in keys[:-1]), torch.zeros(d, d, dtype=torch.float64, device=device))
     mean = c.mean.to(device)
-    ours = solve_with_history(prior, keys[-1], state, "0")
+    ours = solve_with_history(prior, keys[-1], state, derived, "0")
     off = agree(ours, published_solve(mean, keys[-1], weight, history), 1e-8, "history")
-    mine = seconds(lambda: solve_with_history(prior, keys[-1], state, "0"), repeats, device)
+    mine = seconds(lambda: solve_with_history(prior, keys[-1], state, derived, "0"), repeats, device)
     published = seconds(
         lambda: published_solve(mean, keys[-1], weight, history), max(1, repeats // 2), device
     )

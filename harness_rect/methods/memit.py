@@ -33,21 +33,14 @@ from torch import Tensor
 from harness_rect.edits import Edit
 from harness_rect.errors import UserError
 from harness_rect.methods.base import Context, LowRank, Method, Proposal, Update
-from harness_rect.methods.contexts import BARE, check_templates, fill, sample_templates
+from harness_rect.methods.contexts import check_templates, sample_templates
+from harness_rect.methods.fact_reader import FactReader
 from harness_rect.methods.key_history import Prior, remember_keys, solve_with_history
-from harness_rect.methods.value_search import (
-    Request,
-    SearchHyperParameters,
-    search_values,
-    subject_position,
-)
+from harness_rect.methods.value_search import Request, SearchHyperParameters, search_values
 from harness_rect.models import Architecture, EditableLM
-from harness_rect.models.lm import chunks
 
 #: The two context types: the bare prompt, and this many sampled texts of at most so many tokens.
 SAMPLED_CONTEXTS, SAMPLED_LENGTH = 5, 10
-#: Tokens a pass that only reads keys or outputs may hold, padding included.
-CHUNK_TOKENS = 8192
 
 
 class MassEditHyperParameters(SearchHyperParameters):
@@ -127,7 +120,8 @@ def edit_layers(
     layers = sorted(set(hparams.layers))
     last = layers[-1]
     flat = [template for group in context.templates for template in group]
-    bare = block_outputs(lm, edits, last)
+    reader = FactReader(lm, edits, context.templates)
+    bare = reader.bare_outputs(last)
     found = search_values(
         lm,
         [Request(edit, v0) for edit, v0 in zip(edits, bare, strict=True)],
@@ -142,8 +136,9 @@ def edit_layers(
     names = [lm.architecture.weight_name(layer) for layer in layers]
     with lm.weights_restored(names[:-1]):
         for index, (layer, name) in enumerate(zip(layers, names, strict=True)):
-            keys = fact_keys(lm, edits, layer, context.templates)
-            residual = (targets - block_outputs(lm, edits, last)) / (len(layers) - index)
+            keys = reader.keys([layer], hold=True)[layer]
+            outputs = reader.bare_outputs(last) if index else bare
+            residual = (targets - outputs) / (len(layers) - index)
             updates[name] = LowRank(*lm.oriented(layer, residual.T.double(), adjust(layer, keys.T)))
             if layer != last:
                 weight = lm.weight(name).data
@@ -161,18 +156,17 @@ def propose_with(
     """Updates of all layers for one batch of facts, solved with ``prior_of`` and the keys remembered."""
 
     def adjust(layer: int, keys: Tensor) -> Tensor:
-        return solve_with_history(prior_of(hparams, context, layer), keys, context.state, str(layer))
+        prior = prior_of(hparams, context, layer)
+        return solve_with_history(prior, keys, context.state, context.derived, str(layer))
 
     return edit_layers(lm, edits, hparams, context, adjust)
 
 
-def remember_facts(
-    lm: EditableLM, edits: Sequence[Edit], hparams: Any, context: Context, *, prior_of: PriorOf
-) -> None:
+def remember_facts(lm: EditableLM, edits: Sequence[Edit], hparams: Any, context: Context) -> None:
     """Add this batch's keys, read from the edited model, to S."""
-    for layer in sorted(set(hparams.layers)):
-        keys = fact_keys(lm, edits, layer, context.templates).T
-        remember_keys(prior_of(hparams, context, layer), keys, context.state, str(layer))
+    layers = sorted(set(hparams.layers))
+    for layer, keys in FactReader(lm, edits, context.templates).keys(layers).items():
+        remember_keys(keys.T, context.state, str(layer))
 
 
 def _prior(hparams: MemitHyperParameters, context: Context, layer: int) -> Prior:
@@ -184,7 +178,7 @@ def _after_step(
     lm: EditableLM, edits: Sequence[Edit], hparams: MemitHyperParameters, context: Context
 ) -> None:
     if hparams.history == "keys":
-        remember_facts(lm, edits, hparams, context, prior_of=_prior)
+        remember_facts(lm, edits, hparams, context)
 
 
 def propose_emmet(
@@ -204,35 +198,6 @@ def propose_emmet(
             ) from None
 
     return edit_layers(lm, edits, hparams, context, adjust)
-
-
-def block_outputs(lm: EditableLM, edits: Sequence[Edit], layer: int) -> Tensor:
-    """(B, d_model) float32: output of block ``layer`` at the subject's last token of the bare prompts."""
-    sequences = [lm.encoder.ids(edit.text) for edit in edits]
-    where = [subject_position(lm, edit, BARE) for edit in edits]
-    found: dict[int, Tensor] = {}
-    for rows in chunks([len(ids) for ids in sequences], CHUNK_TOKENS):
-        batch = lm.batch([sequences[row] for row in rows])
-        outputs = lm.block_output(layer, batch, [where[row] for row in rows])
-        found.update(zip(rows, outputs, strict=True))
-    return torch.stack([found[row] for row in range(len(edits))])
-
-
-def fact_keys(lm: EditableLM, edits: Sequence[Edit], layer: int, groups: Sequence[Sequence[str]]) -> Tensor:
-    """(B, d_mlp) float32: each fact's key, the mean over context types of the mean over their templates."""
-    prompts = [(edit, template) for edit in edits for group in groups for template in group]
-    sequences = [lm.encoder.ids(fill(template, edit.text)) for edit, template in prompts]
-    where = [subject_position(lm, edit, template) for edit, template in prompts]
-    found: dict[int, Tensor] = {}
-    for rows in chunks([len(ids) for ids in sequences], CHUNK_TOKENS):
-        batch = lm.batch([sequences[row] for row in rows])
-        keys, _ = lm.down_projection_io([layer], batch, [where[row] for row in rows])[layer]
-        found.update(zip(rows, keys, strict=True))
-    each = torch.stack([found[row] for row in range(len(prompts))]).view(
-        len(edits), -1, lm.architecture.d_mlp
-    )
-    means = [group.mean(1) for group in each.split([len(group) for group in groups], dim=1)]
-    return torch.stack(means).mean(0)
 
 
 MEMIT = Method(

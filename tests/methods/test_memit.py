@@ -15,12 +15,8 @@ from harness_rect.config import EditConfig
 from harness_rect.errors import UserError
 from harness_rect.hparams import resolve_hparams
 from harness_rect.methods import METHODS, Context
-from harness_rect.methods.memit import (
-    EmmetHyperParameters,
-    MemitHyperParameters,
-    block_outputs,
-    fact_keys,
-)
+from harness_rect.methods.fact_reader import FactReader
+from harness_rect.methods.memit import EmmetHyperParameters, MemitHyperParameters
 from harness_rect.models import EditableLM
 from harness_rect.regularizers import rect
 from harness_rect.session import EditSession
@@ -28,6 +24,16 @@ from harness_rect.statistics import MomentProvider, SecondMoment, write_moment
 
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
 GROUPS = [["{}"], ["The city is large. {}", "Therefore I. {}"]]
+
+
+def block_outputs(lm, edits, layer):
+    return FactReader(lm, edits, [["{}"]]).bare_outputs(layer)
+
+
+def fact_keys(lm, edits, layer, groups):
+    return FactReader(lm, edits, groups).keys([layer])[layer]
+
+
 EDITS = [
     make_edit("{} plays the sport of", "LeBron James", "football", id="a"),
     make_edit("To visit the {} you must travel to", "Vatican Library", "Seattle", id="b"),

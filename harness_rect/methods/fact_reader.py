@@ -1,0 +1,120 @@
+"""Keys and block outputs of a batch of facts, read while one layer after the other is edited.
+
+An edit of block l changes nothing below it. So what leaves the block before l is kept, for all tokens of all
+prompts, and later readings start there: a batch of facts costs little more than one pass through the edited
+blocks, whatever their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness_rect.edits import Edit
+from harness_rect.methods.contexts import BARE, fill
+from harness_rect.methods.value_search import subject_position
+from harness_rect.models import EditableLM
+from harness_rect.models.lm import Batch, chunks
+from harness_rect.models.suffix import skipping
+
+#: Tokens a pass that only reads keys or outputs may hold, padding included.
+CHUNK_TOKENS = 8192
+
+
+@dataclass
+class _Chunk:
+    """Some prompts that are run together.
+
+    rows: which. positions: of the subject's last token in each. skipped: how many blocks are not run again.
+    entry: what the last of them returned.
+    """
+
+    rows: list[int]
+    batch: Batch
+    positions: list[int]
+    skipped: int = 0
+    entry: Any = None
+
+
+class FactReader:
+    """Reads at the subject's last token of each fact, under every context, in the model as it is.
+
+    Args:
+        groups: the context types, each with its templates.
+    """
+
+    def __init__(self, lm: EditableLM, edits: Sequence[Edit], groups: Sequence[Sequence[str]]) -> None:
+        self.lm, self.edits, self.groups = lm, edits, groups
+        prompts = [(edit, template) for edit in edits for group in groups for template in group]
+        sequences = [lm.encoder.ids(fill(template, edit.text)) for edit, template in prompts]
+        positions = [subject_position(lm, edit, template) for edit, template in prompts]
+        self._bare = [i for i, (_, template) in enumerate(prompts) if template == BARE]
+        if len(self._bare) != len(edits):  # not among the contexts, or more than once
+            self._bare = list(range(len(prompts), len(prompts) + len(edits)))
+            sequences += [lm.encoder.ids(edit.text) for edit in edits]
+            positions += [subject_position(lm, edit, BARE) for edit in edits]
+        self._contexts = list(range(len(prompts)))
+        bare = set(self._bare)
+        # The bare prompts apart: they are run further than the others.
+        self._chunks: list[_Chunk] = []
+        for rows in (self._bare, [i for i in self._contexts if i not in bare]):
+            for part in chunks([len(sequences[i]) for i in rows], CHUNK_TOKENS):
+                which = [rows[i] for i in part]
+                batch = lm.batch([sequences[i] for i in which])
+                self._chunks.append(_Chunk(which, batch, [positions[i] for i in which]))
+
+    def keys(self, layers: Sequence[int], *, hold: bool = False) -> dict[int, Tensor]:
+        """Keys of each fact, from one pass that ends at the deepest layer.
+
+        Args:
+            hold: keep what enters the first of these layers, below which nothing will be edited any more, and
+                run nothing below it again.
+
+        Returns:
+            layer -> (facts, d_mlp) float32: the mean over context types of the mean over their templates.
+        """
+        contexts = set(self._contexts)
+        found: dict[int, dict[int, Tensor]] = {layer: {} for layer in layers}
+        for chunk in self._chunks:
+            if chunk.rows[0] not in contexts and not hold:
+                continue
+            entering: list[Any] = []
+            below = min(layers) - 1
+            hooks = {self.lm.block(below): _keep_in(entering)} if hold and below >= 0 else {}
+            with self._resumed(chunk), self.lm.hooked(hooks):
+                read = self.lm.down_projection_io(layers, chunk.batch, chunk.positions)
+            if entering:
+                chunk.skipped, chunk.entry = below + 1, entering[0]
+            for layer, (keys, _) in read.items():
+                found[layer].update(zip(chunk.rows, keys, strict=True))
+        return {layer: self._mean([rows[i] for i in self._contexts]) for layer, rows in found.items()}
+
+    def bare_outputs(self, layer: int) -> Tensor:
+        """(facts, d_model) float32: output of block ``layer`` at the bare prompts."""
+        found: dict[int, Tensor] = {}
+        for chunk in self._chunks:
+            if chunk.rows[0] in self._bare:
+                with self._resumed(chunk):
+                    outputs = self.lm.block_output(layer, chunk.batch, chunk.positions)
+                found.update(zip(chunk.rows, outputs, strict=True))
+        return torch.stack([found[row] for row in self._bare])
+
+    def _resumed(self, chunk: _Chunk) -> AbstractContextManager[None]:
+        return skipping(self.lm, chunk.skipped, chunk.entry)
+
+    def _mean(self, keys: Sequence[Tensor]) -> Tensor:
+        each = torch.stack(list(keys)).view(len(self.edits), -1, self.lm.architecture.d_mlp)
+        means = [group.mean(1) for group in each.split([len(group) for group in self.groups], dim=1)]
+        return torch.stack(means).mean(0)
+
+
+def _keep_in(found: list[Any]) -> Callable[..., None]:
+    def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        found.append(output)
+
+    return keep

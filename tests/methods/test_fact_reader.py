@@ -1,0 +1,49 @@
+"""What is read while layers are edited equals what whole passes read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import FAMILIES, make_edit
+
+from harness_rect.methods import fact_reader
+from harness_rect.methods.fact_reader import FactReader
+
+EDITS = [
+    make_edit("{} plays the sport of", "LeBron James", "football", id="a"),
+    make_edit("To visit the {} you must travel to", "Vatican Library", "Seattle", id="b"),
+]
+
+
+@pytest.mark.parametrize(
+    "groups", [[["{}"], ["The city is large. {}", "Then {}"]], [["The city is large. {}"]]]
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_held_blocks_are_not_run_again_and_nothing_else_changes(family, groups, make_lm, monkeypatch):
+    """With the bare prompt among the contexts and without, in one batch and in many."""
+    lm = make_lm(family, **({"n_layer": 4} if family in {"gpt2", "gptj"} else {"num_hidden_layers": 4}))
+    monkeypatch.setattr(fact_reader, "CHUNK_TOKENS", 20)
+    reader, last = FactReader(lm, EDITS, groups), 3
+    runs: list[int] = []
+    attention = next(m for name, m in lm.block(0).named_modules() if name.endswith(("attn", "attention")))
+    attention.register_forward_hook(lambda *args: runs.append(1))
+    for layer in (1, 3):
+        runs.clear()
+        held = reader.keys([layer], hold=True)[layer]
+        assert bool(runs) == (layer == 1)  # blocks below the first edited one are run once
+        torch.testing.assert_close(held, FactReader(lm, EDITS, groups).keys([layer])[layer])
+        with torch.no_grad():
+            lm.weight(lm.architecture.weight_name(layer)).mul_(1.5)
+        torch.testing.assert_close(
+            reader.bare_outputs(last), FactReader(lm, EDITS, groups).bare_outputs(last), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_keys_of_several_layers_come_from_one_pass(make_lm, monkeypatch):
+    lm, passes = make_lm("gpt2"), []
+    lm.model.transformer.wte.register_forward_hook(lambda *args: passes.append(1))
+    reader = FactReader(lm, EDITS, [["{}"]])
+    found = reader.keys([0, 1])
+    assert len(passes) == 1
+    for layer in (0, 1):
+        torch.testing.assert_close(found[layer], reader.keys([layer])[layer])
