@@ -39,7 +39,7 @@ from harness_rect.measure import Baseline, EditProbes, averages, measure, measur
 from harness_rect.methods import METHODS, Context, Dense, LowRank
 from harness_rect.models import EditableLM
 from harness_rect.progress import progress_bar
-from harness_rect.regularizers import largest_singular_value, make_regularizer, prune_factors
+from harness_rect.regularizers import largest_singular_value, make_regularizer, prune_factors, sphere_factors
 from harness_rect.statistics import MomentProvider, SecondMoment
 from harness_rect.weight_change import weight_change
 
@@ -267,6 +267,11 @@ class EditSession:
                 if factors is not None:
                     accumulated = (factors[0] @ factors[1].T).to(dense)
                     trimmed = accumulated - (masters[name] - self._originals[name].float())
+                elif self.config.regularizer == "sphere" and isinstance(update, LowRank):
+                    left, right = sphere_factors(
+                        update.left, update.right, masters[name], transposed=self.lm.is_transposed(name)
+                    )
+                    trimmed = (left @ right.T).to(dense)
                 elif regularize is not None:
                     trimmed = regularize(dense, masters[name], self._originals[name])
                 # After rounding: in float16 a finite sum can become infinite.

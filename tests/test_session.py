@@ -711,3 +711,29 @@ def test_an_interrupted_prune_goes_on_with_its_factors(start, tmp_path, monkeypa
     resumed = enlarged(start(regularizer="prune"))
     resumed.run(EditCache(tmp_path / "cache"))
     assert torch.equal(weight(resumed), weight(whole))
+
+
+# -- SPHERE, which changes one factor -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_sphere_in_factors_gives_what_the_dense_form_gives(family, start, monkeypatch) -> None:
+    from harness_rect import session as module
+
+    calls = []
+    factors = module.sphere_factors
+    monkeypatch.setattr(module, "sphere_factors", lambda *a, **k: calls.append(a) or factors(*a, **k))
+    sessions = [start(regularizer="sphere", family=family) for _ in range(2)]
+
+    def densely(call: int, proposal: Proposal) -> Proposal:
+        return Proposal({n: Dense(u.dense()) for n, u in proposal.updates.items()}, proposal.details)
+
+    watch(sessions[1], densely)
+    first = sessions[0].run()
+    assert len(calls) == len(ROWS)
+    sessions[1].run()
+    assert len(calls) == len(ROWS)
+    for step in first["steps"]:
+        assert all(0 < w["applied_norm"] < w["update_norm"] for w in step["weights"].values())
+    a, b = (weight(s, sessions[0].weight_names[0]) for s in sessions)
+    assert (a - b).norm() / b.norm() < 1e-5

@@ -17,7 +17,7 @@ from harness_rect.regularizers.pca import pca
 from harness_rect.regularizers.prune import largest_singular_value, prune, prune_factors
 from harness_rect.regularizers.random import random_keep
 from harness_rect.regularizers.rect import rect, rect_alphaedit
-from harness_rect.regularizers.sphere import sphere
+from harness_rect.regularizers.sphere import sphere, sphere_factors
 
 Regularizer = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -70,4 +70,5 @@ __all__ = [
     "rect",
     "rect_alphaedit",
     "sphere",
+    "sphere_factors",
 ]

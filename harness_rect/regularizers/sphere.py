@@ -1,5 +1,7 @@
 """SPHERE ("Energy-Regularized Sequential Model Editing on the Hypersphere", 2025): spare the principal
 directions.
+
+It projects the inputs' side of an update, so that of a low-rank one a single factor changes.
 """
 
 from __future__ import annotations
@@ -18,14 +20,53 @@ def sphere(
     alpha: float = ALPHA,
     beta: float = BETA,
 ) -> Tensor:
-    """dW (I - alpha U U^T), U the fewest top eigenvectors that hold a share beta of the rows' energy.
-
-    With W^ the weight with every row scaled to length one, the energy is the sum of the eigenvalues of its
-    Gram matrix.
+    """dW (I - alpha U U^T), U the :func:`principal_directions` of W.
 
     Args:
         update: dW, (d_model, d_mlp): a row an output. weight: W before this edit, same shape. original:
         unused.
+    """
+    u = principal_directions(weight, beta)
+    dw = update.double()
+    return (dw - alpha * (dw @ u) @ u.T).to(update.dtype)
+
+
+def sphere_factors(
+    left: Tensor,
+    right: Tensor,
+    weight: Tensor,
+    *,
+    transposed: bool = False,
+    alpha: float = ALPHA,
+    beta: float = BETA,
+) -> tuple[Tensor, Tensor]:
+    """SPHERE of an update left right^T, in factors: only the one on the inputs' side changes.
+
+    Args:
+        left: (rows, r). right: (columns, r). weight: W before this edit, (rows, columns).
+        transposed: whether all of these are stored as (inputs, outputs).
+
+    Returns:
+        factors of the same shapes, float64.
+    """
+    left, right = left.double(), right.double()
+    u = principal_directions(weight.T if transposed else weight, beta)
+    if transposed:
+        return left - alpha * u @ (u.T @ left), right
+    return left, right - alpha * u @ (u.T @ right)
+
+
+def principal_directions(weight: Tensor, beta: float) -> Tensor:
+    """The fewest top eigenvectors that hold a share ``beta`` of the energy of a weight's rows.
+
+    With W^ the weight with every row scaled to length one, the energy is the sum of the eigenvalues of
+    W^T W.
+
+    Args:
+        weight: (outputs, inputs).
+
+    Returns:
+        orthonormal columns, (inputs, count), float64.
     """
     rows = weight.double()
     rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
@@ -37,6 +78,4 @@ def sphere(
     share = energies.cumsum(0) / energies.sum()
     count = int((share < beta * (1 - 1e-12)).sum()) + 1
     top = vectors[:, :count]
-    u = top if tall else rows.T @ top / energies[:count].sqrt()
-    dw = update.double()
-    return (dw - alpha * (dw @ u) @ u.T).to(update.dtype)
+    return top if tall else rows.T @ top / energies[:count].sqrt()

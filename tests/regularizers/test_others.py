@@ -17,6 +17,7 @@ from harness_rect.regularizers import (
     prune,
     prune_factors,
     sphere,
+    sphere_factors,
 )
 
 shapes = st.tuples(st.integers(2, 9), st.integers(2, 9))
@@ -102,6 +103,19 @@ def test_sphere_projects_out_the_top_directions_of_the_rows(shape, seed, alpha, 
     u = torch.from_numpy(vectors[:, :count].copy())
     wanted = update @ (torch.eye(shape[1], dtype=torch.float64) - alpha * u @ u.T)
     torch.testing.assert_close(sphere(update, weight, alpha=alpha, beta=beta), wanted, rtol=1e-7, atol=1e-8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=shapes, seed=st.integers(0, 99), rank=ranks, transposed=st.booleans())
+def test_sphere_in_factors_equals_the_dense_one(shape, seed, rank, transposed):
+    weight = matrix(shape, seed)
+    left, right = matrix((shape[0], rank), seed + 1), matrix((shape[1], rank), seed + 2)
+    regularize = make_regularizer("sphere", None, "paper", torch.Generator(), transposed=transposed)
+    assert regularize is not None
+    dense = regularize(left @ right.T, weight, weight)
+    a, b = sphere_factors(left, right, weight, transposed=transposed)
+    assert (a.shape, b.shape) == (left.shape, right.shape)
+    torch.testing.assert_close(a @ b.T, dense, rtol=1e-9, atol=1e-9)
 
 
 # -- all ------------------------------------------------------------------------------------------
