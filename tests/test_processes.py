@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from ranks import run_ranks
 
-ROOT = Path(__file__).resolve().parent.parent
 WEIGHT = "transformer.h.0.mlp.c_proj.weight"
 
 #: One rank: counts what its editing method proposes, and says what its model and report look like at the end.
@@ -56,34 +52,6 @@ def place(tmp_path: Path, make_model, tokenizer) -> Path:
     return tmp_path
 
 
-def run_two(place: Path, arguments: dict[str, object]) -> list[tuple[int, str]]:
-    """(exit status, stderr) of two processes of one gloo group."""
-    (place / "rank.py").write_text(RANK)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(place / "rank.py"), json.dumps(arguments), str(place)],
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    return [(process.wait(), err) for process in processes for err in [process.communicate(timeout=180)[1]]]
-
-
 def test_one_process_edits_and_all_hold_the_same_weights(place: Path) -> None:
     arguments = {
         "pretrained": str(place / "model"),
@@ -93,8 +61,9 @@ def test_one_process_edits_and_all_hold_the_same_weights(place: Path) -> None:
         "edit_cache": "off",
         "save_edited": str(place / "out"),
     }
-    for status, err in run_two(place, arguments):
-        assert status == 0, err
+    (place / "rank.py").write_text(RANK)
+    for ended in run_ranks([[str(place / "rank.py"), json.dumps(arguments), str(place)]] * 2):
+        assert ended.status == 0, ended.err
     first, second = (torch.load(place / f"rank{rank}.pt") for rank in range(2))
     assert (first["calls"], second["calls"]) == (3, 0)
     assert first["report"] == second["report"]
