@@ -214,31 +214,44 @@ def _sweep(arguments: argparse.Namespace) -> None:
 
 
 def _stats(arguments: argparse.Namespace) -> None:
+    import torch
+    import transformers
+
     from harness_rect.fingerprint import model_fingerprint
     from harness_rect.models import EditableLM
+    from harness_rect.processes import Processes
     from harness_rect.session import check_parent
     from harness_rect.statistics import MomentProvider
     from harness_rect.statistics.collect import DEFAULT_TOKENS, texts_of
 
-    layers = parse_layers(arguments.layers)
-    tokens = DEFAULT_TOKENS if arguments.tokens is None else arguments.tokens
-    if tokens < 1:
-        raise UserError(f"--tokens {tokens}: expected a positive number")
-    check_parent(arguments.output / "file")
-    texts_of(arguments.text)  # refuses what is no text source before the model is loaded
-    model, tokenizer = _load(arguments)
-    lm = EditableLM(model, tokenizer)
-    lm.check_layers(layers)
-    dtype = "float64" if arguments.float64 else "float32"
+    cuda = torch.cuda.is_available() and (arguments.device or "cuda").startswith("cuda")
+    processes = Processes.launched(cuda)
+    if not processes.is_main:
+        logging.disable(logging.WARNING)
+        transformers.utils.logging.disable_progress_bar()
+    with processes.agreed():
+        layers = parse_layers(arguments.layers)
+        tokens = DEFAULT_TOKENS if arguments.tokens is None else arguments.tokens
+        if tokens < 1:
+            raise UserError(f"--tokens {tokens}: expected a positive number")
+        check_parent(arguments.output / "file")
+        texts_of(arguments.text)  # refuses what is no text source before the model is loaded
+        arguments.device = processes.own_device(arguments.device)
+        model, tokenizer = _load(arguments)
+        lm = EditableLM(model, tokenizer)
+        lm.check_layers(layers)
+        dtype = "float64" if arguments.float64 else "float32"
+        provider = MomentProvider(
+            lm, None, "", model_fingerprint(model), dataset=arguments.text, dtype=dtype, tokens=tokens
+        )
     names = {layer: lm.architecture.down_projections[layer] for layer in layers}
     paths = {layer: arguments.output / f"{name}_{dtype}_mom2_{tokens}.npz" for layer, name in names.items()}
-    provider = MomentProvider(
-        lm, None, "", model_fingerprint(model), dataset=arguments.text, dtype=dtype, tokens=tokens
-    )
-    count = provider.compute_into(paths)
-    print(f"second moments of {count} tokens:")
-    for path in paths.values():
-        print(f"  {path}")
+    count = provider.compute_into(paths, processes)
+    processes.leave()
+    if processes.is_main:
+        print(f"second moments of {count} tokens:")
+        for path in paths.values():
+            print(f"  {path}")
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -2,7 +2,8 @@
 
 A sample is the first ``tokens`` tokens of the text, document by document, each cut into windows the model
 can read. Sums are kept in float64 and saved with the number of batches done, so an interrupted collection
-goes on where it was and ends with the same bits.
+goes on where it was and ends with the same bits. Several processes share the batches out and add up
+their sums at the end.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from harness_rect.errors import UserError
 from harness_rect.models import EditableLM
 from harness_rect.models.lm import Batch, chunks, stop_forward, unflatten
+from harness_rect.processes import ALONE, Processes
 from harness_rect.progress import progress_bar
 from harness_rect.statistics.moments import write_arrays
 
@@ -65,24 +67,34 @@ def _batches(sequences: list[list[int]]) -> list[list[list[int]]]:
 
 
 def collect(
-    lm: EditableLM, layers: Sequence[int], sequences: list[list[int]], partial: Path, fingerprint: str
+    lm: EditableLM,
+    layers: Sequence[int],
+    sequences: list[list[int]],
+    partial: Path,
+    fingerprint: str,
+    processes: Processes = ALONE,
 ) -> tuple[dict[int, Tensor], int]:
     """Sum k k^T over all tokens of the windows for each layer, in one pass that ends at the deepest.
 
     Args:
-        partial: file in which an unfinished collection is kept; removed when done.
+        partial: file in which an unfinished collection is kept; removed when done. Of several processes each
+            keeps one of its own beside it.
         fingerprint: a partial file with another one is not continued.
+        processes: process r of n, all called alike, takes every n-th batch from the r-th on.
 
     Returns:
-        layer -> sum (d_mlp, d_mlp) float64 on the CPU, and the number of tokens.
+        layer -> sum (d_mlp, d_mlp) float64 on the CPU, and the number of tokens, over all processes.
     """
     width = lm.architecture.d_mlp
     device = lm.weight(lm.architecture.weight_name(min(layers))).device
     dtype = torch.float32 if device.type == "mps" else torch.float64
     sums = {layer: torch.zeros(width, width, dtype=dtype, device=device) for layer in layers}
     fingerprint = f"{fingerprint} window={WINDOW} batch={BATCH_TOKENS}"
+    rank, number = processes.rank, processes.number
+    if number > 1:
+        partial = partial.with_name(f"{partial.stem}.{rank}-of-{number}{partial.suffix}")
     done, count = _resume(partial, fingerprint, sums)
-    batches = _batches(sequences)
+    batches = _batches(sequences)[rank::number]
     deepest = max(layers)
 
     def hook_for(layer: int, batch: Batch) -> Callable[..., None]:
@@ -95,7 +107,7 @@ def collect(
         return hook
 
     saved = time.monotonic()
-    with progress_bar() as progress, torch.no_grad(), lm.frozen():
+    with progress_bar(processes.is_main) as progress, torch.no_grad(), lm.frozen():
         bar = progress.add_task("second moments", total=len(batches), completed=done)
         for index in range(done, len(batches)):
             batch = lm.batch(batches[index])
@@ -105,8 +117,10 @@ def collect(
             if time.monotonic() - saved > SAVE_SECONDS:
                 _save(partial, fingerprint, sums, index + 1, count)
                 saved = time.monotonic()
+    whole = {layer: processes.add_up(sums[layer]).double() for layer in layers}
+    tokens = int(processes.add_up(torch.tensor(count)))
     partial.unlink(missing_ok=True)
-    return {layer: total.double().cpu() for layer, total in sums.items()}, count
+    return whole, tokens
 
 
 def _save(partial: Path, fingerprint: str, sums: dict[int, Tensor], done: int, count: int) -> None:

@@ -14,6 +14,7 @@ from filelock import FileLock
 from harness_rect.cache import cache_folder
 from harness_rect.errors import UserError
 from harness_rect.models import EditableLM
+from harness_rect.processes import ALONE, Processes
 from harness_rect.statistics.collect import DEFAULT_TOKENS, collect, texts_of, windows
 from harness_rect.statistics.moments import SecondMoment, read_moment, write_moment
 
@@ -168,19 +169,29 @@ class MomentProvider:
                 self.compute_into({layer: paths[layer] for layer in wanted})
         return paths
 
-    def compute_into(self, paths: dict[int, Path]) -> int:
-        """Compute the moments of the given layers from text and write each to its path; returns tokens."""
+    def compute_into(self, paths: dict[int, Path], processes: Processes = ALONE) -> int:
+        """Compute the moments of the given layers from text and write each to its path; returns tokens.
+
+        Several processes, all called alike, share the work; the main one writes and the others wait.
+        """
         log.info(
             "computing second moments of layers %s from %s (%d tokens)",
             sorted(paths),
             self.dataset,
             self.tokens,
         )
-        sequences, documents = windows(self.lm, texts_of(self.dataset), self.tokens)
+        with processes.agreed():
+            sequences, documents = windows(self.lm, texts_of(self.dataset), self.tokens)
         fingerprint = json.dumps(self._sample() | {"layers": sorted(paths)}, sort_keys=True)
-        partial = next(iter(paths.values())).parent / ".partial.npz"
-        sums, count = collect(self.lm, sorted(paths), sequences, partial, fingerprint)
-        for layer, path in paths.items():
-            total = sums[layer] if self.dtype == "float64" else sums[layer].float()
-            write_moment(path, total, count, documents, fingerprint)
+        folder = next(iter(paths.values())).parent
+        sums, count = collect(
+            self.lm, sorted(paths), sequences, folder / ".partial.npz", fingerprint, processes
+        )
+        with processes.agreed():
+            if processes.is_main:
+                for layer, path in paths.items():
+                    total = sums[layer] if self.dtype == "float64" else sums[layer].float()
+                    write_moment(path, total, count, documents, fingerprint)
+                for unfinished in folder.glob(".partial.*npz"):  # by another number of processes
+                    unfinished.unlink(missing_ok=True)
         return count
