@@ -242,7 +242,7 @@ def _check_before_loading(pretrained: object, editing: bool, kwargs: dict[str, A
         raise UserError(f"{asked[0]}: a quantised model cannot be edited; leave it out, or use method=none")
     if editing and kwargs.get("tp_plan") is not None:
         raise UserError("tp_plan: editing needs whole weight matrices; leave it out, or use method=none")
-    if not isinstance(pretrained, str):
+    if not editing or not isinstance(pretrained, str):
         return
     with load_errors(f"pretrained={pretrained}"):
         config = transformers.AutoConfig.from_pretrained(
@@ -252,5 +252,4 @@ def _check_before_loading(pretrained: object, editing: bool, kwargs: dict[str, A
             trust_remote_code=kwargs.get("trust_remote_code", False),
             gguf_file=kwargs.get("gguf_file"),
         )
-    if editing:
-        refuse_config(config)
+    refuse_config(config)

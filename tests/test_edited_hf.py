@@ -161,7 +161,9 @@ def arguments(place: dict[str, str]) -> Callable[..., dict[str, Any]]:
     return arguments
 
 
-def evaluate(model: str, model_args: dict[str, Any], tasks: list[str], **more: Any) -> dict[str, Any]:
+def evaluate(
+    model: str | EditedHF, model_args: dict[str, Any], tasks: list[str], **more: Any
+) -> dict[str, Any]:
     metadata = more.pop("metadata", {})
     manager = TaskManager(
         include_path=str(ROOT / "tasks"), include_defaults=False, metadata=model_args | metadata
@@ -222,6 +224,48 @@ def test_without_editing_all_ten_tasks_give_what_hf_gives(place, arguments, fami
 def test_lm_evals_own_spelling_of_none_means_no_editing(place) -> None:
     model = EditedHF.create_from_arg_string(f"pretrained={place['gpt2']},method=none", {"device": "cpu"})
     assert model.get_model_info()["edit"] == {"method": "none"}
+
+
+def count_passes(model: EditedHF) -> list[tuple[int, ...]]:
+    """The shapes of the token ids of all forward passes from here on."""
+    shapes: list[tuple[int, ...]] = []
+
+    def count(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        shapes.append(tuple((args[0] if args else kwargs["input_ids"]).shape))
+
+    model.model.register_forward_pre_hook(count, with_kwargs=True)
+    return shapes
+
+
+def test_a_batch_generates_in_as_many_passes_as_the_task_wants_tokens(place, arguments) -> None:
+    given = arguments(method="none", rect=None, hparams=None)
+    model = EditedHF(**given, device="cpu", batch_size=4)
+    passes = count_passes(model)
+    for task in GENERAL:
+        passes.clear()
+        results = evaluate(model, given, [task])
+        assert len(results["samples"][task]) <= 4, "one batch"
+        wanted = results["configs"][task]["generation_kwargs"]["max_gen_toks"]
+        assert 1 <= len(passes) <= wanted
+        assert all(tokens == 1 for _, tokens in passes[1:]), "the prompt is read once"
+
+
+def test_a_batch_ends_where_all_its_answers_do() -> None:
+    """On rect-tiny, which knows where an answer ends: five tokens are allowed, a number takes two."""
+    model = EditedHF(method="none", device="cpu", batch_size=8)
+    passes = count_passes(model)
+    evaluate(model, {"pretrained": "rect-tiny", "data": "tiny"}, ["rect_reasoning"], limit=8)
+    assert len(passes) == 3
+
+
+def test_targets_of_one_token_take_one_sequence_a_prompt() -> None:
+    model = EditedHF(method="none", device="cpu", batch_size=8)
+    passes = count_passes(model)
+    results = evaluate(model, {"pretrained": "rect-tiny", "edits": "tiny[0:3]"}, EDITING)
+    asked = [request for task in EDITING for doc in results["samples"][task] for request in doc["arguments"]]
+    assert all(len(target) == 1 for *_, target in asked)
+    prompts = {tuple(context) for *_, context, _ in asked}
+    assert sum(sequences for sequences, _ in passes) == len(prompts) < len(asked)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, "auto", "auto:2"])
