@@ -6,8 +6,8 @@ left out of that metric's mean and counted; a metric no row has prompts for is a
 
 Requests carry token ids: a share of target tokens cannot be had from lm-eval's text requests, which answer
 for a continuation as a whole and move white space between context and continuation (Llama's tokenizers give
-a number a token for the space alone). Each token of a target is a request of its own; edited_hf answers all
-of a target from one pass. Any lm-eval model that scores token ids (Hugging Face, vLLM, SGLang) can be
+a number a token for the space alone). rect_zsre makes one for each target token; edited_hf answers those of a
+target from one pass. Any lm-eval model that scores token ids (Hugging Face, vLLM, SGLang) can be
 evaluated; its tokenizer is loaded from the ``pretrained``/``tokenizer`` arguments.
 """
 
