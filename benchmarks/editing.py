@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import statistics
 import threading
@@ -26,6 +25,7 @@ import numpy as np
 import psutil
 import torch
 import transformers
+from machine import describe
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -487,28 +487,13 @@ def main() -> None:
         else:
             parser.error(f"--only {name}: expected rome, memit, history, moments or rect")
         print(json.dumps(rows[-2:] if name in {"rome", "moments"} else rows[-1:]), flush=True)
-    machine = {
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        "torch": str(torch.__version__),
-        "transformers": transformers.__version__,
-    }
+    machine = describe(device)
     output = arguments.output or RESULTS / f"{shape}-{device}-{arguments.dtype}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(
         json.dumps({"shape": shape, "rows": rows, **machine}, indent=2) + "\n", encoding="utf-8"
     )
     _print(rows, f"{shape}, {device}, {arguments.dtype}, {machine['threads']} threads")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def _print(rows: list[Row], title: str) -> None:
