@@ -316,7 +316,7 @@ def test_every_answer_is_the_models_own(place, arguments) -> None:
 
 
 @pytest.mark.parametrize("more", [{"max_length": 12}, {"logits_cache": False}])
-def test_cut_prompts_and_a_switched_off_logits_cache_are_left_to_hf(place, arguments, more, caplog) -> None:
+def test_cut_prompts_and_a_switched_off_logits_cache_are_left_to_hf(place, arguments, more) -> None:
     given = arguments("gpt2", method="none", rect=None, hparams=None)
     plain = evaluate("hf", {"pretrained": place["gpt2"]} | more, EDITING, metadata={"edits": place["edits"]})
     ours = evaluate("edited_hf", given | more, EDITING)
