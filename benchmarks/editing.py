@@ -4,9 +4,11 @@
     [--only rome,...]
 
 Random weights of the shape, random second moments, random facts. Every pair is checked to give the same
-result before it is timed; figures are medians, ratios are published / ours. Written to
-benchmarks/results/<shape>-<device>.json with the machine described. What takes too long for the published
-loop is timed on fewer facts, and the table says so.
+result before it is timed; figures are medians, ratios are published / ours. Written part by part to
+benchmarks/results/<shape>-<device>-<dtype>.json with the machine described. What takes too long for the
+published loop is timed on fewer facts, and the table says so.
+
+`growth` times our side alone: how its cost grows with facts, length of contexts, layers and width.
 """
 
 from __future__ import annotations
@@ -15,11 +17,15 @@ import argparse
 import json
 import random
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import psutil
@@ -33,7 +39,8 @@ from torch import Tensor
 from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from harness_rect.edits import Edit
-from harness_rect.methods import METHODS, Context
+from harness_rect.files import written_whole
+from harness_rect.methods import METHODS, Context, rome, value_search
 from harness_rect.methods.contexts import fill
 from harness_rect.methods.key_history import remember_keys, solve_with_history
 from harness_rect.methods.memit import MemitHyperParameters
@@ -48,7 +55,7 @@ from harness_rect.statistics.collect import collect
 RESULTS = Path(__file__).parent / "results"
 SHAPES: dict[str, Any] = {
     "tiny": lambda: GPT2Config(n_layer=6, n_embd=128, n_inner=512, n_head=4, vocab_size=2048),
-    "gpt2": lambda: GPT2Config(),
+    "gpt2": lambda **config: GPT2Config(**config),
     "gpt2-xl": lambda: GPT2Config(n_layer=48, n_embd=1600, n_head=25),
     "llama-2-7b": lambda: LlamaConfig(),
 }
@@ -74,10 +81,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[UNK]", eos_token="[UNK]")
 
 
-def make_lm(shape: str, device: str, dtype: str) -> EditableLM:
+def make_lm(shape: str, device: str, dtype: str, **config: int) -> EditableLM:
     torch.manual_seed(0)
     with torch.device(device):
-        model = transformers.AutoModelForCausalLM.from_config(SHAPES[shape](), dtype=getattr(torch, dtype))
+        settings = SHAPES[shape](**config)
+        model = transformers.AutoModelForCausalLM.from_config(settings, dtype=getattr(torch, dtype))
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return EditableLM(model.eval(), tokenizer())
@@ -202,7 +210,7 @@ def published_memit(
     edits: list[Edit],
     groups: list[list[str]],
     h: MemitHyperParameters,
-    moments: dict[int, SecondMoment],
+    moments: dict[int, Tensor],
 ) -> dict[str, Tensor]:
     """The dense update of each layer: a search for each fact alone, keys and outputs prompt by prompt."""
     flat = [t for group in groups for t in group]
@@ -225,7 +233,7 @@ def published_memit(
                 outputs.append(lm.block_output(last, bare, [subject_position(lm, edit, "{}")])[0])
             k = torch.stack(keys).T.double()
             residual = (z - torch.stack(outputs)).T.double() / (len(h.layers) - index)
-            adjusted = published_solve(moments[layer].mean.to(k.device), k, h.mom2_update_weight, None)
+            adjusted = published_solve(moments[layer], k, h.mom2_update_weight, None)
             update = residual @ adjusted.T
             updates[name] = update.T if lm.is_transposed(name) else update
             lm.weight(name).data += updates[name].to(lm.weight(name))
@@ -316,7 +324,71 @@ def bench_rome(lm: EditableLM, shape: str, device: str, repeats: int, loose: flo
     mine, published = seconds(ours, repeats, device), seconds(theirs, max(1, repeats // 2), device)
     rows = [_row("ROME, one edit, 21 contexts, 20 steps", mine, published, off)]
     rows.append({"work": "ROME: peak memory above the model", "share_of_model": peak.bytes / model})
+    return rows + parts_of_an_edit(ours, device, mine)
+
+
+def parts_of_an_edit(run: Callable[[], Any], device: str, total: float) -> list[Row]:
+    """Where the seconds of one edit go; ``total`` is what it takes undisturbed."""
+    places: dict[str, tuple[Any, str]] = {
+        "keys": (rome, "_keys"),
+        "the full pass": (value_search, "suffix_run"),
+        "search": (value_search.Part, "evaluate"),
+    }
+    spent = dict.fromkeys(places, 0.0)
+    with ExitStack() as stack:
+        for part, (owner, name) in places.items():
+            called = getattr(owner, name)
+
+            def timed(*args: Any, called: Any = called, part: str = part, **kwargs: Any) -> Any:
+                kept: list[Any] = []
+                spent[part] += seconds(lambda: kept.append(called(*args, **kwargs)), 1, device)
+                return kept[0]
+
+            stack.enter_context(patch.object(owner, name, timed))
+        run()
+    rows: list[Row] = [{"work": f"ROME: {part}", "seconds": value} for part, value in spent.items()]
+    return [*rows, {"work": "ROME: the rest", "seconds": max(0.0, total - sum(spent.values()))}]
+
+
+def bench_growth(device: str, dtype: str, repeats: int, steps: int = 5) -> list[Row]:
+    """GPT-2-small shape, searches of a few steps; one thing changes at a time."""
+    rows: list[Row] = []
+    rng = random.Random(2)
+
+    def time_rome(what: str, length: int = 10, **config: int) -> None:
+        lm = make_lm("gpt2", device, dtype, **config)
+        h = RomeHyperParameters(
+            layers=[lm.architecture.n_layers // 3], v_num_grad_steps=steps, v_weight_decay=0.5
+        )
+        context = Context(["{}"] + [words(rng, length) + " {}" for _ in range(20)], lambda _: no_moment())
+        (edit,) = facts(1)
+        METHODS["rome"].propose(lm, [edit], h, context)
+        took = seconds(lambda: METHODS["rome"].propose(lm, [edit], h, context), repeats, device)
+        rows.append({"work": f"ROME, {steps} steps, {what}", "seconds": took})
+
+    for length in (5, 20, 80, 320):
+        time_rome(f"20 contexts of {length} tokens", length)
+    for layers in (6, 12, 24, 48):
+        time_rome(f"{layers} layers", n_layer=layers)
+    for width in (384, 768, 1536):
+        time_rome(f"width {width}", n_embd=width)
+    lm = make_lm("gpt2", device, dtype)
+    h = MemitHyperParameters(layers=MEMIT_LAYERS["gpt2"], v_num_grad_steps=steps)
+    moments = {layer: moment(lm.architecture.d_mlp, layer, device) for layer in h.layers}
+    context = Context(memit_templates(), lambda layer: moments[layer])
+
+    def memit(count: int) -> Any:
+        return METHODS["memit"].propose(lm, facts(count), h, context)
+
+    memit(1)
+    for count in (1, 4, 16, 64):
+        took = seconds(partial(memit, count), 1, device)
+        rows.append({"work": f"MEMIT, {steps} steps, {count} facts", "seconds": took})
     return rows
+
+
+def no_moment() -> SecondMoment:
+    raise ValueError("not wanted")
 
 
 def bench_memit(
@@ -331,16 +403,17 @@ def bench_memit(
         updates = METHODS["memit"].propose(lm, edits, h, context).updates
         return {name: update.dense() for name, update in updates.items()}
 
+    means = {layer: m.mean.to(device) for layer, m in moments.items()}
     few, many = facts(reference), facts(count)
     mine_few, theirs = ours(few), {}
 
     def run_theirs() -> None:
-        theirs.update(published_memit(lm, few, groups, h, moments))
+        theirs.update(published_memit(lm, few, groups, h, means))
 
     published = seconds(run_theirs, 1, device)
     off = max(agree(mine_few[name], theirs[name], loose, f"memit {name}") for name in mine_few)
     keys = torch.randn(lm.architecture.d_mlp, reference, dtype=torch.float64, device=device)
-    c = moments[h.layers[0]].mean.to(device)
+    c = means[h.layers[0]]
     solve = seconds(lambda: published_solve(c, keys, h.mom2_update_weight, None), 1, device)
     fixed = len(h.layers) * solve  # does not grow with the facts (up to thousands of them)
     scaled = fixed + (published - fixed) * count / reference
@@ -377,7 +450,7 @@ def bench_history(lm: EditableLM, device: str, repeats: int, batches: int = 10, 
     return [_row(f"MEMIT, batch {batches} of {size} with history, solve of a layer", mine, published, off)]
 
 
-def bench_moments(lm: EditableLM, shape: str, device: str, tmp: Path, tokens: int = 4096) -> list[Row]:
+def bench_moments(lm: EditableLM, shape: str, device: str, tokens: int = 4096) -> list[Row]:
     """Five layers: a pass for each over unsorted documents of many lengths, against one pass for all."""
     layers = MEMIT_LAYERS[shape]
     rng = random.Random(0)
@@ -405,7 +478,8 @@ def bench_moments(lm: EditableLM, shape: str, device: str, tmp: Path, tokens: in
         return sums
 
     def ours(which: list[int]) -> dict[int, Tensor]:
-        return collect(lm, which, sequences, tmp / "partial.npz", "benchmark")[0]
+        with tempfile.TemporaryDirectory() as folder:
+            return collect(lm, which, sequences, Path(folder) / "partial.npz", "benchmark")[0]
 
     theirs, mine = published(), ours(layers)
     off = max(agree(mine[layer].to(device), theirs[layer], 1e-4, f"moments {layer}") for layer in layers)
@@ -420,7 +494,7 @@ def bench_moments(lm: EditableLM, shape: str, device: str, tmp: Path, tokens: in
     ]
 
 
-def bench_rect(device: str, repeats: int, edit_seconds: float | None) -> list[Row]:
+def bench_rect(device: str, repeats: int) -> list[Row]:
     update, weight = (torch.randn(4096, 11008, device=device) for _ in range(2))
 
     def published() -> np.ndarray:
@@ -463,37 +537,31 @@ def main() -> None:
     parser.add_argument("--facts", type=int, default=100, help="of the MEMIT batch")
     parser.add_argument("--reference-facts", type=int, default=4, help="that the published MEMIT is timed on")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", default="rome,memit,history,moments,rect")
+    parser.add_argument("--only", default="rome,memit,history,moments,rect,growth")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     lm = make_lm(arguments.shape, arguments.device, arguments.dtype)
     loose = 2e-2 if arguments.dtype == "float32" else 0.5
     rows: list[Row] = []
     device, shape, repeats = arguments.device, arguments.shape, arguments.repeats
-    for name in arguments.only.split(","):
-        if name == "rome":
-            rows += bench_rome(lm, shape, device, repeats, loose)
-        elif name == "memit":
-            rows += bench_memit(lm, shape, device, arguments.facts, arguments.reference_facts, loose)
-        elif name == "history":
-            rows += bench_history(lm, device, repeats)
-        elif name == "moments":
-            import tempfile
-
-            with tempfile.TemporaryDirectory() as folder:
-                rows += bench_moments(lm, shape, device, Path(folder))
-        elif name == "rect":
-            rows += bench_rect(device, repeats, None)
-        else:
-            parser.error(f"--only {name}: expected rome, memit, history, moments or rect")
-        print(json.dumps(rows[-2:] if name in {"rome", "moments"} else rows[-1:]), flush=True)
-    machine = describe(device)
+    works: dict[str, Callable[[], list[Row]]] = {
+        "rome": lambda: bench_rome(lm, shape, device, repeats, loose),
+        "memit": lambda: bench_memit(lm, shape, device, arguments.facts, arguments.reference_facts, loose),
+        "history": lambda: bench_history(lm, device, repeats),
+        "moments": lambda: bench_moments(lm, shape, device),
+        "rect": lambda: bench_rect(device, repeats),
+        "growth": lambda: bench_growth(device, arguments.dtype, repeats),
+    }
+    wanted = arguments.only.split(",")
+    if unknown := set(wanted) - set(works):
+        parser.error(f"--only {', '.join(unknown)}: expected some of {', '.join(works)}")
     output = arguments.output or RESULTS / f"{shape}-{device}-{arguments.dtype}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(
-        json.dumps({"shape": shape, "rows": rows, **machine}, indent=2) + "\n", encoding="utf-8"
-    )
-    _print(rows, f"{shape}, {device}, {arguments.dtype}, {machine['threads']} threads")
+    about = {"shape": shape, "dtype": arguments.dtype, **describe(device)}
+    for name in wanted:
+        rows += works[name]()
+        with written_whole(output) as temporary:
+            temporary.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+    _print(rows, f"{shape}, {device}, {arguments.dtype}, {about['threads']} threads")
 
 
 def _print(rows: list[Row], title: str) -> None:
@@ -509,10 +577,13 @@ def _print(rows: list[Row], title: str) -> None:
                 f"{row['difference']:.1g}",
             ]
             table.add_row(row["work"], *cells, row["note"])
+        elif "seconds" in row:
+            table.add_row(row["work"], "", f"{row['seconds']:.3g} s", "", "", "")
         else:
             (share,) = (value for key, value in row.items() if key != "work")
             table.add_row(row["work"], "", f"{100 * share:.1f} %", "", "", "")
-    Console().print(table)
+    console = Console()
+    Console(width=max(console.width, 130)).print(table)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,7 @@ from harness_rect.edits import Edit
 from harness_rect.methods.base import HyperParameters
 from harness_rect.methods.contexts import fill
 from harness_rect.models import EditableLM
+from harness_rect.models.graphs import Run, recorded
 from harness_rect.models.lm import hidden_of
 from harness_rect.models.suffix import CannotResume, suffix_run, whole_run
 
@@ -58,6 +60,8 @@ CPU_TOKENS = 4096
 GPU_MEMORY_SHARE = 0.5
 #: Tokens run forward and backward at a time on a CPU: matrix products are at their best there.
 PART_TOKENS = 1024
+#: Steps with at most so many tokens are recorded on a GPU: there launching takes longer than computing.
+GRAPH_TOKENS = 2048
 #: From so many rows on, rows of twice their length are run apart from them.
 MANY_ROWS = 16
 
@@ -225,6 +229,10 @@ class Part:
         kl = self.expected[len(self.expected) - len(self.kl_fact) :]
         self.kl_before = kl.float().log_softmax(-1)
         self._checked = False
+        self._replay: Run | None = None
+        devices = {p.device for p in lm.model.parameters()}
+        tokens = len(rows) * max(row.length for row in rows)
+        self._recordable = len(devices) == 1 and lm.input_device.type == "cuda" and tokens <= GRAPH_TOKENS
 
     def _lay_out(self, rows: Sequence[_Row]) -> None:
         device = self.lm.input_device
@@ -257,6 +265,7 @@ class Part:
         if not stays:
             return None
         part = copy(self)
+        part._replay = None
         part.suffix = self.suffix.select(torch.tensor(stays, device=self.every.device))
         kl_stays = [j for j, i in enumerate(self.kl_rows.tolist()) if self.rows[i].fact in wanted]
         part.kl_before = self.kl_before[kl_stays]
@@ -273,16 +282,30 @@ class Part:
             (facts, 3) float32: NLL, weighted KL, and the number of target tokens that are not the most
             probable (0 unless asked for); and the gradient of NLL + KL in d, if wanted.
         """
+        if self._replay is not None:
+            terms, slope = self._replay(d)
+            return terms, slope
+        if not gradient:
+            return self._terms(d, gradient=False)[0], None
+        terms, slope = self._terms(d, gradient=True)
+        if self._recordable:
+            dtype = next(self.lm.model.parameters()).dtype
+            run = partial(self._terms, gradient=True)
+            self._replay = recorded(run, d, (terms, slope), dtype)
+            self._recordable = self._replay is not None
+        return terms, slope
+
+    def _terms(self, d: Tensor, *, gradient: bool) -> tuple[Tensor, ...]:
+        """(terms, gradient) of :meth:`evaluate`, or (terms,)."""
         device = d.device
         terms = torch.zeros(self.count, 3, device=device)
-        d = d.detach().requires_grad_()
+        d = d.detach().requires_grad_(gradient)
         with torch.set_grad_enabled(gradient):
             outputs = self._logits(d)
         # The gradients in the logits, in closed form: one buffer of that size instead of several.
         slopes = [logits.detach().float().log_softmax(-1) for logits in outputs]
-        said, kl = (
-            (slopes[0][: len(self.targets)], slopes[0][len(self.targets) :]) if len(slopes) == 1 else slopes
-        )
+        count = len(self.targets)
+        said, kl = (slopes[0][:count], slopes[0][count:]) if len(slopes) == 1 else slopes
         if self.counts_wrong:
             wrong = (said.argmax(-1) != self.targets.to(said.device)).float()
             terms[:, 2].index_add_(0, self.said_fact.to(device), wrong.to(device))
@@ -291,7 +314,7 @@ class Part:
         divergence = _kl_(kl, self.kl_before.to(kl.device), self.kl_factor)
         terms[:, 1].index_add_(0, self.kl_fact.to(device), divergence.to(device))
         if not gradient:
-            return terms, None
+            return (terms,)
         given = [slope.to(logits.dtype) for slope, logits in zip(slopes, outputs, strict=True)]
         return terms, torch.autograd.grad(outputs, d, given)[0]
 
@@ -373,7 +396,8 @@ def _search(
         for part in parts:
             terms, slope = part.evaluate(d, gradient=not last)
             nll_kl_wrong += terms
-            gradient += 0.0 if slope is None else slope
+            if slope is not None:
+                gradient += slope
         with torch.no_grad():
             norms = d.norm(dim=1)
             scale = settings.v_weight_decay / v0_norm**2
