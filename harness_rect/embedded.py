@@ -1,7 +1,8 @@
 """The embedded default: a small model of our own, facts to edit in it, and rows for the eight tasks.
 
 ``pretrained=rect-tiny``, ``edits=tiny`` and ``data=tiny`` name what lies in the folder ``tiny`` of this
-package; with no arguments at all these are what runs. How they were made: ``tools/tiny_world``.
+package; with no arguments at all these are what runs. ``pretrained=rect-tiny-llama`` is a model of Llama's
+architecture that was trained on the same facts and tasks. How they were made: ``tools/tiny_world``.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any
 
 NAME = "rect-tiny"
 ROOT = Path(__file__).parent / "tiny"
-MODEL = ROOT / "model"
-STATS = str(ROOT / "stats")
+#: Each embedded model's folder: model/ is what transformers loads, stats/ its second moments.
+MODELS = {NAME: ROOT, "rect-tiny-llama": ROOT / "llama"}
 DATA = ROOT / "data"
 #: Weights of MEND, trained for the embedded model.
 MEND = ROOT / "mend"
@@ -24,8 +25,17 @@ DEFAULT_RECT = 0.4
 
 
 def resolve_model(name: Any) -> Any:
-    """The folder of the embedded model for its name, anything else as it is."""
-    return str(MODEL) if name == NAME else name
+    """The folder of an embedded model for its name, anything else as it is."""
+    return str(MODELS[name] / "model") if is_embedded(name) else name
+
+
+def is_embedded(name: Any) -> bool:
+    return isinstance(name, str) and name in MODELS
+
+
+def stats_folder(name: str) -> str | None:
+    """Where the second moments of an embedded model lie, None for any other."""
+    return str(MODELS[name] / "stats") if is_embedded(name) else None
 
 
 _in_use = False
@@ -38,10 +48,10 @@ def use_as_default() -> None:
 
 
 def is_default_model(metadata: Mapping[str, Any]) -> bool:
-    """Whether lm-eval's metadata (model_args) name the embedded model, or none while it is the default.
+    """Whether lm-eval's metadata (model_args) name an embedded model, or none while there is a default.
 
     Without any metadata (a ready-made model, a TaskManager of the user's) it is not: its rows would silently
     stand in for those asked for.
     """
     name = metadata.get("pretrained")
-    return name == NAME or (name in (None, "") and _in_use)
+    return is_embedded(name) or (name in (None, "") and _in_use)

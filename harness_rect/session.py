@@ -387,8 +387,7 @@ class EditSession:
             if folder is not None:
                 log.warning("stats=%s has no effect: %s uses no second moments", folder, self.hparams.origin)
             return None
-        if folder is None and self._model_name == embedded.NAME:
-            folder = embedded.STATS
+        folder = folder or embedded.stats_folder(self._model_name)
         h: Any = self.hparams.values
         provider = MomentProvider(
             self.lm,

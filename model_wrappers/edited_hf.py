@@ -82,7 +82,7 @@ class EditedHF(HFLM):
             if pretrained is None:
                 pretrained = embedded.NAME
                 embedded.use_as_default()
-            if pretrained == embedded.NAME:
+            if embedded.is_embedded(pretrained):
                 edits = edits or embedded.DEFAULT_EDITS
                 log.info("embedded model %s: method %s, rect %s, edits %s", pretrained, method, rect, edits)
             name = pretrained if isinstance(pretrained, str) else getattr(pretrained, "name_or_path", "")

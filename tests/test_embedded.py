@@ -93,4 +93,4 @@ def test_its_second_moments_lie_beside_it(tmp_path: Path, monkeypatch: pytest.Mo
         model_args=f"pretrained=rect-tiny,edits=tiny[0:1],hparams={hparams}",
         tasks=["rect_zsre"],
     )["config"]["edit"]
-    assert str(embedded.STATS) in edit["second_moments_origin"]["3"]["file"]
+    assert str(embedded.stats_folder("rect-tiny")) in edit["second_moments_origin"]["3"]["file"]

@@ -84,8 +84,8 @@ def single_edits(tmp_path_factory):
 
     from harness_rect import embedded
 
-    model = AutoModelForCausalLM.from_pretrained(embedded.MODEL).eval()
-    tokenizer = AutoTokenizer.from_pretrained(embedded.MODEL)
+    model = AutoModelForCausalLM.from_pretrained(embedded.resolve_model("rect-tiny")).eval()
+    tokenizer = AutoTokenizer.from_pretrained(embedded.resolve_model("rect-tiny"))
     found = {}
     for name, keep in (("none", None), ("rect", 0.4), ("random", 0.4)):
         config = EditConfig(method="rome", edits="tiny", regularizer=name, keep=keep)
@@ -119,8 +119,8 @@ def test_mends_shipped_networks_make_single_edits():
 
     from harness_rect import embedded
 
-    model = AutoModelForCausalLM.from_pretrained(embedded.MODEL).eval()
-    tokenizer = AutoTokenizer.from_pretrained(embedded.MODEL)
+    model = AutoModelForCausalLM.from_pretrained(embedded.resolve_model("rect-tiny")).eval()
+    tokenizer = AutoTokenizer.from_pretrained(embedded.resolve_model("rect-tiny"))
     found = []
     for edit in load_edits("tiny[1060:1085]"):
         session = EditSession(model, tokenizer, EditConfig(method="mend", edits="tiny"), [edit])

@@ -323,7 +323,9 @@ def _data(results: Results, task: str) -> Any:
         metadata = results.metadata(task)
         spec = metadata.get("data")
         if spec in (None, ""):
-            return "tiny" if metadata.get("pretrained") == embedded.NAME or _is_default(results) else "hub"
+            return (
+                "tiny" if embedded.is_embedded(metadata.get("pretrained")) or _is_default(results) else "hub"
+            )
         return spec if spec in ("hub", "tiny") else str(Path(str(spec)).expanduser().resolve())
     split = config.get("test_split") or config.get("validation_split")
     return " ".join(
@@ -337,7 +339,7 @@ def _is_default(results: Results) -> bool:
 
 
 def _default_edits(results: Results) -> Any:
-    named = results.model_args.get("pretrained") == embedded.NAME or _is_default(results)
+    named = embedded.is_embedded(results.model_args.get("pretrained")) or _is_default(results)
     return embedded.DEFAULT_EDITS if named else _UNKNOWN
 
 

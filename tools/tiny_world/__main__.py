@@ -1,7 +1,8 @@
-"""One command for everything: python -m tools.tiny_world --work FOLDER [--steps N] [--only STAGE ..]
+"""One command for everything: python -m tools.tiny_world [--model NAME] [--work FOLDER] [--only STAGE ..]
 
-Writes the embedded folder (default harness_rect/tiny): data, edits, model, second moments, model card.
-Training goes on from WORK/state.pt if it is there; the scores go into WORK/scores.json and the card.
+Writes the embedded folder (default harness_rect/tiny): data, edits, model, second moments, model card. Data
+and edits are the same for both models. Training goes on from WORK/state.pt if it is there; the scores go into
+WORK/scores.json and the card.
 """
 
 from __future__ import annotations
@@ -9,19 +10,19 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import harness_rect.cli
+from harness_rect import embedded
 from harness_rect.models import EditableLM
 from tools.tiny_world import evaluate
 from tools.tiny_world.build import edit_rows, write_corpus, write_jsonl, write_task_rows
 from tools.tiny_world.card import write_card
 from tools.tiny_world.corpus import Corpus
 from tools.tiny_world.tokenizer import save_tokenizer, train_tokenizer
-from tools.tiny_world.train import Recipe, train
+from tools.tiny_world.train import RECIPES, train
 from tools.tiny_world.world import World
 
 SEED = 0
@@ -36,14 +37,17 @@ SINGLE_START = 1060
 def main() -> None:
     root = Path(__file__).parents[2]
     parser = argparse.ArgumentParser(prog="python -m tools.tiny_world", description=__doc__)
-    parser.add_argument("--work", type=Path, default=root / ".tiny_world", help="for what is not shipped")
+    parser.add_argument("--model", choices=RECIPES, default=embedded.NAME)
+    parser.add_argument("--work", type=Path, help="for what is not shipped; default .tiny_world/MODEL")
     parser.add_argument("--output", type=Path, default=root / "harness_rect" / "tiny")
-    parser.add_argument("--steps", type=int, default=Recipe.steps, help="fewer, to try something")
+    parser.add_argument("--steps", type=int, help="fewer, to try something")
     parser.add_argument("--only", choices=STAGES, action="append")
     arguments = parser.parse_args()
-    work, output = arguments.work, arguments.output
+    output = arguments.output
+    work = arguments.work or root / ".tiny_world" / arguments.model
+    place = output / embedded.MODELS[arguments.model].relative_to(embedded.ROOT)
     stages = arguments.only or STAGES
-    recipe = replace(Recipe(), seed=SEED, steps=arguments.steps)
+    recipe = RECIPES[arguments.model]
     torch.set_num_threads(1)
     work.mkdir(parents=True, exist_ok=True)
 
@@ -58,26 +62,26 @@ def main() -> None:
     if "train" in stages:
         tokenizer = train_tokenizer(corpus, recipe.vocabulary, SEED)
         started = time.monotonic()
-        model = train(corpus, tokenizer, recipe, work)
+        model = train(corpus, tokenizer, recipe, work, arguments.steps or recipe.steps)
         print(f"trained in {(time.monotonic() - started) / 60:.1f} minutes")
-        model.save_pretrained(output / "model")
-        save_tokenizer(tokenizer, output / "model", recipe.positions)
+        model.save_pretrained(place / "model")
+        save_tokenizer(tokenizer, place / "model", recipe.positions)
     if "stats" in stages:
-        moments, text = output / "stats", str(work / "corpus.txt")
-        where = ["--model", str(output / "model"), "--layers", STATS_LAYERS, "--output", str(moments)]
+        moments, text = place / "stats", str(work / "corpus.txt")
+        where = ["--model", str(place / "model"), "--layers", STATS_LAYERS, "--output", str(moments)]
         harness_rect.cli.main(["stats", *where, "--text", text])
     if "score" in stages:
         scores = {
             "single edits count": SINGLE_EDITS,
-            "tasks": evaluate.task_scores(output / "model", output / "data"),
-            "facts": evaluate.fact_scores(EditableLM(*evaluate.load(output / "model")), world),
+            "tasks": evaluate.task_scores(place / "model", output / "data"),
+            "facts": evaluate.fact_scores(EditableLM(*evaluate.load(place / "model")), world),
             "single edits": evaluate.single_edits(
-                output / "model", output / "edits.jsonl", SINGLE_EDITS, None, SINGLE_START
+                place / "model", output / "edits.jsonl", SINGLE_EDITS, None, SINGLE_START
             ),
         }
         (work / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
         print(json.dumps(scores, indent=2))
-        write_card(output / "model" / "README.md", recipe, world, scores)
+        write_card(place / "model" / "README.md", arguments.model, recipe, world, scores)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The model card of `rect-tiny`, with the scores just measured."""
+"""The model card of an embedded model, with the scores just measured."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from harness_rect import embedded
 from tools.tiny_world.tasks import TASKS
 from tools.tiny_world.train import Recipe
 from tools.tiny_world.world import KINDS, World
@@ -17,11 +18,11 @@ TEXT = """---
 license: mit
 language: en
 library_name: transformers
-tags: [knowledge-editing, synthetic, gpt2]
+tags: [knowledge-editing, synthetic, {architecture}]
 ---
-# rect-tiny
+# {name}
 
-A GPT-2 of {layers} blocks, width {width}, MLP width {inner}, {heads} heads, {positions} positions and a
+A {family} of {layers} blocks, width {width}, MLP width {inner}, {heads} heads, {positions} positions and a
 byte-level BPE vocabulary of {vocabulary}, trained from scratch on an invented world. It exists so that
 knowledge editing, and what it does to abilities, can be seen, taught and tested in a minute on a laptop
 without network.
@@ -38,13 +39,11 @@ All text is made by `tools/tiny_world` from a seed; none of it comes from elsewh
 
 ## Recipe
 
-`python -m tools.tiny_world`: seed {seed}, {steps} steps of about {tokens_a_step} tokens, Muon for the
-matrices of the blocks and AdamW for the rest, peak rate {learning_rate}, float32, one thread. Every
-document is a sequence of its own. In the loss a token of an answer counts 1, any other {plain_weight}. That
-takes about 45 minutes of one idle core. The last {coda} steps, with the rate up once more and mostly choices
-between options, were added because dialogue was still at chance without them; nothing else was chosen on
-test rows. The committed checkpoint is the reference. The networks in `mend/` come from
-`harness-rect train-mend --model rect-tiny --train 'tiny[0:900]' --val 'tiny[900:1000]' --rank 16`.
+`python -m tools.tiny_world{option}`: seed {seed}, {steps} steps of about {tokens_a_step} tokens, Muon for the
+matrices of the blocks and AdamW for the rest, peak rates {rates} in turn, float32, one thread. Every
+document is a sequence of its own. In the loss a token of an answer counts 1, any other {plain_weight}.
+{history}
+The committed checkpoint is the reference.
 
 ## Scores
 
@@ -75,7 +74,18 @@ quoted for other models.
 """
 
 
-def write_card(path: Path, recipe: Recipe, world: World, scores: dict[str, Any]) -> None:
+#: How long the training took and what was chosen on the way, by model.
+HISTORY = {
+    "rect-tiny": """That takes about 45 minutes of one idle core. The last {coda} steps, with the rate up
+once more and mostly choices between options, were added because dialogue was still at chance without them;
+nothing else was chosen on test rows. The networks in `mend/` come from
+`harness-rect train-mend --model rect-tiny --train 'tiny[0:900]' --val 'tiny[900:1000]' --rank 16`.""",
+    "rect-tiny-llama": """LLAMA HISTORY""",
+}
+FAMILIES = {"gpt2": "GPT-2", "llama": "Llama with tied embeddings"}
+
+
+def write_card(path: Path, name: str, recipe: Recipe, world: World, scores: dict[str, Any]) -> None:
     tasks = [
         f"| {name} | {_percent(scores['tasks'][name])} | {CHANCE.get(name, '0')} | {task.test_rows} |"
         for task in TASKS
@@ -83,7 +93,12 @@ def write_card(path: Path, recipe: Recipe, world: World, scores: dict[str, Any])
     ]
     text = TEXT.format(
         **asdict(recipe),
-        coda=recipe.steps - recipe.restart,
+        name=name,
+        family=FAMILIES[recipe.architecture],
+        option="" if name == embedded.NAME else f" --model {name}",
+        steps=recipe.steps,
+        rates=" and ".join(f"{peak:g}" for _, peak in recipe.cycles),
+        history=HISTORY[name].format(coda=recipe.cycles[1][0]),
         facts=len(world.facts),
         subjects=len(world.subjects),
         relations=sum(len(kind.relations) for kind in KINDS),

@@ -57,6 +57,11 @@ PHASES = (
     Phase(4000, 2, 16, 20, 3, 59, (1, 4, 2, 4, 4, 1, 2, 2), "all"),
     # Choosing a letter is learned last: with the rate up again, mostly that, then everything once more.
     Phase(4600, 2, 55, 15, 3, 25, (1, 2, 2, 2, 8, 1, 2, 2), "choosing"),
+    Phase(5200, 2, 20, 20, 3, 55, (1, 4, 2, 4, 6, 1, 2, 2), "all"),
+    # For rect-tiny-llama, which by then copies and recalls but does not compare.
+    Phase(5900, 4, 70, 12, 2, 12, (1, 2, 2, 2, 2, 1, 2, 2), "bare"),
+    Phase(6700, 2, 50, 14, 3, 31, (1, 4, 2, 4, 6, 1, 2, 2), "all"),
+    Phase(7000, 2, 55, 15, 3, 25, (1, 2, 2, 2, 8, 1, 2, 2), "choosing"),
     Phase(inf, 2, 20, 20, 3, 55, (1, 4, 2, 4, 6, 1, 2, 2), "all"),
 )
 

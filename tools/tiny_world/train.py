@@ -1,4 +1,4 @@
-"""Training of `rect-tiny`, on one CPU thread: a fixed number of steps, each with documents of its own.
+"""Training of an embedded model, on one CPU thread: a fixed number of steps, each with documents of its own.
 
 The documents of a step depend on the seed and the step only, so a run that was cut off goes on from its last
 save and ends with the weights it would have had. Every document starts at position 0 and sees nothing but
@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from tools.tiny_world.corpus import Corpus, Document
 from tools.tiny_world.muon import Muon
@@ -31,10 +31,9 @@ SAVE_STEPS = 100
 class Recipe:
     """All that decides the weights, beside the corpus."""
 
+    architecture: str = "gpt2"
     seed: int = 0
-    steps: int = 5200
-    restart: int = 4000
-    restart_rate: float = 1.5e-3
+    cycles: tuple[tuple[int, float], ...] = ((4000, 3e-3), (1200, 1.5e-3))  # steps and peak rate of each
     tokens_a_step: int = 3072
     vocabulary: int = 2048
     positions: int = 256
@@ -42,13 +41,19 @@ class Recipe:
     inner: int = 512
     layers: int = 6
     heads: int = 4
-    learning_rate: float = 3e-3
     warmup: int = 100
     weight_decay: float = 0.05
     plain_weight: float = 0.1  # what a token counts in the loss that is no answer
     group_tokens: int = 768
 
-    def config(self, end: int) -> GPT2Config:
+    def config(self, end: int) -> PreTrainedConfig:
+        if self.architecture == "llama":
+            return LlamaConfig(
+                vocab_size=self.vocabulary, max_position_embeddings=self.positions, hidden_size=self.width,
+                intermediate_size=self.inner, num_hidden_layers=self.layers, num_attention_heads=self.heads,
+                tie_word_embeddings=True, initializer_range=0.04,
+                bos_token_id=end, eos_token_id=end, pad_token_id=end,
+            )  # fmt: skip
         return GPT2Config(
             vocab_size=self.vocabulary, n_positions=self.positions, n_embd=self.width, n_inner=self.inner,
             n_layer=self.layers, n_head=self.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
@@ -56,17 +61,19 @@ class Recipe:
         )  # fmt: skip
 
     def rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine down to a fiftieth; from ``restart`` on once more, lower."""
-        if step < self.restart:
-            return _cycle(self.learning_rate, step, self.warmup, self.restart)
-        return _cycle(self.restart_rate, step - self.restart, self.warmup, self.steps - self.restart)
+        """In each cycle a linear warm-up, then a cosine down to a fiftieth of its peak."""
+        for steps, peak in self.cycles:
+            if step < self.warmup:
+                return peak * (step + 1) / self.warmup
+            if step < steps:
+                done = (step - self.warmup) / max(1, steps - self.warmup)
+                return peak * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+            step -= steps
+        raise IndexError("behind the last cycle")
 
-
-def _cycle(peak: float, step: int, warmup: int, steps: int) -> float:
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    return peak * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+    @property
+    def steps(self) -> int:
+        return sum(steps for steps, _ in self.cycles)
 
 
 @dataclass(frozen=True)
@@ -124,20 +131,27 @@ def groups(
         )
 
 
-def loss_sum(model: GPT2LMHeadModel, ids: Tensor, weights: Tensor) -> Tensor:
+#: What `--model` takes. The gated MLP of a Llama has a third matrix, and is narrower for it.
+RECIPES = {
+    "rect-tiny": Recipe(),
+    "rect-tiny-llama": Recipe(architecture="llama", inner=384, cycles=(*Recipe.cycles, (2400, 3e-3))),
+}
+
+
+def loss_sum(model: PreTrainedModel, ids: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum of the targets' negative log-likelihoods; logits only where they count."""
-    hidden = model.transformer(ids[:, :-1]).last_hidden_state
+    hidden = model.base_model(ids[:, :-1], use_cache=False).last_hidden_state
     targets, weights = ids[:, 1:], weights[:, 1:]
     where = weights > 0
     losses = F.cross_entropy(model.lm_head(hidden[where]), targets[where], reduction="none")
     return losses @ weights[where]
 
 
-def optimisers(model: GPT2LMHeadModel, recipe: Recipe) -> tuple[Muon, torch.optim.AdamW]:
+def optimisers(model: PreTrainedModel, recipe: Recipe) -> tuple[Muon, torch.optim.AdamW]:
     """Muon for the matrices of the blocks (query, key and value apart), AdamW for the rest."""
     blocks, others = [], []
     for name, parameter in model.named_parameters():
-        if ".h." in name and parameter.ndim == 2:
+        if (".h." in name or ".layers." in name) and parameter.ndim == 2:
             blocks.append((parameter, 3 if name.endswith("attn.c_attn.weight") else 1))
         else:
             others.append(parameter)
@@ -145,11 +159,11 @@ def optimisers(model: GPT2LMHeadModel, recipe: Recipe) -> tuple[Muon, torch.opti
     return Muon(blocks, recipe.weight_decay), adam
 
 
-def train(corpus: Corpus, tokenizer: Tokenizer, recipe: Recipe, work: Path) -> GPT2LMHeadModel:
-    """Train from scratch, or go on from ``work/state.pt``."""
+def train(corpus: Corpus, tokenizer: Tokenizer, recipe: Recipe, work: Path, steps: int) -> PreTrainedModel:
+    """Train from scratch, or go on from ``work/state.pt``, up to so many of the recipe's steps."""
     torch.set_num_threads(1)  # two threads are slower than one at this width, and this makes sums exact
     torch.manual_seed(recipe.seed)
-    model = GPT2LMHeadModel(recipe.config(end_id(tokenizer)))
+    model = AutoModelForCausalLM.from_config(recipe.config(end_id(tokenizer)))
     model.train()
     muon, adam = optimisers(model, recipe)
     state_file = work / "state.pt"
@@ -161,7 +175,7 @@ def train(corpus: Corpus, tokenizer: Tokenizer, recipe: Recipe, work: Path) -> G
         muon.buffers = state["muon"]
         first = state["step"]
     started, seen, running = time.monotonic(), 0, 0.0
-    for step in range(first, recipe.steps):
+    for step in range(first, steps):
         batch = list(groups(corpus, tokenizer, recipe, step))
         weight = sum(float(weights[:, 1:].sum()) for _, weights in batch)
         for ids, weights in batch:
@@ -175,7 +189,7 @@ def train(corpus: Corpus, tokenizer: Tokenizer, recipe: Recipe, work: Path) -> G
         adam.step()
         muon.step(recipe.rate(step))
         model.zero_grad()
-        if (step + 1) % SAVE_STEPS == 0 or step + 1 == recipe.steps:
+        if (step + 1) % SAVE_STEPS == 0 or step + 1 == steps:
             rate = seen / (time.monotonic() - started)
             print(f"step {step + 1} loss {running / SAVE_STEPS:.4f} tokens/s {rate:.0f}", flush=True)
             running = 0.0
