@@ -282,8 +282,8 @@ def test_edits_accumulate_as_if_each_had_a_session_of_its_own(start, make_model)
     assert torch.equal(weight(together), model.get_parameter(WEIGHT))
 
 
-def test_two_layers_are_edited_and_reverted_together(start) -> None:
-    session = start(hparams={"layers": [1, 0]})
+def test_two_layers_are_edited_and_reverted_together(start, make_model) -> None:
+    session = start(hparams={"layers": [1, 0]}, model=make_model("gpt2", n_layer=3))
     before = bits(session.lm.model)
     report = session.run()
     names = [WEIGHT, "transformer.h.1.mlp.c_proj.weight"]
