@@ -125,6 +125,25 @@ def test_facts_that_are_done_leave_the_batch_and_the_others_do_not_notice(make_l
         assert (d - wanted).norm() / wanted.norm() < 1e-2
 
 
+@pytest.mark.parametrize("loss_layer", [None, 1])
+def test_parts_of_any_size_find_the_same(loss_layer, make_lm, monkeypatch):
+    """Also those that hold KL prompts alone, and none at all."""
+    lm = make_lm("llama", num_hidden_layers=4)
+    settings = SearchHyperParameters(v_num_grad_steps=5, v_lr=0.3, v_weight_decay=0.01, clamp_norm_factor=2)
+    requests = [Request(edit, torch.full((lm.architecture.d_model,), 0.1)) for edit in EDITS]
+
+    def search():
+        with lm.frozen():
+            return search_values(lm, requests, TEMPLATES, 0, settings, at_block=True, loss_layer=loss_layer)
+
+    whole = search()
+    monkeypatch.setattr(value_search, "PART_TOKENS", 8)
+    monkeypatch.setattr(value_search, "MANY_ROWS", 1)
+    for (d, trace), (wanted, reference) in zip(search(), whole, strict=True):
+        assert (d - wanted).norm() / wanted.norm() < 1e-2
+        assert trace["nll"] == pytest.approx(reference["nll"], rel=1e-3, abs=1e-4)
+
+
 def test_many_facts_are_split_into_batches_that_fit(make_lm, monkeypatch):
     lm = make_lm("gpt2")
     settings = SearchHyperParameters(v_num_grad_steps=2)
