@@ -60,6 +60,39 @@ def test_unedited_it_is_good_at_all_eight_tasks() -> None:
     assert results["rect_general"]["score,none"] >= 0.93
 
 
+def test_its_sibling_of_llamas_architecture_is_good_at_them_too() -> None:
+    """Committed scores (model card): 67.5 (four choices) to 100; 40 rows a task."""
+    results = evaluate(
+        model="edited_hf",
+        model_args="pretrained=rect-tiny-llama,method=none",
+        tasks=["rect_general"],
+        limit=40,
+    )
+    for task in ROWS:
+        assert results["results"][task]["score,none"] >= (0.5 if task == "rect_dialogue" else 0.6), task
+    assert results["results"]["rect_general"]["score,none"] >= 0.8
+
+
+@pytest.mark.parametrize("method", ["rome", "memit"])
+def test_the_sibling_is_edited_with_its_own_presets_and_second_moments(
+    method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(embedded, "DEFAULT_EDITS", "tiny[1060:1063]")
+    monkeypatch.setenv("HARNESS_RECT_CACHE", str(tmp_path))
+    edit = evaluate(
+        model="edited_hf",
+        model_args=f"pretrained=rect-tiny-llama,method={method}",
+        tasks=["rect_suite"],
+        limit=2,
+    )["config"]["edit"]
+    assert edit["hparams_origin"] == "preset rect-tiny-llama"
+    assert edit["right_after_each_edit"]["reliability"] > 0.6 > edit["before_each_edit"]["reliability"]
+    origins = edit["second_moments_origin"] or {}
+    assert set(origins) == (set() if method == "rome" else {"1", "2"})
+    for origin in origins.values():
+        assert str(embedded.stats_folder("rect-tiny-llama")) in origin["file"]
+
+
 def test_without_arguments_rome_with_rect_edits_the_embedded_facts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

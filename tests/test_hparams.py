@@ -225,6 +225,7 @@ PRESETS = {
     "llama-2-7b": LLAMA,
     # The paper's setting but for the layer and the step of the search.
     "rect-tiny": GPT2_XL | {"layers": [3], "v_num_grad_steps": 25, "v_lr": 2.0},
+    "rect-tiny-llama": GPT2_XL | {"layers": [1], "v_num_grad_steps": 25, "v_lr": 2.0, "clamp_norm_factor": 8},
 }
 
 
