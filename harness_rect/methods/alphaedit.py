@@ -43,6 +43,6 @@ ALPHAEDIT = replace(
     name="alphaedit",
     hparams=AlphaEditHyperParameters,
     propose=partial(propose_with, prior_of=_prior),
-    after_step=remember_facts,
+    after_step=partial(remember_facts, prior_of=_prior),
     set_aside=frozenset(("P_loc",)),  # where its code keeps P
 )

@@ -68,13 +68,11 @@ class Context:
     second_moment: layer -> its second moment C, of the unedited model.
     state: what a method remembers from step to step, by a name of its own; empty at the start of a stream and
         saved with it, so that an interrupted stream goes on with it.
-    derived: what it keeps beside that to save time, and can make again from it; never saved.
     """
 
     templates: list[Any]
     second_moment: Callable[[int], SecondMoment]
     state: dict[str, Tensor] = field(default_factory=dict)
-    derived: dict[str, Tensor] = field(default_factory=dict)
 
 
 def bare_context(lm: EditableLM, hparams: Any, seed: int) -> list[Any]:

@@ -138,8 +138,9 @@ def edit_layers(
         for index, (layer, name) in enumerate(zip(layers, names, strict=True)):
             keys = reader.keys([layer], hold=True)[layer]
             outputs = reader.bare_outputs(last) if index else bare
-            residual = (targets - outputs) / (len(layers) - index)
-            updates[name] = LowRank(*lm.oriented(layer, residual.T.double(), adjust(layer, keys.T)))
+            residual = (targets - outputs.to(targets.device)) / (len(layers) - index)
+            left = residual.T.double().to(keys.device)
+            updates[name] = LowRank(*lm.oriented(layer, left, adjust(layer, keys.T)))
             if layer != last:
                 weight = lm.weight(name).data
                 weight += updates[name].dense().to(weight)
@@ -156,17 +157,18 @@ def propose_with(
     """Updates of all layers for one batch of facts, solved with ``prior_of`` and the keys remembered."""
 
     def adjust(layer: int, keys: Tensor) -> Tensor:
-        prior = prior_of(hparams, context, layer)
-        return solve_with_history(prior, keys, context.state, context.derived, str(layer))
+        return solve_with_history(prior_of(hparams, context, layer), keys, context.state, str(layer))
 
     return edit_layers(lm, edits, hparams, context, adjust)
 
 
-def remember_facts(lm: EditableLM, edits: Sequence[Edit], hparams: Any, context: Context) -> None:
+def remember_facts(
+    lm: EditableLM, edits: Sequence[Edit], hparams: Any, context: Context, *, prior_of: PriorOf
+) -> None:
     """Add this batch's keys, read from the edited model, to S."""
     layers = sorted(set(hparams.layers))
     for layer, keys in FactReader(lm, edits, context.templates).keys(layers).items():
-        remember_keys(keys.T, context.state, str(layer))
+        remember_keys(prior_of(hparams, context, layer), keys.T, context.state, str(layer))
 
 
 def _prior(hparams: MemitHyperParameters, context: Context, layer: int) -> Prior:
@@ -178,7 +180,7 @@ def _after_step(
     lm: EditableLM, edits: Sequence[Edit], hparams: MemitHyperParameters, context: Context
 ) -> None:
     if hparams.history == "keys":
-        remember_facts(lm, edits, hparams, context)
+        remember_facts(lm, edits, hparams, context, prior_of=_prior)
 
 
 def propose_emmet(

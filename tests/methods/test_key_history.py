@@ -39,7 +39,6 @@ def test_memit_with_history_equals_the_direct_solve(sizes, seed, weight, ridge):
     """From one batch without history to more old keys than dimensions."""
     c = moment(seed)
     state: dict[str, torch.Tensor] = {}
-    derived: dict[str, torch.Tensor] = {}
     products = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
 
     def prior(keys):
@@ -49,9 +48,9 @@ def test_memit_with_history_equals_the_direct_solve(sizes, seed, weight, ridge):
         keys = random(WIDTH, size, 1000 * seed + index)
         dense = weight * c.mean + ridge * torch.eye(WIDTH, dtype=torch.float64) + products + keys @ keys.T
         direct = torch.linalg.solve(dense, keys)
-        solved = solve_with_history(prior, keys, state, derived, "layer")
+        solved = solve_with_history(prior, keys, state, "layer")
         assert close(solved, direct)
-        remember_keys(keys, state, "layer")
+        remember_keys(prior, keys, state, "layer")
         products += keys @ keys.T
 
 
@@ -68,7 +67,6 @@ def test_alphaedit_equals_the_direct_solve(sizes, seed, threshold, l2):
     kept = vectors[:, values < threshold]
     projector = kept @ kept.T
     state: dict[str, torch.Tensor] = {}
-    derived: dict[str, torch.Tensor] = {}
     products = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
     for index, size in enumerate(sizes):
         keys = random(WIDTH, size, 1000 * seed + index)
@@ -78,26 +76,15 @@ def test_alphaedit_equals_the_direct_solve(sizes, seed, threshold, l2):
         def prior(columns):
             return c.project_to_null_space(columns, threshold) / l2
 
-        assert close(solve_with_history(prior, keys, state, derived, "1"), direct)
-        remember_keys(keys, state, "1")
+        assert close(solve_with_history(prior, keys, state, "1"), direct)
+        remember_keys(prior, keys, state, "1")
         products += keys @ keys.T
 
 
 def test_layers_do_not_share_their_keys():
-    c, state, derived = moment(0), {}, {}
-    remember_keys(random(WIDTH, 2, 1), state, "1")
+    c, state = moment(0), {}
+    remember_keys(c.solve_columns, random(WIDTH, 2, 1), state, "1")
     keys = random(WIDTH, 2, 2)
-    fresh = solve_with_history(c.solve_columns, keys, {}, {}, "2")
-    assert torch.equal(solve_with_history(c.solve_columns, keys, state, derived, "2"), fresh)
-    assert not torch.allclose(solve_with_history(c.solve_columns, keys, state, derived, "1"), fresh)
-
-
-def test_a_stream_that_was_interrupted_solves_to_the_same_bits():
-    """Only the keys were saved; what was made from them is made again."""
-    c, state, derived = moment(3), {}, {}
-    for index, size in enumerate((3, 1, 9, 4)):  # more keys than dimensions
-        keys = random(WIDTH, size, index)
-        solved = solve_with_history(c.solve_columns, keys, state, derived, "1")
-        assert torch.equal(solve_with_history(c.solve_columns, keys, dict(state), {}, "1"), solved)
-        remember_keys(keys, state, "1")
-    assert state["1.keys"].shape == (WIDTH, 17)
+    fresh = solve_with_history(c.solve_columns, keys, {}, "2")
+    assert torch.equal(solve_with_history(c.solve_columns, keys, state, "2"), fresh)
+    assert not torch.allclose(solve_with_history(c.solve_columns, keys, state, "1"), fresh)
