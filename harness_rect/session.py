@@ -120,7 +120,7 @@ class EditSession:
         """
         if self._originals:
             raise UserError("this session has edited its model already; revert() first")
-        with self.lm.frozen():
+        with torch.inference_mode(False), self.lm.frozen():
             self.load_moments()
             self._templates = self.method.contexts(self.lm, self.hparams.values, self.config.edit_seed)
             key = digest(self._description(self.edits))

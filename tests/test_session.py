@@ -737,3 +737,11 @@ def test_sphere_in_factors_gives_what_the_dense_form_gives(family, start, monkey
         assert all(0 < w["applied_norm"] < w["update_norm"] for w in step["weights"].values())
     a, b = (weight(s, sessions[0].weight_names[0]) for s in sessions)
     assert (a - b).norm() / b.norm() < 1e-5
+
+
+def test_a_caller_in_inference_mode_gets_the_same_edits(start) -> None:
+    plain, inside = start(), start()
+    plain.run()
+    with torch.inference_mode():
+        inside.run()
+    assert torch.equal(weight(inside), weight(plain))

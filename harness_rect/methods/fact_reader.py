@@ -7,20 +7,20 @@ blocks, whatever their number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness_rect.edits import Edit
 from harness_rect.methods.contexts import BARE, fill
 from harness_rect.methods.value_search import subject_position
 from harness_rect.models import EditableLM
 from harness_rect.models.lm import Batch, chunks
-from harness_rect.models.suffix import skipping
+from harness_rect.models.suffix import returned_by, skipping
 
 #: Tokens a pass that only reads keys or outputs may hold, padding included.
 CHUNK_TOKENS = 8192
@@ -83,10 +83,9 @@ class FactReader:
         for chunk in self._chunks:
             if chunk.rows[0] not in contexts and not hold:
                 continue
-            entering: list[Any] = []
             below = min(layers) - 1
-            hooks = {self.lm.block(below): _keep_in(entering)} if hold and below >= 0 else {}
-            with self._resumed(chunk), self.lm.hooked(hooks):
+            kept = self.lm.block(below) if hold and below >= 0 else None
+            with self._resumed(chunk), returned_by(kept) as entering:
                 read = self.lm.down_projection_io(layers, chunk.batch, chunk.positions)
             if entering:
                 chunk.skipped, chunk.entry = below + 1, entering[0]
@@ -111,10 +110,3 @@ class FactReader:
         each = torch.stack(list(keys)).view(len(self.edits), -1, self.lm.architecture.d_mlp)
         means = [group.mean(1) for group in each.split([len(group) for group in self.groups], dim=1)]
         return torch.stack(means).mean(0)
-
-
-def _keep_in(found: list[Any]) -> Callable[..., None]:
-    def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        found.append(output)
-
-    return keep

@@ -225,14 +225,13 @@ class Part:
         self._lay_out(rows)
         sequences, starts = [row.sequence for row in rows], [row.start for row in rows]
         skipped = layer + 1 if at_block else layer
-        self.suffix, self.expected = suffix_run(lm, sequences, starts, skipped, *self._read())
+        self.suffix, self.expected = suffix_run(lm, sequences, starts, skipped, *self._all_places())
         kl = self.expected[len(self.expected) - len(self.kl_fact) :]
         self.kl_before = kl.float().log_softmax(-1)
         self._checked = False
         self._replay: Run | None = None
         devices = {p.device for p in lm.model.parameters()}
-        tokens = len(rows) * max(row.length for row in rows)
-        self._recordable = len(devices) == 1 and lm.input_device.type == "cuda" and tokens <= GRAPH_TOKENS
+        self._recordable = len(devices) == 1 and lm.input_device.type == "cuda"
 
     def _lay_out(self, rows: Sequence[_Row]) -> None:
         device = self.lm.input_device
@@ -252,10 +251,8 @@ class Part:
         self.said_every, self.targets = whole(range(len(said))), whole(rows[i].targets[j] for i, j in said)
         self.weights = torch.tensor([rows[i].weight for i, _ in said], device=device)
 
-    def _read(self) -> tuple[Tensor, Tensor]:
-        """Rows and offsets of the places whose logits the model gives, those of the KL prompts last."""
-        if self.loss_block is not None:
-            return self.kl_rows, self.kl_offsets
+    def _all_places(self) -> tuple[Tensor, Tensor]:
+        """Rows and offsets of the places that count, those of the KL prompts last."""
         return torch.cat([self.said_rows, self.kl_rows]), torch.cat([self.said_offsets, self.kl_offsets])
 
     def select(self, facts: Sequence[int]) -> Part | None:
@@ -288,7 +285,7 @@ class Part:
         if not gradient:
             return self._terms(d, gradient=False)[0], None
         terms, slope = self._terms(d, gradient=True)
-        if self._recordable:
+        if self._recordable and self.suffix.ids.numel() <= GRAPH_TOKENS:
             dtype = next(self.lm.model.parameters()).dtype
             run = partial(self._terms, gradient=True)
             self._replay = recorded(run, d, (terms, slope), dtype)
@@ -328,8 +325,9 @@ class Part:
             hidden = hidden_of(output)
             out = hidden.view(*self.suffix.ids.shape, -1).clone()
             where = self.suffix.places(self.every, self.subjects)
+            at = self.every.to(out.device), where.to(out.device)
             added = d[self.row_fact.to(d.device)].to(out.device)
-            out[self.every, where] = (out[self.every, where].float() + added).to(out.dtype)
+            out[at] = (out[at].float() + added).to(out.dtype)
             out = out.view_as(hidden)
             return (out, *output[1:]) if isinstance(output, tuple) else out
 
@@ -344,20 +342,23 @@ class Part:
         if self.loss_block is None:
             return [logits]
         where = self.suffix.places(self.said_rows, self.said_offsets)
-        return [self.lm.unembed(found[0][self.said_rows, where]), logits]
+        hidden = found[0]
+        return [self.lm.unembed(hidden[self.said_rows.to(hidden.device), where.to(hidden.device)]), logits]
 
     def _model_logits(self) -> Tensor:
+        early = self.loss_block is not None
         if self._checked:
-            return self.suffix.logits(*self._read())
+            places = (self.kl_rows, self.kl_offsets) if early else self._all_places()
+            return self.suffix.logits(*places)
         self._checked = True
         try:
-            return self.suffix.checked_logits(*self._read(), self.expected)
+            logits = self.suffix.checked_logits(*self._all_places(), self.expected)
         except CannotResume as reason:
             sequences, starts = [row.sequence for row in self.rows], [row.start for row in self.rows]
             self.suffix = whole_run(self.lm, sequences, starts, reason)
-            return self.suffix.logits(*self._read())
-        finally:
-            del self.expected
+            logits = self.suffix.logits(*self._all_places())
+        del self.expected
+        return logits[len(self.targets) :] if early else logits
 
 
 def _nll_(log_p: Tensor, every: Tensor, targets: Tensor, weights: Tensor) -> Tensor:

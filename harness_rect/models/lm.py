@@ -106,7 +106,10 @@ class EditableLM:
 
     @property
     def input_device(self) -> torch.device:
-        return next(self.model.get_input_embeddings().parameters()).device
+        device = next(self.model.get_input_embeddings().parameters()).device
+        if device.type == "meta":
+            raise UserError("the input embedding is offloaded; load the model so that it stays in memory")
+        return device
 
     def down_projection(self, layer: int) -> nn.Module:
         self.check_layers([layer])
@@ -200,10 +203,12 @@ class EditableLM:
     def with_head_at(self, rows: Tensor, columns: Tensor, run: Callable[[], Tensor]) -> Tensor:
         """What :meth:`logits_at` gives, for logits that ``run`` computes by one forward pass of the model."""
         if self.architecture.head is None:
-            return run()[rows, columns]
+            logits = run()
+            return logits[rows.to(logits.device), columns.to(logits.device)]
 
         def gather(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (args[0][rows, columns].unsqueeze(0), *args[1:])
+            hidden = args[0]
+            return (hidden[rows.to(hidden.device), columns.to(hidden.device)].unsqueeze(0), *args[1:])
 
         handle = self._modules[self.architecture.head].register_forward_pre_hook(gather)
         try:

@@ -143,13 +143,16 @@ class Suffix:
                 and all(isinstance(x, Tensor) and x.dim() == 3 and x.shape[:2] == shape for x in args)
                 and not any(isinstance(x, Tensor) for x in kwargs.values())
             ]
-            return (tuple(x[rows, places].unsqueeze(0) for x in args), kwargs) if taken[0] else None
+            if not taken[0]:
+                return None
+            at = rows.to(args[0].device), places.to(args[0].device)
+            return tuple(x[at].unsqueeze(0) for x in args), kwargs
 
         def scatter(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             if not taken[0]:
                 return None
             whole = output.new_zeros(*shape, output.shape[-1])
-            whole[rows, places] = output[0]
+            whole[rows.to(whole.device), places.to(whole.device)] = output[0]
             return whole
 
         handles = [
@@ -177,10 +180,27 @@ def skipping(lm: EditableLM, count: int, entry: Any) -> Iterator[None]:
         yield
     finally:
         for block, forward in zip(blocks, before, strict=True):
-            if forward is None:
-                del block.__dict__["forward"]
-            else:
-                block.__dict__["forward"] = forward
+            _put_back(block, forward)
+
+
+@contextmanager
+def returned_by(block: nn.Module | None) -> Iterator[list[Any]]:
+    """Collects what a block's forward returns, before any hook on the block sees it."""
+    found: list[Any] = []
+    if block is None:
+        yield found
+        return
+    before, run = block.__dict__.get("forward"), block.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        found.append(output := run(*args, **kwargs))
+        return output
+
+    block.__dict__["forward"] = forward
+    try:
+        yield found
+    finally:
+        _put_back(block, before)
 
 
 def suffix_run(
@@ -240,15 +260,10 @@ def _prepare(
     batch = lm.batch(sequences, [earlier - start for start in starts])
     ids, mask = batch.ids, batch.mask
     positions = (mask.cumsum(1) - 1) * mask
-    entry: list[Any] = []
-
-    def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        entry.append(_like(output, hidden_of(output)[:, earlier:].clone()))
-
     past = DynamicCache()  # not of the model's config: sliding windows would forget the earlier tokens
     kept = [_Keeping(earlier if layer >= skipped else 0) for layer in range(lm.architecture.n_layers)]
     past.layers = list(kept)
-    with lm.hooked({lm.block(skipped - 1): keep} if skipped else {}):
+    with returned_by(lm.block(skipped - 1) if skipped else None) as entry:
         logits = lm.with_head_at(
             rows,
             offsets + earlier,
@@ -272,7 +287,7 @@ def _prepare(
         mask,
         positions[:, earlier:],
         skipped,
-        entry[0] if skipped else None,
+        _like(entry[0], hidden_of(entry[0])[:, earlier:].clone()) if skipped else None,
         cache,
     )
     return suffix, logits
@@ -302,6 +317,13 @@ def _holding(keys: Tensor, values: Tensor) -> DynamicLayer:
     layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True
     layer.keys, layer.values = keys, values
     return layer
+
+
+def _put_back(block: nn.Module, forward: Any) -> None:
+    if forward is None:
+        del block.__dict__["forward"]
+    else:
+        block.__dict__["forward"] = forward
 
 
 def _returning(output: Any) -> Callable[..., Any]:

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 #: Tokens collected by default: several times the width of a 7B model's MLP, minutes rather than days.
 DEFAULT_TOKENS = 50_000
 WINDOW = 512
+#: Width of the blocks of columns in which a sum is taken.
+BLOCK = 1024
 BATCH_TOKENS = 4096
 SAVE_SECONDS = 30.0
 
@@ -89,7 +91,7 @@ def collect(
     device = lm.weight(lm.architecture.weight_name(min(layers))).device
     dtype = torch.float32 if device.type == "mps" else torch.float64
     sums = {layer: torch.zeros(width, width, dtype=dtype, device=device) for layer in layers}
-    fingerprint = f"{fingerprint} window={WINDOW} batch={BATCH_TOKENS}"
+    fingerprint = f"{fingerprint} window={WINDOW} batch={BATCH_TOKENS} block={BLOCK}"
     rank, number = processes.rank, processes.number
     if number > 1:
         partial = partial.with_name(f"{partial.stem}.{rank}-of-{number}{partial.suffix}")
@@ -100,7 +102,12 @@ def collect(
     def hook_for(layer: int, batch: Batch) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             keys = unflatten(args[0], batch)[batch.mask.bool().to(args[0].device)].float()
-            sums[layer] += (keys.T @ keys).to(sums[layer])
+            total = sums[layer]
+            for start in range(
+                0, width, BLOCK
+            ):  # k k^T is symmetric: what lies above the blocks is not computed
+                block = slice(start, start + BLOCK)
+                total[start:, block] += (keys[:, start:].T @ keys[:, block]).to(total)
             if layer == deepest:
                 stop_forward()
 
@@ -117,10 +124,15 @@ def collect(
             if time.monotonic() - saved > SAVE_SECONDS:
                 _save(partial, fingerprint, sums, index + 1, count)
                 saved = time.monotonic()
-    whole = {layer: processes.add_up(sums[layer]).double() for layer in layers}
+    whole = {layer: _symmetric(processes.add_up(sums[layer]).double()) for layer in layers}
     tokens = int(processes.add_up(torch.tensor(count)))
     partial.unlink(missing_ok=True)
     return whole, tokens
+
+
+def _symmetric(lower: Tensor) -> Tensor:
+    """The matrix whose lower triangle this is; what stands above it is not looked at."""
+    return lower.tril() + lower.tril(-1).T
 
 
 def _save(partial: Path, fingerprint: str, sums: dict[int, Tensor], done: int, count: int) -> None:

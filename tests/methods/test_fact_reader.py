@@ -47,3 +47,20 @@ def test_keys_of_several_layers_come_from_one_pass(make_lm, monkeypatch):
     assert len(passes) == 1
     for layer in (0, 1):
         torch.testing.assert_close(found[layer], reader.keys([layer])[layer])
+
+
+def test_a_hook_of_the_users_counts_once(make_lm):
+    """What is kept of a block is what it returned, before its hooks, which run each time."""
+    lm = make_lm("llama", num_hidden_layers=4)
+
+    def louder(module, args, output):
+        return (output[0] * 1.3, *output[1:]) if isinstance(output, tuple) else output * 1.3
+
+    lm.block(1).register_forward_hook(louder)
+    reader = FactReader(lm, EDITS, [["{}"], ["The city is large. {}"]])
+    held = reader.keys([2], hold=True)[2]
+    again, outputs = reader.keys([3])[3], reader.bare_outputs(3)
+    fresh = FactReader(lm, EDITS, [["{}"], ["The city is large. {}"]])
+    torch.testing.assert_close(held, fresh.keys([2])[2])
+    torch.testing.assert_close(again, fresh.keys([3])[3])
+    torch.testing.assert_close(outputs, fresh.bare_outputs(3))

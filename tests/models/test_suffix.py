@@ -198,6 +198,42 @@ def test_a_wrong_middle_is_noticed_and_the_search_runs_in_full(make_lm, monkeypa
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
 
 
+def test_a_hook_of_the_users_on_a_skipped_block_counts_once(make_lm, caplog):
+    lm = make_lm("gpt2", n_layer=4)
+
+    def louder(module, args, output):
+        return suffix._like(output, suffix.hidden_of(output) * 1.3)
+
+    lm.block(1).register_forward_hook(louder)
+    sequences, starts, rows, offsets = batch(lm)
+    run, first = suffix_run(lm, sequences, starts, 2, rows, offsets)
+    with torch.no_grad():
+        torch.testing.assert_close(run.checked_logits(rows, offsets, first), first, rtol=1e-3, atol=1e-4)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("loss_layer", [None, 2])
+def test_a_wrong_middle_is_noticed_whatever_the_loss_reads(loss_layer, make_lm, monkeypatch, caplog):
+    lm = make_lm("llama", num_hidden_layers=4)
+    settings = SearchHyperParameters(v_num_grad_steps=3)
+    request = Request(EDITS[1], torch.ones(lm.architecture.d_model))
+    monkeypatch.setattr(value_search, "MANY_ROWS", 1)  # prompts with a target apart from the others
+
+    def search():
+        with lm.frozen():
+            return search_values(lm, [request], TEMPLATES, 0, settings, at_block=True, loss_layer=loss_layer)
+
+    ((wanted, _),) = search()
+    monkeypatch.setattr(
+        suffix,
+        "_returning",
+        lambda output: lambda *args, **kwargs: suffix._like(output, suffix.hidden_of(output) * 1.5),
+    )
+    ((found, _),) = search()
+    assert caplog.text.count("in full") == 2
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
+
 def test_the_last_mlp_sees_only_what_is_read_unless_a_hook_is_inside(make_lm):
     lm = make_lm("gpt2")
     sequences, starts, rows, offsets = batch(lm)

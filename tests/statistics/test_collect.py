@@ -64,6 +64,7 @@ def close(got: torch.Tensor, want: torch.Tensor, tolerance: float) -> bool:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sums_are_those_of_unpadded_documents(family, make_lm, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BATCH_TOKENS", 200)
+    monkeypatch.setattr(module, "BLOCK", 20)  # of 48 columns
     lm = make_lm(family)
     sequences, _ = windows(lm, DOCUMENTS, 10_000)
     sums, count = collect(lm, [0, 1], sequences, tmp_path / "partial.npz", "x")
@@ -72,6 +73,7 @@ def test_sums_are_those_of_unpadded_documents(family, make_lm, tmp_path, monkeyp
         assert tokens == count == sum(map(len, sequences))
         assert sums[layer].dtype == torch.float64
         assert close(sums[layer], want, 1e-5)
+        assert torch.equal(sums[layer], sums[layer].T)
 
 
 def test_sums_of_a_float64_model_are_exact_to_the_products_rounding(make_lm, tmp_path):
