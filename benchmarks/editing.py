@@ -4,9 +4,9 @@
     [--only rome,...]
 
 Random weights of the shape, random second moments, random facts. Every pair is checked to give the same
-result before it is timed; figures are medians (MEMIT: one run), ratios are published / ours. Written part by part to
-benchmarks/results/<shape>-<device>-<dtype>.json with the machine described. What takes too long for the
-published loop is timed on fewer facts, and the table says so.
+result before it is timed; figures are medians (MEMIT: one run), ratios are published / ours. Written part by
+part to benchmarks/results/<shape>-<device>-<dtype>.json with the machine described. What takes too long for
+the published loop is timed on fewer facts, and the table says so.
 
 `growth` times our side alone: how its cost grows with facts, length of contexts, layers and width.
 """
