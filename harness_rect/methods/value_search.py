@@ -80,8 +80,8 @@ class _Row:
 
     fact: index of the fact. start: the first token that is run again: the subject's last, or an earlier one
     where the tokenizer joins subject and target. subject: distance of the subject's last token from there.
-    offsets: of the tokens whose logits are read, from there. targets: what each should predict, () for the KL
-    prompt. weight: 1 / (contexts * target length).
+    offsets: of the tokens that predict the target, from there. targets: what each should predict. weight: 1 /
+    (contexts * target length). kl: offset of the token at which the KL term is read, if it is read here.
     """
 
     fact: int
@@ -91,6 +91,7 @@ class _Row:
     offsets: list[int]
     targets: list[int]
     weight: float
+    kl: int | None = None
 
     @property
     def length(self) -> int:
@@ -115,9 +116,13 @@ def _rows(lm: EditableLM, fact: int, edit: Edit, templates: Sequence[str]) -> li
         found.append(_Row(fact, prompt + target[:-1], start, subject - start, offsets, target, weight))
     kl_text = fill(KL_PROMPT, edit.subject)
     subject = lm.encoder.token_at(kl_text, len(edit.subject) - 1)
-    # What follows the subject is not seen there.
-    found.append(_Row(fact, lm.encoder.ids(kl_text)[: subject + 1], subject, 0, [0], [], 0.0))
-    return found
+    kl_ids = lm.encoder.ids(kl_text)[: subject + 1]  # what follows the subject is not seen there
+    for i, row in enumerate(found):  # a prompt that begins with the subject says the same there
+        at = row.start + row.subject
+        if row.sequence[: at + 1] == kl_ids and row.subject not in row.offsets:
+            found[i] = replace(row, kl=row.subject)
+            return found
+    return [*found, _Row(fact, kl_ids, subject, 0, [], [], 0.0, kl=0)]
 
 
 def search_values(
@@ -241,18 +246,18 @@ class Part:
 
         self.rows = list(rows)
         said = [(i, j) for i, row in enumerate(rows) for j in range(len(row.targets))]
-        kl = [i for i, row in enumerate(rows) if not row.targets]
+        kl = [i for i, row in enumerate(rows) if row.kl is not None]
         self.every, self.row_fact = whole(range(len(rows))), whole(row.fact for row in rows)
         self.subjects = whole(row.subject for row in rows)
         self.said_rows, self.kl_rows = whole(i for i, _ in said), whole(kl)
         self.said_offsets = whole(rows[i].offsets[j] for i, j in said)
-        self.kl_offsets = whole(rows[i].offsets[0] for i in kl)
+        self.kl_offsets = whole(rows[i].kl or 0 for i in kl)
         self.said_fact, self.kl_fact = self.row_fact[self.said_rows], self.row_fact[self.kl_rows]
         self.said_every, self.targets = whole(range(len(said))), whole(rows[i].targets[j] for i, j in said)
         self.weights = torch.tensor([rows[i].weight for i, _ in said], device=device)
 
     def _all_places(self) -> tuple[Tensor, Tensor]:
-        """Rows and offsets of the places that count, those of the KL prompts last."""
+        """Rows and offsets of the places that count, those of the KL terms last."""
         return torch.cat([self.said_rows, self.kl_rows]), torch.cat([self.said_offsets, self.kl_offsets])
 
     def select(self, facts: Sequence[int]) -> Part | None:

@@ -125,6 +125,27 @@ def test_facts_that_are_done_leave_the_batch_and_the_others_do_not_notice(make_l
         assert (d - wanted).norm() / wanted.norm() < 1e-2
 
 
+def test_the_kl_term_is_read_where_a_prompt_begins_with_the_subject(make_lm, monkeypatch):
+    lm = make_lm("llama", num_hidden_layers=3)
+    settings = SearchHyperParameters(v_num_grad_steps=6, v_lr=0.3, kl_factor=2.0)
+    request = Request(EDITS[0], torch.full((lm.architecture.d_model,), 0.1))
+    rows = value_search._rows
+
+    def with_a_prompt_of_its_own(lm, fact, edit, templates):
+        found = rows(lm, fact, edit, templates)
+        (shared,) = [row for row in found if row.kl is not None]
+        subject = shared.start + shared.subject
+        alone = value_search._Row(fact, shared.sequence[: subject + 1], subject, 0, [], [], 0.0, kl=0)
+        return [*(value_search.replace(row, kl=None) for row in found), alone]
+
+    with lm.frozen():
+        ((found, trace),) = search_values(lm, [request], TEMPLATES, 0, settings, at_block=True)
+        monkeypatch.setattr(value_search, "_rows", with_a_prompt_of_its_own)
+        ((wanted, reference),) = search_values(lm, [request], TEMPLATES, 0, settings, at_block=True)
+    assert trace["kl"] == pytest.approx(reference["kl"], rel=1e-3) and trace["kl"] > 1e-3
+    assert (found - wanted).norm() / wanted.norm() < 1e-3
+
+
 @pytest.mark.parametrize("loss_layer", [None, 1])
 def test_parts_of_any_size_find_the_same(loss_layer, make_lm, monkeypatch):
     """Also those that hold KL prompts alone, and none at all."""
@@ -157,7 +178,7 @@ def test_many_facts_are_split_into_batches_that_fit(make_lm, monkeypatch):
         whole = search_values(lm, requests, TEMPLATES, 0, settings, at_block=False)
         monkeypatch.setattr(value_search, "CPU_TOKENS", 1)
         split = search_values(lm, requests, TEMPLATES, 0, settings, at_block=False)
-    assert sizes == [12, 4, 4, 4]
+    assert sizes[0] == 11 and sorted(sizes[1:]) == [3, 4, 4]  # one prompt begins with its subject
     for (a, _), (b, _) in zip(whole, split, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
