@@ -5,8 +5,9 @@
 
 Random weights of the shape, random second moments, random facts. Every pair is checked to give the same
 result before it is timed; figures are medians (MEMIT: one run), ratios are published / ours. Written part by
-part to benchmarks/results/<shape>-<device>-<dtype>.json with the machine described. What takes too long for
-the published loop is timed on fewer facts, and the table says so.
+part to benchmarks/results/<shape>-<device>-<dtype>.json with the machine described, beside what was measured
+on the same machine before. What takes too long for the published loop is timed on fewer facts, and the table
+says so.
 
 `growth` times our side alone: how its cost grows with facts, length of contexts, layers and width.
 """
@@ -576,8 +577,18 @@ def main() -> None:
     for name in wanted:
         rows += works[name]()
         with written_whole(output) as temporary:
-            temporary.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+            kept = json.dumps({**about, "rows": _merged(output, about, rows)}, indent=2)
+            temporary.write_text(kept + "\n", encoding="utf-8")
     _print(rows, f"{shape}, {device}, {arguments.dtype}, {about['threads']} threads")
+
+
+def _merged(path: Path, about: dict[str, Any], rows: list[Row]) -> list[Row]:
+    """These rows in the place of older ones of the same work, where the older ones are of the same machine."""
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if {key: old.get(key) for key in about} != about:
+        return rows
+    merged = {row["work"]: row for row in [*old["rows"], *rows]}
+    return list(merged.values())
 
 
 def _print(rows: list[Row], title: str) -> None:

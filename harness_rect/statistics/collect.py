@@ -130,9 +130,14 @@ def collect(
     return whole, tokens
 
 
-def _symmetric(lower: Tensor) -> Tensor:
-    """The matrix whose lower triangle this is; what stands above it is not looked at."""
-    return lower.tril() + lower.tril(-1).T
+def _symmetric(total: Tensor) -> Tensor:
+    """``total`` with its lower triangle above the diagonal, too; in place, block by block."""
+    for start in range(0, len(total), BLOCK):
+        stop = min(start + BLOCK, len(total))
+        total[start:stop, stop:] = total[stop:, start:stop].T
+        diagonal = total[start:stop, start:stop]
+        diagonal.copy_(diagonal.tril() + diagonal.tril(-1).T)
+    return total
 
 
 def _save(partial: Path, fingerprint: str, sums: dict[int, Tensor], done: int, count: int) -> None:
