@@ -583,7 +583,7 @@ def main() -> None:
 
 
 def _merged(path: Path, about: dict[str, Any], rows: list[Row]) -> list[Row]:
-    """These rows in the place of older ones of the same work, where the older ones are of the same machine."""
+    """These rows in the place of older ones of the same work, if the older ones are of the same machine."""
     old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if {key: old.get(key) for key in about} != about:
         return rows
