@@ -58,7 +58,7 @@ def main() -> None:
         zsre, counterfact = edit_rows(world, SEED)
         write_jsonl(output / "edits.jsonl", zsre)
         write_jsonl(output / "edits_counterfact.jsonl", counterfact)
-        write_corpus(work / "corpus.txt", corpus, SEED, recipe.steps)
+        write_corpus(work / "corpus.txt", corpus, SEED, recipe.steps - 1)
     if "train" in stages:
         tokenizer = train_tokenizer(corpus, recipe.vocabulary, SEED)
         started = time.monotonic()

@@ -1,4 +1,4 @@
-"""The tokenizer of `rect-tiny`: byte-level BPE, trained on the world's own text."""
+"""The tokenizer of the embedded models: byte-level BPE, trained on the world's own text."""
 
 from __future__ import annotations
 

@@ -1,0 +1,41 @@
+"""What the embedded models are said to come from is what the tools make."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness_rect import embedded
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the tools are not installed
+try:
+    from tools.tiny_world.build import write_corpus
+    from tools.tiny_world.corpus import Corpus
+    from tools.tiny_world.train import RECIPES
+    from tools.tiny_world.world import World
+finally:
+    sys.path.pop(0)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_shipped_second_moments_are_of_the_text_the_recipe_makes(name: str, tmp_path: Path) -> None:
+    text = tmp_path / "corpus.txt"
+    write_corpus(text, Corpus(World(0), 0), 0, RECIPES[name].steps - 1)
+    made = hashlib.sha256(text.read_bytes()).hexdigest()
+    files = sorted(Path(str(embedded.stats_folder(name))).glob("*.npz"))
+    assert len(files) == 3
+    for file in files:
+        with np.load(file) as arrays:
+            assert made in str(arrays["fingerprint"]), file
+
+
+def test_the_rate_falls_and_rises_again_with_every_cycle() -> None:
+    recipe = RECIPES["rect-tiny-llama"]
+    rates = [recipe.rate(step) for step in range(recipe.steps)]
+    assert [rates[step] for step in (99, 4099, 5299)] == [3e-3, 1.5e-3, 3e-3]
+    assert max(rates[step] for step in (3999, 5199, 7599)) < 7e-5
+    assert rates[:5200] == [RECIPES["rect-tiny"].rate(step) for step in range(5200)]
