@@ -55,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         help="rome, r_rome, memit, emmet, alphaedit, kn, mend, ft, ft_l, locft_bf or ultraedit",
     )
     edit.add_argument(
-        "--edits", required=True, help="zsre, counterfact or a .json/.jsonl file, with [start:stop:step]"
+        "--edits",
+        required=True,
+        help="tiny, zsre, counterfact or a .json/.jsonl file, with [start:stop:step]",
     )
     edit.add_argument("--edit-batch-size", type=int, default=1, help="facts an edit (default 1)")
     edit.add_argument("--hparams", help="preset name, or a published JSON/YAML file")
@@ -147,7 +149,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="hub name or folder of a causal language model")
+    parser.add_argument(
+        "--model", required=True, help="hub name or folder of a causal language model, or rect-tiny"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: cuda if there is one)")
     parser.add_argument(
         "--dtype", default="auto", help="float32, bfloat16, float16 or auto (as stored, the default)"

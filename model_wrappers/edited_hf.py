@@ -84,7 +84,10 @@ class EditedHF(HFLM):
                 embedded.use_as_default()
             if embedded.is_embedded(pretrained):
                 edits = edits or embedded.DEFAULT_EDITS
-                log.info("embedded model %s: method %s, rect %s, edits %s", pretrained, method, rect, edits)
+                log.info(
+                    "embedded model %s: method %s, rect %s, edits %s, data %s",
+                    *(pretrained, method, rect, edits, data or "tiny"),
+                )
             name = pretrained if isinstance(pretrained, str) else getattr(pretrained, "name_or_path", "")
             pretrained = embedded.resolve_model(pretrained)
             config = EditConfig.from_args(

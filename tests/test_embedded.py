@@ -94,8 +94,9 @@ def test_the_sibling_is_edited_with_its_own_presets_and_second_moments(
 
 
 def test_without_arguments_rome_with_rect_edits_the_embedded_facts(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     monkeypatch.setattr(embedded, "DEFAULT_EDITS", "tiny[0:2]")  # twenty take longer, and no other way
     monkeypatch.setattr(embedded, "_in_use", False)
     monkeypatch.setenv("HARNESS_RECT_CACHE", str(tmp_path))
@@ -112,6 +113,7 @@ def test_without_arguments_rome_with_rect_edits_the_embedded_facts(
     assert edit["edit_ids"] == [e.id for e in load_edits("tiny[0:2]")]
     assert edit["right_after_each_edit"]["reliability"] > 0.5 > edit["before_each_edit"]["reliability"]
     assert len(results["results"]) == 10 + 3
+    assert "embedded model rect-tiny: method rome, rect 0.4, edits tiny[0:2], data tiny" in caplog.text
     assert results["results"]["rect_zsre"]["reliability,none"] == edit["at_the_end"]["reliability"]
 
 
