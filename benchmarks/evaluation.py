@@ -47,6 +47,7 @@ from harness_rect._autoload import tasks_folder
 from harness_rect.edits import load_edits
 from harness_rect.embedded import resolve_model
 from harness_rect.evaluation.data import sentiment
+from harness_rect.files import written_whole
 from harness_rect.model_wrappers.edited_hf import EditedHF
 
 RESULTS = Path(__file__).parent / "results"
@@ -212,10 +213,10 @@ def main() -> int:
 
 def _write(rows: list[Row], arguments: argparse.Namespace) -> None:
     output = arguments.output or RESULTS / f"evaluation-{arguments.shape}-{arguments.device}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
     asked = {name: getattr(arguments, name) for name in ("shape", "batch_size", "limit", "repeats")}
     text = json.dumps(asked | {"rows": rows} | describe(arguments.device), indent=2)
-    output.write_text(text + "\n", encoding="utf-8")
+    with written_whole(output) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _print(rows: list[Row], title: str) -> None:

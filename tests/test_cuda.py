@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import FAMILIES, make_edit
+from tiny_models import FAMILIES, depth, make_edit
 
 from harness_rect.methods import METHODS, Context, value_search
 from harness_rect.methods.memit import MemitHyperParameters
@@ -71,7 +71,7 @@ def recordings(monkeypatch):
 def test_a_gpu_edits_as_a_cpu_with_recorded_steps_and_without(
     family, method, make_lm, recordings, monkeypatch
 ):
-    on_cpu = make_lm(family, **({"n_layer": 3} if family in {"gpt2", "gptj"} else {"num_hidden_layers": 3}))
+    on_cpu = make_lm(family, **depth(family, 3))
     lm = EditableLM(copy.deepcopy(on_cpu.model).cuda(), on_cpu.encoder.tokenizer)
     wanted, found = propose(on_cpu, method), propose(lm, method)
     assert all(recordings) or family != "gpt2"  # GPT-J's forward, for one, cannot be recorded

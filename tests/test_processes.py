@@ -64,7 +64,7 @@ def test_one_process_edits_and_all_hold_the_same_weights(place: Path) -> None:
     (place / "rank.py").write_text(RANK)
     for ended in run_ranks([[str(place / "rank.py"), json.dumps(arguments), str(place)]] * 2):
         assert ended.status == 0, ended.err
-    first, second = (torch.load(place / f"rank{rank}.pt") for rank in range(2))
+    first, second = (torch.load(place / f"rank{rank}.pt", weights_only=True) for rank in range(2))
     assert (first["calls"], second["calls"]) == (3, 0)
     assert first["report"] == second["report"]
     assert first["weights"].keys() == second["weights"].keys()

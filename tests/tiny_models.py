@@ -128,6 +128,12 @@ def make_model(family: str, seed: int = 0, **config: Any) -> torch.nn.Module:
     return model.eval()
 
 
+def depth(family: str, layers: int) -> dict[str, int]:
+    """The argument of :func:`make_model` for another number of layers."""
+    name = "n_layer" if "n_layer" in FAMILIES[family].arguments else "num_hidden_layers"
+    return {name: layers}
+
+
 def train_tokenizer(bos: bool) -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -30,11 +30,12 @@ CHUNK_TOKENS = 8192
 class _Chunk:
     """Some prompts that are run together.
 
-    rows: which. positions: of the subject's last token in each. skipped: how many blocks are not run again.
-    entry: what the last of them returned.
+    rows: which. bare: whether these are the bare prompts. positions: of the subject's last token in each.
+    skipped: how many blocks are not run again. entry: what the last of them returned.
     """
 
     rows: list[int]
+    bare: bool
     batch: Batch
     positions: list[int]
     skipped: int = 0
@@ -58,7 +59,7 @@ class FactReader:
             self._bare = list(range(len(prompts), len(prompts) + len(edits)))
             sequences += [lm.encoder.ids(edit.text) for edit in edits]
             positions += [subject_position(lm, edit, BARE) for edit in edits]
-        self._contexts = list(range(len(prompts)))
+        self._contexts = range(len(prompts))
         bare = set(self._bare)
         # The bare prompts apart: they are run further than the others.
         self._chunks: list[_Chunk] = []
@@ -66,7 +67,7 @@ class FactReader:
             for part in chunks([len(sequences[i]) for i in rows], CHUNK_TOKENS):
                 which = [rows[i] for i in part]
                 batch = lm.batch([sequences[i] for i in which])
-                self._chunks.append(_Chunk(which, batch, [positions[i] for i in which]))
+                self._chunks.append(_Chunk(which, rows is self._bare, batch, [positions[i] for i in which]))
 
     def keys(self, layers: Sequence[int], *, hold: bool = False) -> dict[int, Tensor]:
         """Keys of each fact, from one pass that ends at the deepest layer.
@@ -78,10 +79,9 @@ class FactReader:
         Returns:
             layer -> (facts, d_mlp) float32: the mean over context types of the mean over their templates.
         """
-        contexts = set(self._contexts)
         found: dict[int, dict[int, Tensor]] = {layer: {} for layer in layers}
         for chunk in self._chunks:
-            if chunk.rows[0] not in contexts and not hold:
+            if chunk.rows[0] not in self._contexts and not hold:
                 continue
             below = min(layers) - 1
             kept = self.lm.block(below) if hold and below >= 0 else None
@@ -97,7 +97,7 @@ class FactReader:
         """(facts, d_model) float32: output of block ``layer`` at the bare prompts."""
         found: dict[int, Tensor] = {}
         for chunk in self._chunks:
-            if chunk.rows[0] in self._bare:
+            if chunk.bare:
                 with self._resumed(chunk):
                     outputs = self.lm.block_output(layer, chunk.batch, chunk.positions)
                 found.update(zip(chunk.rows, outputs, strict=True))

@@ -230,10 +230,9 @@ class Part:
         self._lay_out(rows)
         sequences, starts = [row.sequence for row in rows], [row.start for row in rows]
         skipped = layer + 1 if at_block else layer
-        self.suffix, self.expected = suffix_run(lm, sequences, starts, skipped, *self._all_places())
-        kl = self.expected[len(self.expected) - len(self.kl_fact) :]
-        self.kl_before = kl.float().log_softmax(-1)
-        self._checked = False
+        self.suffix, whole = suffix_run(lm, sequences, starts, skipped, *self._all_places())
+        self.kl_before = whole[len(self.targets) :].float().log_softmax(-1)
+        self._expected: Tensor | None = whole  # until the suffix has been compared with it
         self._replay: Run | None = None
         devices = {p.device for p in lm.model.parameters()}
         self._recordable = len(devices) == 1 and lm.input_device.type == "cuda"
@@ -352,17 +351,16 @@ class Part:
 
     def _model_logits(self) -> Tensor:
         early = self.loss_block is not None
-        if self._checked:
+        if self._expected is None:
             places = (self.kl_rows, self.kl_offsets) if early else self._all_places()
             return self.suffix.logits(*places)
-        self._checked = True
+        expected, self._expected = self._expected, None
         try:
-            logits = self.suffix.checked_logits(*self._all_places(), self.expected)
+            logits = self.suffix.checked_logits(*self._all_places(), expected)
         except CannotResume as reason:
             sequences, starts = [row.sequence for row in self.rows], [row.start for row in self.rows]
             self.suffix = whole_run(self.lm, sequences, starts, reason)
             logits = self.suffix.logits(*self._all_places())
-        del self.expected
         return logits[len(self.targets) :] if early else logits
 
 

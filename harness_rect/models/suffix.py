@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,7 +73,7 @@ class Suffix:
             past.layers = [_holding(*self.cache[max(0, layer - self.skipped)]) for layer in every]
             more["past_key_values"] = past
         places = self.places(rows, offsets)
-        with self._skipping(), self._last_mlp_at(rows, places):
+        with skipping(self.lm, self.skipped, self.entry), self._last_mlp_at(rows, places):
             return self.lm.with_head_at(
                 rows,
                 places,
@@ -116,11 +116,6 @@ class Suffix:
             entry=None if self.entry is None else _like(self.entry, _rows(hidden_of(self.entry), rows)),
             cache=tuple((_rows(k, rows), _rows(v, rows)) for k, v in self.cache),
         )
-
-    @contextmanager
-    def _skipping(self) -> Iterator[None]:
-        with skipping(self.lm, self.skipped, self.entry):
-            yield
 
     @contextmanager
     def _last_mlp_at(self, rows: Tensor, places: Tensor) -> Iterator[None]:
@@ -172,15 +167,10 @@ def skipping(lm: EditableLM, count: int, entry: Any) -> Iterator[None]:
 
     Hooks on them still run.
     """
-    blocks = [lm.block(layer) for layer in range(count)]
-    before = [block.__dict__.get("forward") for block in blocks]
-    for block in blocks:
-        block.__dict__["forward"] = _returning(entry)
-    try:
+    with ExitStack() as stack:
+        for layer in range(count):
+            stack.enter_context(_forward_of(lm.block(layer), _returning(entry)))
         yield
-    finally:
-        for block, forward in zip(blocks, before, strict=True):
-            _put_back(block, forward)
 
 
 @contextmanager
@@ -190,17 +180,28 @@ def returned_by(block: nn.Module | None) -> Iterator[list[Any]]:
     if block is None:
         yield found
         return
-    before, run = block.__dict__.get("forward"), block.forward
+    run = block.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         found.append(output := run(*args, **kwargs))
         return output
 
+    with _forward_of(block, forward):
+        yield found
+
+
+@contextmanager
+def _forward_of(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Another forward for a block; then what it had, its class's or (accelerate) one of its own."""
+    before = block.__dict__.get("forward")
     block.__dict__["forward"] = forward
     try:
-        yield found
+        yield
     finally:
-        _put_back(block, before)
+        if before is None:
+            del block.__dict__["forward"]
+        else:
+            block.__dict__["forward"] = before
 
 
 def suffix_run(
@@ -317,13 +318,6 @@ def _holding(keys: Tensor, values: Tensor) -> DynamicLayer:
     layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True
     layer.keys, layer.values = keys, values
     return layer
-
-
-def _put_back(block: nn.Module, forward: Any) -> None:
-    if forward is None:
-        del block.__dict__["forward"]
-    else:
-        block.__dict__["forward"] = forward
 
 
 def _returning(output: Any) -> Callable[..., Any]:

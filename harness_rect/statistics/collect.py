@@ -103,9 +103,8 @@ def collect(
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             keys = unflatten(args[0], batch)[batch.mask.bool().to(args[0].device)].float()
             total = sums[layer]
-            for start in range(
-                0, width, BLOCK
-            ):  # k k^T is symmetric: what lies above the blocks is not computed
+            # k k^T is symmetric: what lies above the blocks is not computed.
+            for start in range(0, width, BLOCK):
                 block = slice(start, start + BLOCK)
                 total[start:, block] += (keys[:, start:].T @ keys[:, block]).to(total)
             if layer == deepest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import FAMILIES, make_edit
+from tiny_models import FAMILIES, depth, make_edit
 
 from harness_rect.methods import fact_reader
 from harness_rect.methods.fact_reader import FactReader
@@ -21,7 +21,7 @@ EDITS = [
 @pytest.mark.parametrize("family", FAMILIES)
 def test_held_blocks_are_not_run_again_and_nothing_else_changes(family, groups, make_lm, monkeypatch):
     """With the bare prompt among the contexts and without, in one batch and in many."""
-    lm = make_lm(family, **({"n_layer": 4} if family in {"gpt2", "gptj"} else {"num_hidden_layers": 4}))
+    lm = make_lm(family, **depth(family, 4))
     monkeypatch.setattr(fact_reader, "CHUNK_TOKENS", 20)
     reader, last = FactReader(lm, EDITS, groups), 3
     runs: list[int] = []

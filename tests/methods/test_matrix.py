@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import FAMILIES, VOCABULARY, make_edit
+from tiny_models import FAMILIES, VOCABULARY, depth, make_edit
 
 from harness_rect.config import EditConfig
 from harness_rect.methods import METHODS
@@ -58,7 +58,7 @@ def test_a_batch_or_a_sequence_is_edited_and_reverted(
     method, family, make_model, tokenizer, bos_tokenizer, moments, tmp_path
 ):
     # A third block: what is written at the subject in the last one reaches no target.
-    model = make_model(family, **({"n_layer": 3} if family in {"gpt2", "gptj"} else {"num_hidden_layers": 3}))
+    model = make_model(family, **depth(family, 3))
     assert model.config.vocab_size == VOCABULARY
     before = {name: value.clone() for name, value in model.state_dict().items()}
     hparams = tmp_path / "hparams.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import FAMILIES, make_edit
+from tiny_models import FAMILIES, depth, make_edit
 
 from harness_rect.errors import UserError
 from harness_rect.methods import value_search
@@ -41,8 +41,7 @@ def batch(lm):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_change_in_the_middle_is_seen_as_in_a_whole_run(family, dtype, skipped, make_lm, caplog):
-    length = {"n_layer": 4} if family in {"gpt2", "gptj"} else {"num_hidden_layers": 4}
-    lm = make_lm(family, **length)
+    lm = make_lm(family, **depth(family, 4))
     lm.model.to(dtype)
     sequences, starts, rows, offsets = batch(lm)
     run, first = suffix_run(lm, sequences, starts, skipped, rows, offsets)

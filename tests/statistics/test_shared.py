@@ -86,7 +86,8 @@ def test_killed_processes_go_on_and_end_with_the_same_bits(tmp_path, make_lm, mo
     assert ended.stdout.splitlines() == [f"{dead} {NUMBER}", f"{[0] * NUMBER} 0"], ended.stderr
 
     whole, resumed = (
-        [torch.load(tmp_path / f"{turn}{rank}.pt") for rank in range(NUMBER)] for turn in ("whole", "resumed")
+        [torch.load(tmp_path / f"{turn}{rank}.pt", weights_only=True) for rank in range(NUMBER)]
+        for turn in ("whole", "resumed")
     )
     for rank in range(NUMBER):
         assert resumed[rank]["calls"] == whole[rank]["calls"] - (2 + rank) > 0
