@@ -2,16 +2,17 @@
 
 Both need X = (A + S + K K^T)^-1 K for the keys K (d_mlp, B) of a step, where A is what is to be preserved
 (lambda C, or L2 P^+ for AlphaEdit) and S the sum of the key products of all earlier steps. With the earlier
-keys J (d_mlp, n), H = [J K] and G = A^-1 H, Woodbury's identity gives
+keys J (d_mlp, n), G_J = A^-1 J and G = A^-1 K, Woodbury's identity, applied to J and then to K, gives
 
-    X = the last B columns of G (I + H^T G)^-1
+    F F^T = I + J^T G_J,   Y = F^-1 G_J^T K
+    X = (G - G_J F^-T Y) (I + K^T G - Y^T Y)^-1
 
-so a step solves with A for its own keys only, and else with an (n + B) system: J, A^-1 J and J^T A^-1 J are
-kept from step to step. Once there are more old keys than dimensions, A^-1 S is kept instead and the full
-system is solved. All in float64.
+so a step solves with A for its own keys only. J, G_J and the Cholesky factor F are kept from step to step; F
+grows by the rows [Y^T, chol(I + K^T G - Y^T Y)]. Once there are more old keys than dimensions, or where
+rounding leaves no such factor, A^-1 S is kept instead and the full system is solved. All in float64.
 
-To keep (A + S)^-1 itself instead and update it makes the solve twice as fast, but not solve and update
-together, and its errors grow from update to update.
+To keep (A + S)^-1 itself instead and update it makes the solve faster, but not solve and update together,
+and its errors grow from update to update.
 """
 
 from __future__ import annotations
@@ -41,12 +42,10 @@ def solve_with_history(prior: Prior, keys: Tensor, state: State, name: str) -> T
     old = _old_keys(state, name, k)
     if old is None:
         return torch.linalg.solve(_plus_identity(k.T @ g), g, left=False)
-    _, solved, gram = old
-    system = _plus_identity(_bordered(gram, solved.T @ k, k.T @ g))
-    last = torch.zeros(len(system), k.shape[1], dtype=k.dtype, device=k.device)
-    last[-k.shape[1] :] = torch.eye(k.shape[1], dtype=k.dtype, device=k.device)
-    weights = torch.cholesky_solve(last, torch.linalg.cholesky(system))
-    return solved @ weights[: -k.shape[1]] + g @ weights[-k.shape[1] :]
+    _, solved, factor = old
+    y, system = _against_old(solved, factor, k, g)
+    x = g - solved @ torch.linalg.solve_triangular(factor.T, y, upper=True)
+    return torch.linalg.solve(system, x, left=False)
 
 
 def remember_keys(prior: Prior, keys: Tensor, state: State, name: str) -> None:
@@ -57,32 +56,41 @@ def remember_keys(prior: Prior, keys: Tensor, state: State, name: str) -> None:
     if folded is not None:
         state[f"{name}.folded"] = (folded + g @ k.T).cpu()
         return
-    parts = k, g, k.T @ g
+    all_keys, solved, system = k, g, _plus_identity(k.T @ g)
+    above: tuple[Tensor, Tensor] | None = None
     if (old := _old_keys(state, name, k)) is not None:
-        before, solved, gram = old
-        parts = torch.cat([before, k], 1), torch.cat([solved, g], 1), _bordered(gram, solved.T @ k, parts[2])
-    if parts[0].shape[1] > len(k):
+        before, solved_before, factor_before = old
+        y, system = _against_old(solved_before, factor_before, k, g)
+        all_keys, solved = torch.cat([before, k], 1), torch.cat([solved_before, g], 1)
+        above = factor_before, y
+    factor, failed = torch.linalg.cholesky_ex(system)
+    if all_keys.shape[1] > len(k) or int(failed):
         for part in _PARTS:
             state.pop(f"{name}.{part}", None)
-        state[f"{name}.folded"] = (parts[1] @ parts[0].T).cpu()
-    else:
-        state.update({f"{name}.{part}": value.cpu() for part, value in zip(_PARTS, parts, strict=True)})
+        state[f"{name}.folded"] = (solved @ all_keys.T).cpu()
+        return
+    if above is not None:
+        corner = factor.new_zeros(len(above[0]), len(factor))
+        factor = torch.cat([torch.cat([above[0], corner], 1), torch.cat([above[1].T, factor], 1)])
+    parts = all_keys, solved, factor
+    state.update({f"{name}.{part}": value.cpu() for part, value in zip(_PARTS, parts, strict=True)})
 
 
-#: J, A^-1 J and J^T A^-1 J, kept together.
-_PARTS = ("keys", "solved", "gram")
+#: J, G_J and F, kept together.
+_PARTS = ("keys", "solved", "factor")
 
 
 def _old_keys(state: State, name: str, like: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     if f"{name}.keys" not in state:
         return None
-    keys, solved, gram = (state[f"{name}.{part}"].to(like) for part in _PARTS)
-    return keys, solved, gram
+    keys, solved, factor = (state[f"{name}.{part}"].to(like) for part in _PARTS)
+    return keys, solved, factor
 
 
-def _bordered(block: Tensor, side: Tensor, corner: Tensor) -> Tensor:
-    """The symmetric [[block, side], [side^T, corner]]."""
-    return torch.cat([torch.cat([block, side], 1), torch.cat([side.T, corner], 1)])
+def _against_old(solved: Tensor, factor: Tensor, k: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Y (n, B) and I + K^T G - Y^T Y (B, B)."""
+    y = torch.linalg.solve_triangular(factor, solved.T @ k, upper=False)
+    return y, _plus_identity(k.T @ g - y.T @ y)
 
 
 def _get(state: State, name: str, like: Tensor) -> Tensor | None:

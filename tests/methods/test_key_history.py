@@ -88,3 +88,21 @@ def test_layers_do_not_share_their_keys():
     fresh = solve_with_history(c.solve_columns, keys, {}, "2")
     assert torch.equal(solve_with_history(c.solve_columns, keys, state, "2"), fresh)
     assert not torch.allclose(solve_with_history(c.solve_columns, keys, state, "1"), fresh)
+
+
+def test_keys_that_come_again_are_protected_as_often():
+    c, state, keys = moment(0), {}, random(WIDTH, 3, 1)
+    for _ in range(3):
+        remember_keys(c.solve_columns, keys, state, "1")
+    wanted = torch.linalg.solve(c.mean + 4 * keys @ keys.T, keys)
+    assert "1.factor" in state
+    assert close(solve_with_history(c.solve_columns, keys, state, "1"), wanted)
+
+
+def test_the_full_system_takes_over_where_rounding_leaves_no_factor():
+    c, state, keys = moment(0), {}, 1e8 * random(WIDTH, 3, 1)
+    for _ in range(3):
+        remember_keys(c.solve_columns, keys, state, "1")
+    assert list(state) == ["1.folded"]
+    others = random(WIDTH, 2, 2)
+    assert solve_with_history(c.solve_columns, others, state, "1").isfinite().all()
