@@ -38,6 +38,7 @@ from harness_rect.methods.fact_reader import FactReader
 from harness_rect.methods.key_history import Prior, remember_keys, solve_with_history
 from harness_rect.methods.value_search import Request, SearchHyperParameters, search_values
 from harness_rect.models import Architecture, EditableLM
+from harness_rect.models.forwards import fused_gelu
 
 #: The two context types: the bare prompt, and this many sampled texts of at most so many tokens.
 SAMPLED_CONTEXTS, SAMPLED_LENGTH = 5, 10
@@ -117,6 +118,17 @@ def edit_layers(
     adjust: Adjust,
 ) -> Proposal:
     """Updates of all layers for one batch of facts. The model is as it was when this returns."""
+    with fused_gelu(lm.model):
+        return _edit_layers(lm, edits, hparams, context, adjust)
+
+
+def _edit_layers(
+    lm: EditableLM,
+    edits: Sequence[Edit],
+    hparams: MassEditHyperParameters,
+    context: Context,
+    adjust: Adjust,
+) -> Proposal:
     layers = sorted(set(hparams.layers))
     last = layers[-1]
     flat = [template for group in context.templates for template in group]
@@ -167,7 +179,9 @@ def remember_facts(
 ) -> None:
     """Add this batch's keys, read from the edited model, to S."""
     layers = sorted(set(hparams.layers))
-    for layer, keys in FactReader(lm, edits, context.templates).keys(layers).items():
+    with fused_gelu(lm.model):
+        read = FactReader(lm, edits, context.templates).keys(layers)
+    for layer, keys in read.items():
         remember_keys(prior_of(hparams, context, layer), keys.T, context.state, str(layer))
 
 

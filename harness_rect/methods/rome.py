@@ -36,6 +36,7 @@ from harness_rect.methods.base import Context, LowRank, Method, Proposal, Update
 from harness_rect.methods.contexts import check_templates, fill, sample_templates
 from harness_rect.methods.value_search import SearchHyperParameters, search_value, subject_position
 from harness_rect.models import Architecture, EditableLM
+from harness_rect.models.forwards import fused_gelu
 
 
 class RomeHyperParameters(SearchHyperParameters):
@@ -108,7 +109,7 @@ def propose(
     updates: dict[str, Update] = {}
     detail: dict[str, Any] = {}
     names = [lm.architecture.weight_name(layer) for layer in layers]
-    with lm.weights_restored(names[:-1]):
+    with fused_gelu(lm.model), lm.weights_restored(names[:-1]):
         for layer, name in zip(layers, names, strict=True):
             update, detail[str(layer)] = _layer_update(
                 lm, edit, hparams, context, layer, average_key_everywhere

@@ -30,7 +30,7 @@ from harness_rect.methods.contexts import fill
 from harness_rect.models import EditableLM
 from harness_rect.models.graphs import Run, recorded
 from harness_rect.models.lm import hidden_of
-from harness_rect.models.suffix import CannotResume, suffix_run, whole_run
+from harness_rect.models.suffix import PLACES_AT_ONCE, CannotResume, suffix_run, to_compare, whole_run
 
 LOSS_FLOOR = 5e-2
 KL_PROMPT = "{} is a"
@@ -212,6 +212,8 @@ class Part:
     :meth:`evaluate` is a function of d alone, made of tensor operations without a look at their values.
     """
 
+    in_place = True  # whether the logits may be overwritten
+
     def __init__(
         self,
         lm: EditableLM,
@@ -230,9 +232,10 @@ class Part:
         self._lay_out(rows)
         sequences, starts = [row.sequence for row in rows], [row.start for row in rows]
         skipped = layer + 1 if at_block else layer
-        self.suffix, whole = suffix_run(lm, sequences, starts, skipped, *self._all_places())
+        changed = self.subjects if at_block else None
+        self.suffix, whole = suffix_run(lm, sequences, starts, skipped, *self._all_places(), changed)
         self.kl_before = whole[len(self.targets) :].float().log_softmax(-1)
-        self._expected: Tensor | None = whole  # until the suffix has been compared with it
+        self._expected: Tensor | None = to_compare(whole)  # until the suffix has been compared with it
         self._replay: Run | None = None
         devices = {p.device for p in lm.model.parameters()}
         self._recordable = len(devices) == 1 and lm.input_device.type == "cuda"
@@ -303,8 +306,10 @@ class Part:
         d = d.detach().requires_grad_(gradient)
         with torch.set_grad_enabled(gradient):
             outputs = self._logits(d)
-        # The gradients in the logits, in closed form: one buffer of that size instead of several.
-        slopes = [logits.detach().float().log_softmax(-1) for logits in outputs]
+        # The gradients in the logits, in closed form and, in 32 bits, in their place.
+        slopes = [
+            _log_softmax_((x.detach() if self.in_place else x.detach().clone()).float()) for x in outputs
+        ]
         count = len(self.targets)
         said, kl = (slopes[0][:count], slopes[0][count:]) if len(slopes) == 1 else slopes
         if self.counts_wrong:
@@ -317,7 +322,18 @@ class Part:
         if not gradient:
             return (terms,)
         given = [slope.to(logits.dtype) for slope, logits in zip(slopes, outputs, strict=True)]
-        return terms, torch.autograd.grad(outputs, d, given)[0]
+        # From what they are views of: autograd would make a copy for a view that has been overwritten.
+        roots = [logits if logits._base is None else logits._base for logits in outputs]
+        if any(root.numel() != slope.numel() for root, slope in zip(roots, given, strict=True)):
+            roots = outputs
+        given = [slope.view_as(root) for slope, root in zip(given, roots, strict=True)]
+        try:
+            return terms, torch.autograd.grad(roots, d, given)[0]
+        except RuntimeError as error:
+            if not self.in_place or "inplace operation" not in str(error):
+                raise
+        self.in_place = False  # what comes last in this model needs its result for its gradient
+        return self._terms(d, gradient=True)
 
     def _logits(self, d: Tensor) -> list[Tensor]:
         """With d added: logits at the places of targets and KL prompts in one tensor; in two where the NLL is
@@ -362,6 +378,13 @@ class Part:
             self.suffix = whole_run(self.lm, sequences, starts, reason)
             logits = self.suffix.logits(*self._all_places())
         return logits[len(self.targets) :] if early else logits
+
+
+def _log_softmax_(logits: Tensor) -> Tensor:
+    """In place; on a CPU a few rows at a time, since large temporaries cost more than their use there."""
+    for part in logits.split(PLACES_AT_ONCE if logits.device.type == "cpu" else max(1, len(logits))):
+        part.copy_(part.log_softmax(-1))
+    return logits
 
 
 def _nll_(log_p: Tensor, every: Tensor, targets: Tensor, weights: Tensor) -> Tensor:

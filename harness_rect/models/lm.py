@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from harness_rect.errors import UserError
 from harness_rect.models.architecture import check_floating, is_transposed, locate
@@ -97,6 +98,7 @@ class EditableLM:
         self.architecture = locate(model)
         self._modules = dict(model.named_modules())
         self._writes: dict[int, bool] = {}
+        self._tokenwise: dict[int, tuple[nn.Module, ...]] = {}
         pad = tokenizer.pad_token_id
         rows = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
         readable = pad is not None and pad < rows
@@ -212,7 +214,7 @@ class EditableLM:
 
         handle = self._modules[self.architecture.head].register_forward_pre_hook(gather)
         try:
-            return run()[0]
+            return run().squeeze(0)  # not [0], whose gradient would be a copy
         finally:
             handle.remove()
 
@@ -294,6 +296,46 @@ class EditableLM:
             self._writes[layer] = exact and bool(off < 1e-5 * (1 + before.abs().max()))
         return self._writes[layer]
 
+    @torch.no_grad()
+    def tokenwise_matrices(self, layer: int) -> tuple[nn.Module, ...]:
+        """The block's matrices whose input at a token depends on what enters the block at that token alone.
+
+        Those are the ones before attention mixes tokens: of queries, keys and values, and where MLP and
+        attention stand side by side the MLP's first. Tried once a layer; none for the first block.
+        """
+        if layer == 0:
+            return ()
+        if layer not in self._tokenwise:
+            batch = self.batch([self.encoder.ids("The city is large")])
+            changed = max(0, batch.ids.shape[1] // 2 - 1)
+            added = torch.randn(self.architecture.d_model, generator=torch.Generator().manual_seed(0))
+            matrices = [m for m in self.block(layer).modules() if isinstance(m, nn.Linear | Conv1D)]
+            runs: list[dict[nn.Module, list[Tensor]]] = []
+            for factor in (0.0, 1.0):
+                entered: dict[nn.Module, list[Tensor]] = {module: [] for module in matrices}
+
+                def add(module: nn.Module, args: tuple[Any, ...], output: Any, factor: float = factor) -> Any:
+                    out = hidden_of(output).clone()
+                    out[0, changed] += factor * out[0, changed].abs().max() * added.to(out)
+                    return (out, *output[1:]) if isinstance(output, tuple) else out
+
+                def keep(
+                    module: nn.Module, args: tuple[Any, ...], output: Any, entered: Any = entered
+                ) -> None:
+                    entered[module].append(args[0])
+
+                def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+                    raise _StopForward
+
+                hooks: dict[nn.Module, Callable[..., object]] = dict.fromkeys(matrices, keep)
+                self._run({**hooks, self.block(layer - 1): add, self.block(layer): stop}, batch)
+                runs.append(entered)
+            plain, moved = runs
+            self._tokenwise[layer] = tuple(
+                m for m in matrices if _same_but_at(plain[m], moved[m], changed, batch.ids.shape)
+            )
+        return self._tokenwise[layer]
+
     def run_hooked(self, hooks: dict[int, Callable[..., object]], batch: Batch) -> None:
         """Forward pass with a hook on the down projection of each given layer; ends early if one says so."""
         self._run({self.down_projection(layer): hook for layer, hook in hooks.items()}, batch)
@@ -358,6 +400,14 @@ def chunks(lengths: Sequence[int], tokens: int) -> list[list[int]]:
         else:
             found.append([index])
     return found
+
+
+def _same_but_at(plain: list[Tensor], moved: list[Tensor], token: int, shape: torch.Size) -> bool:
+    """Whether one tensor each, of one sequence, that differ at this token and nowhere else."""
+    if len(plain) != 1 or len(moved) != 1 or plain[0].shape[:-1] != shape or token + 1 >= shape[1]:
+        return False
+    same = (plain[0] == moved[0]).all(-1)[0]
+    return not bool(same[token]) and int(same.sum()) == shape[1] - 1
 
 
 def hidden_of(output: Any) -> Tensor:

@@ -10,15 +10,18 @@ holds for every family, with hooks and weights spread over devices. Sequences ar
 question by padding on both sides. The first such run is compared with the full one by
 :meth:`Suffix.checked_logits`, and :func:`whole_run` is there for models in which they differ.
 
-In the last block only the tokens whose logits are read go through the MLP.
+In the first of these blocks only the changed token goes through the matrices before attention, the others
+having entered it as they did in full; in the last one only the tokens whose logits are read go through the
+MLP.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,6 +29,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from harness_rect.models.forwards import forward_of
 from harness_rect.models.lm import EditableLM, hidden_of
 
 log = logging.getLogger(__name__)
@@ -33,6 +37,10 @@ log = logging.getLogger(__name__)
 #  Largest difference of log-probabilities between a full and a suffix run, by dtype, before the latter is
 # given up.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 0.3}
+#: Tokens by whose log-probabilities two runs are compared.
+TOKENS_COMPARED = 2048
+#: Places for which log-probabilities are computed at once.
+PLACES_AT_ONCE = 8
 _FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, IndexError)
 
 
@@ -48,7 +56,10 @@ class Suffix:
     it follow.
     ids: (sequences, width) of what is recomputed. mask: (sequences, earlier + width). positions: as ids, or
     None for the model's own. skipped: how many blocks are not run. entry: what the last of them returned.
-    cache: keys and values of the earlier tokens, a pair for each block that is run.
+    cache: a pair for each block that is run: keys and values of the earlier tokens, with room behind them for
+    those of ``ids``. held: for matrices of the
+    first block that is run what they gave in full, (sequences, width, outputs); then only the tokens
+    ``changed`` (sequences,), counted from the token of each sequence, may enter that block differently.
     """
 
     lm: EditableLM
@@ -59,6 +70,8 @@ class Suffix:
     skipped: int
     entry: Any
     cache: tuple[tuple[Tensor, Tensor], ...]
+    held: Mapping[nn.Module, Tensor] = field(default_factory=dict)
+    changed: Tensor | None = None
 
     def logits(self, rows: Tensor, offsets: Tensor) -> Tensor:
         """(n, vocabulary) logits of n places: sequence ``rows[i]``, ``offsets[i]`` tokens after its token.
@@ -70,10 +83,14 @@ class Suffix:
             past = DynamicCache()
             # Of the skipped blocks only the length of what they hold is asked for.
             every = range(self.skipped + len(self.cache))
-            past.layers = [_holding(*self.cache[max(0, layer - self.skipped)]) for layer in every]
+            past.layers = [_Holding(*self.cache[max(0, i - self.skipped)], self.ids.shape[1]) for i in every]
             more["past_key_values"] = past
         places = self.places(rows, offsets)
-        with skipping(self.lm, self.skipped, self.entry), self._last_mlp_at(rows, places):
+        with (
+            skipping(self.lm, self.skipped, self.entry),
+            self._held_but_changed(),
+            self._last_mlp_at(rows, places),
+        ):
             return self.lm.with_head_at(
                 rows,
                 places,
@@ -85,7 +102,7 @@ class Suffix:
             )
 
     def checked_logits(self, rows: Tensor, offsets: Tensor, expected: Tensor) -> Tensor:
-        """:meth:`logits`, compared with those of a full run.
+        """:meth:`logits`, compared with those of a full run, of which ``expected`` is :func:`to_compare`.
 
         Raises:
             CannotResume: if they differ by more than rounding, or the model cannot be run this way.
@@ -94,9 +111,7 @@ class Suffix:
             logits = self.logits(rows, offsets)
         except _FAILURES as error:
             raise _unable(error) from error
-        with torch.no_grad():
-            differences = logits.float().log_softmax(-1) - expected.float().log_softmax(-1)
-            off = float(differences.abs().max()) if len(rows) else 0.0
+        off = float((to_compare(logits) - expected).abs().max()) if len(rows) else 0.0
         if not off <= _TOLERANCE.get(logits.dtype, 0.0):
             raise CannotResume(f"log-probabilities differ by {off:.2g}")
         return logits
@@ -115,18 +130,41 @@ class Suffix:
             positions=None if self.positions is None else _rows(self.positions, rows),
             entry=None if self.entry is None else _like(self.entry, _rows(hidden_of(self.entry), rows)),
             cache=tuple((_rows(k, rows), _rows(v, rows)) for k, v in self.cache),
+            held={module: _rows(output, rows) for module, output in self.held.items()},
+            changed=None if self.changed is None else _rows(self.changed, rows),
         )
 
     @contextmanager
-    def _last_mlp_at(self, rows: Tensor, places: Tensor) -> Iterator[None]:
-        """The last block's MLP runs on these places alone and leaves zeros elsewhere.
+    def _held_but_changed(self) -> Iterator[None]:
+        """The matrices in ``held`` run on the changed tokens alone."""
+        with ExitStack() as stack:
+            if self.changed is not None:
+                rows = torch.arange(len(self.changed), device=self.changed.device)
+                places = self.places(rows, self.changed)
+                for module, output in self.held.items():
+                    stack.enter_context(self._only_at(module, rows, places, output))
+            yield
 
-        Not where it has no module of its own, or hooks inside that are to see all tokens.
-        """
+    @contextmanager
+    def _last_mlp_at(self, rows: Tensor, places: Tensor) -> Iterator[None]:
+        """The last block's MLP, if it is a module, runs on these places alone and leaves zeros elsewhere."""
         block, last = self.lm.architecture.blocks[-1], self.lm.architecture.down_projections[-1]
         name = last.rpartition(".")[0]
-        mlp = self.lm.model.get_submodule(name)
-        if name == block or any(m._forward_hooks or m._forward_pre_hooks for m in mlp.modules()):
+        if name == block:
+            yield
+            return
+        with self._only_at(self.lm.model.get_submodule(name), rows, places, None):
+            yield
+
+    @contextmanager
+    def _only_at(
+        self, part: nn.Module, rows: Tensor, places: Tensor, elsewhere: Tensor | None
+    ) -> Iterator[None]:
+        """A module that treats tokens alike runs on these places alone; ``elsewhere``: its output at others.
+
+        Not where hooks inside are to see all tokens.
+        """
+        if any(m._forward_hooks or m._forward_pre_hooks for m in part.modules()):
             yield
             return
         shape = self.ids.shape
@@ -146,19 +184,31 @@ class Suffix:
         def scatter(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             if not taken[0]:
                 return None
-            whole = output.new_zeros(*shape, output.shape[-1])
+            whole = output.new_zeros(*shape, output.shape[-1]) if elsewhere is None else elsewhere.clone()
             whole[rows.to(whole.device), places.to(whole.device)] = output[0]
             return whole
 
         handles = [
-            mlp.register_forward_pre_hook(gather, with_kwargs=True),
-            mlp.register_forward_hook(scatter),
+            part.register_forward_pre_hook(gather, with_kwargs=True),
+            part.register_forward_hook(scatter),
         ]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+
+@torch.no_grad()
+def to_compare(logits: Tensor) -> Tensor:
+    """(n, at most TOKENS_COMPARED) float32 log-probabilities of tokens that lie evenly in the vocabulary.
+
+    Logits all come from one hidden state, so what makes any differ shows in these; all would take as much
+    memory as the logits of every place of a search.
+    """
+    every = math.ceil(logits.shape[-1] / TOKENS_COMPARED)
+    parts = [part.float() for part in logits.split(PLACES_AT_ONCE)]
+    return torch.cat([part[:, ::every] - part.logsumexp(-1, keepdim=True) for part in parts])
 
 
 @contextmanager
@@ -169,7 +219,7 @@ def skipping(lm: EditableLM, count: int, entry: Any) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for layer in range(count):
-            stack.enter_context(_forward_of(lm.block(layer), _returning(entry)))
+            stack.enter_context(forward_of(lm.block(layer), _returning(entry)))
         yield
 
 
@@ -186,22 +236,8 @@ def returned_by(block: nn.Module | None) -> Iterator[list[Any]]:
         found.append(output := run(*args, **kwargs))
         return output
 
-    with _forward_of(block, forward):
+    with forward_of(block, forward):
         yield found
-
-
-@contextmanager
-def _forward_of(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Another forward for a block; then what it had, its class's or (accelerate) one of its own."""
-    before = block.__dict__.get("forward")
-    block.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del block.__dict__["forward"]
-        else:
-            block.__dict__["forward"] = before
 
 
 def suffix_run(
@@ -211,6 +247,7 @@ def suffix_run(
     skipped: int,
     rows: Tensor,
     offsets: Tensor,
+    changed: Tensor | None = None,
 ) -> tuple[Suffix, Tensor]:
     """Run a batch in full once, and prepare to run it again from block ``skipped`` and from ``starts`` on.
 
@@ -218,12 +255,14 @@ def suffix_run(
         sequences: token ids. starts: index in each sequence of the token at which hidden states will change.
         skipped: how many blocks at the bottom are not run again.
         rows, offsets: places whose logits are wanted, as in :meth:`Suffix.logits`.
+        changed: (sequences,) int64, how far behind ``starts`` the only token stands at which what enters
+            block ``skipped`` will change; None: it may change anywhere.
 
     Returns:
         the suffix, and the logits (n, vocabulary) of this first run, without gradient.
     """
     try:
-        return _prepare(lm, sequences, starts, skipped, rows, offsets)
+        return _prepare(lm, sequences, starts, skipped, rows, offsets, changed)
     except _FAILURES as error:
         suffix = whole_run(lm, sequences, starts, _unable(error))
     with torch.no_grad():
@@ -256,6 +295,7 @@ def _prepare(
     skipped: int,
     rows: Tensor,
     offsets: Tensor,
+    changed: Tensor | None,
 ) -> tuple[Suffix, Tensor]:
     earlier = max(starts)
     batch = lm.batch(sequences, [earlier - start for start in starts])
@@ -264,7 +304,17 @@ def _prepare(
     past = DynamicCache()  # not of the model's config: sliding windows would forget the earlier tokens
     kept = [_Keeping(earlier if layer >= skipped else 0) for layer in range(lm.architecture.n_layers)]
     past.layers = list(kept)
-    with returned_by(lm.block(skipped - 1) if skipped else None) as entry:
+    held: dict[nn.Module, Tensor] = {}
+
+    def hold(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        held[module] = output[:, earlier:].clone()
+
+    some = changed is not None and 0 < skipped < len(kept) and ids.shape[1] - earlier > 1
+    matrices = lm.tokenwise_matrices(skipped) if some else ()
+    with (
+        returned_by(lm.block(skipped - 1) if skipped else None) as entry,
+        lm.hooked(dict.fromkeys(matrices, hold)),
+    ):
         logits = lm.with_head_at(
             rows,
             offsets + earlier,
@@ -290,6 +340,8 @@ def _prepare(
         skipped,
         _like(entry[0], hidden_of(entry[0])[:, earlier:].clone()) if skipped else None,
         cache,
+        held,
+        changed,
     )
     return suffix, logits
 
@@ -308,16 +360,50 @@ class _Keeping(DynamicLayer):
         self.seen = key_states.shape[-2]
         self.dtype, self.device = key_states.dtype, key_states.device
         if self.count:  # copies, so that the rest can be freed
-            self.keys = key_states[..., : self.count, :].clone()
-            self.values = value_states[..., : self.count, :].clone()
+            self.keys, self.values = (_with_room(x, self.count) for x in (key_states, value_states))
         return key_states, value_states
 
 
-def _holding(keys: Tensor, values: Tensor) -> DynamicLayer:
-    layer = DynamicLayer()
-    layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True
-    layer.keys, layer.values = keys, values
-    return layer
+def _with_room(states: Tensor, count: int) -> Tensor:
+    """The first ``count`` of these, and room for the others."""
+    kept = torch.zeros_like(states, memory_format=torch.contiguous_format)
+    kept[..., :count, :] = states[..., :count, :]
+    return kept
+
+
+class _Holding(DynamicLayer):
+    """A block's keys and values in later runs: those of earlier tokens are there, the others follow."""
+
+    def __init__(self, keys: Tensor, values: Tensor, new: int) -> None:
+        super().__init__()
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self.room = keys, values
+        self.keys, self.values = (x[..., : x.shape[-2] - new, :] for x in self.room)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        keys, values = self.room
+        return _put_behind(keys, key_states), _put_behind(values, value_states)
+
+
+def _put_behind(room: Tensor, new: Tensor) -> Tensor:
+    if room.shape[-2] < new.shape[-2] or room.shape[:-2] != new.shape[:-2]:
+        raise ValueError("its attention cache is not one of keys and values of all tokens")
+    return _PutBehind.apply(room.detach(), new)
+
+
+class _PutBehind(torch.autograd.Function):
+    """``new`` written over the last places of ``room``; cat would copy, and keep, the others too."""
+
+    @staticmethod
+    def forward(ctx: Any, room: Tensor, new: Tensor) -> Tensor:
+        ctx.mark_dirty(room)
+        ctx.new = new.shape[-2]
+        room[..., room.shape[-2] - ctx.new :, :] = new
+        return room
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, gradient[..., gradient.shape[-2] - ctx.new :, :]
 
 
 def _returning(output: Any) -> Callable[..., Any]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from harness_rect.errors import UserError
 from harness_rect.models import EditableLM
+from harness_rect.models.forwards import fused_gelu
 from harness_rect.models.lm import Batch, chunks, stop_forward, unflatten
 from harness_rect.processes import ALONE, Processes
 from harness_rect.progress import progress_bar
@@ -113,7 +114,12 @@ def collect(
         return hook
 
     saved = time.monotonic()
-    with progress_bar(processes.is_main) as progress, torch.no_grad(), lm.frozen():
+    with (
+        progress_bar(processes.is_main) as progress,
+        torch.no_grad(),
+        lm.frozen(),
+        fused_gelu(lm.model),
+    ):
         bar = progress.add_task("second moments", total=len(batches), completed=done)
         for index in range(done, len(batches)):
             batch = lm.batch(batches[index])

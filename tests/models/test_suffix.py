@@ -77,7 +77,7 @@ def test_a_change_in_the_middle_is_seen_as_in_a_whole_run(family, dtype, skipped
 @pytest.mark.parametrize("at_block", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_finds_what_each_fact_finds_alone_in_whole_runs(family, at_block, make_lm, monkeypatch):
-    lm = make_lm(family)
+    lm = make_lm(family, **depth(family, 3))
     settings = SearchHyperParameters(v_num_grad_steps=5, v_lr=0.3, v_weight_decay=0.01, clamp_norm_factor=2)
     requests = [
         Request(edit, torch.full((lm.architecture.d_model,), 0.1 * (i + 1))) for i, edit in enumerate(EDITS)
@@ -228,7 +228,8 @@ def test_a_hook_of_the_users_on_a_skipped_block_counts_once(make_lm, caplog):
     sequences, starts, rows, offsets = batch(lm)
     run, first = suffix_run(lm, sequences, starts, 2, rows, offsets)
     with torch.no_grad():
-        torch.testing.assert_close(run.checked_logits(rows, offsets, first), first, rtol=1e-3, atol=1e-4)
+        found = run.checked_logits(rows, offsets, suffix.to_compare(first))
+        torch.testing.assert_close(found, first, rtol=1e-3, atol=1e-4)
     assert not caplog.records
 
 
@@ -289,3 +290,36 @@ def test_prompts_that_are_too_long_are_refused_as_ever(make_lm):
     lm = make_lm("gpt2")
     with pytest.raises(UserError, match="longer than the 96"):
         suffix_run(lm, [[1] * 97], [3], 1, torch.tensor([0]), torch.tensor([0]))
+
+
+def test_logits_that_their_own_gradient_needs_are_not_overwritten(make_lm):
+    lm = make_lm("gpt2", n_layer=3)
+    settings = SearchHyperParameters(v_num_grad_steps=6, v_lr=0.3)
+    request = Request(EDITS[0], torch.full((lm.architecture.d_model,), 0.1))
+
+    def search():
+        with lm.frozen():
+            return search_values(lm, [request], TEMPLATES, 0, settings, at_block=True)[0]
+
+    head = lm.model.get_output_embeddings()
+    with lm.hooked({head: lambda module, args, output: 4 * torch.tanh(output / 4)}):
+        wanted, reference = search()
+    with lm.hooked({head: lambda module, args, output: _Capped.apply(output)}):
+        found, trace = search()
+    assert (found - wanted).norm() / wanted.norm() < 1e-4
+    assert trace["nll"] == pytest.approx(reference["nll"], rel=1e-3)
+
+
+class _Capped(torch.autograd.Function):
+    """4 tanh(x / 4), its gradient computed from the result."""
+
+    @staticmethod
+    def forward(ctx, x):
+        result = 4 * torch.tanh(x / 4)
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (result,) = ctx.saved_tensors
+        return gradient * (1 - (result / 4) ** 2)
