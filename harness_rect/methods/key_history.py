@@ -42,8 +42,10 @@ def solve_with_history(prior: Prior, keys: Tensor, state: State, name: str) -> T
     old = _old_keys(state, name, k)
     if old is None:
         return torch.linalg.solve(_plus_identity(k.T @ g), g, left=False)
-    _, solved, factor = old
+    before, solved, factor = old
     y, system = _against_old(solved, factor, k, g)
+    if int(torch.linalg.cholesky_ex(system).info):  # rounding has the better of it
+        return torch.linalg.solve(_plus_identity(solved @ before.T + g @ k.T), g)
     x = g - solved @ torch.linalg.solve_triangular(factor.T, y, upper=True)
     return torch.linalg.solve(system, x, left=False)
 
@@ -54,7 +56,7 @@ def remember_keys(prior: Prior, keys: Tensor, state: State, name: str) -> None:
     g = prior(k)
     folded = _get(state, f"{name}.folded", k)
     if folded is not None:
-        state[f"{name}.folded"] = (folded + g @ k.T).cpu()
+        state[f"{name}.folded"] = (folded + g @ k.T).contiguous().cpu()
         return
     all_keys, solved, system = k, g, _plus_identity(k.T @ g)
     above: tuple[Tensor, Tensor] | None = None
@@ -67,13 +69,15 @@ def remember_keys(prior: Prior, keys: Tensor, state: State, name: str) -> None:
     if all_keys.shape[1] > len(k) or int(failed):
         for part in _PARTS:
             state.pop(f"{name}.{part}", None)
-        state[f"{name}.folded"] = (solved @ all_keys.T).cpu()
+        state[f"{name}.folded"] = (solved @ all_keys.T).contiguous().cpu()
         return
     if above is not None:
         corner = factor.new_zeros(len(above[0]), len(factor))
         factor = torch.cat([torch.cat([above[0], corner], 1), torch.cat([above[1].T, factor], 1)])
     parts = all_keys, solved, factor
-    state.update({f"{name}.{part}": value.cpu() for part, value in zip(_PARTS, parts, strict=True)})
+    # Laid out as they come back from a file: a resumed run then rounds as one that was not interrupted.
+    for part, value in zip(_PARTS, parts, strict=True):
+        state[f"{name}.{part}"] = value.contiguous().cpu()
 
 
 #: J, G_J and F, kept together.

@@ -210,9 +210,8 @@ class Part:
     """Rows of some facts that are run together.
 
     :meth:`evaluate` is a function of d alone, made of tensor operations without a look at their values.
+    in_place: whether the logits may be overwritten; not where a hook may have kept them.
     """
-
-    in_place = True  # whether the logits may be overwritten
 
     def __init__(
         self,
@@ -236,6 +235,9 @@ class Part:
         self.suffix, whole = suffix_run(lm, sequences, starts, skipped, *self._all_places(), changed)
         self.kl_before = whole[len(self.targets) :].float().log_softmax(-1)
         self._expected: Tensor | None = to_compare(whole)  # until the suffix has been compared with it
+        head = lm.architecture.head
+        watched = [lm.model, *([lm.model.get_submodule(head)] if head else [])]
+        self.in_place = not any(module._forward_hooks for module in watched)
         self._replay: Run | None = None
         devices = {p.device for p in lm.model.parameters()}
         self._recordable = len(devices) == 1 and lm.input_device.type == "cuda"
@@ -322,10 +324,7 @@ class Part:
         if not gradient:
             return (terms,)
         given = [slope.to(logits.dtype) for slope, logits in zip(slopes, outputs, strict=True)]
-        # From what they are views of: autograd would make a copy for a view that has been overwritten.
-        roots = [logits if logits._base is None else logits._base for logits in outputs]
-        if any(root.numel() != slope.numel() for root, slope in zip(roots, given, strict=True)):
-            roots = outputs
+        roots = [_root(logits) for logits in outputs]
         given = [slope.view_as(root) for slope, root in zip(given, roots, strict=True)]
         try:
             return terms, torch.autograd.grad(roots, d, given)[0]
@@ -377,7 +376,20 @@ class Part:
             sequences, starts = [row.sequence for row in self.rows], [row.start for row in self.rows]
             self.suffix = whole_run(self.lm, sequences, starts, reason)
             logits = self.suffix.logits(*self._all_places())
+            # Nothing has been added yet: what the KL term starts from, as these runs give it.
+            self.kl_before = logits.detach()[len(self.targets) :].float().log_softmax(-1)
         return logits[len(self.targets) :] if early else logits
+
+
+def _root(logits: Tensor) -> Tensor:
+    """What these are a view of, if it is the same numbers in the same order.
+
+    For a view that has been overwritten autograd would copy the gradient.
+    """
+    base = logits._base
+    if base is None or base.numel() != logits.numel():
+        return logits
+    return base if base.is_contiguous() and logits.is_contiguous() else logits
 
 
 def _log_softmax_(logits: Tensor) -> Tensor:

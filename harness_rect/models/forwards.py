@@ -1,4 +1,4 @@
-"""Other forwards for modules, for a while; with one, the tanh approximation of GELU is one kernel.
+"""Replacing the forward of a module for a while, and GELU's tanh approximation by one kernel that way.
 
 GPT-2, GPT-J, Phi and others write that approximation out in nine operations and keep half a dozen tensors of
 the MLP's width for the backward pass, where torch has one kernel that keeps one.

@@ -300,8 +300,8 @@ class EditableLM:
     def tokenwise_matrices(self, layer: int) -> tuple[nn.Module, ...]:
         """The block's matrices whose input at a token depends on what enters the block at that token alone.
 
-        Those are the ones before attention mixes tokens: of queries, keys and values, and where MLP and
-        attention stand side by side the MLP's first. Tried once a layer; none for the first block.
+        Those are the ones before attention mixes tokens: of queries, keys and values, and all of the MLP's
+        where it stands beside attention. Tried once a layer; none for the first block.
         """
         if layer == 0:
             return ()

@@ -57,9 +57,9 @@ class Suffix:
     ids: (sequences, width) of what is recomputed. mask: (sequences, earlier + width). positions: as ids, or
     None for the model's own. skipped: how many blocks are not run. entry: what the last of them returned.
     cache: a pair for each block that is run: keys and values of the earlier tokens, with room behind them for
-    those of ``ids``. held: for matrices of the
-    first block that is run what they gave in full, (sequences, width, outputs); then only the tokens
-    ``changed`` (sequences,), counted from the token of each sequence, may enter that block differently.
+    those of ``ids``. held: for matrices of the first block that is run what they gave in full, (sequences,
+    width, outputs); then only the tokens ``changed`` (sequences,), counted from the token of each sequence,
+    may enter that block differently.
     """
 
     lm: EditableLM
@@ -79,11 +79,13 @@ class Suffix:
         rows, offsets: (n,) int64, no place twice. Differentiable in whatever hooks add on the way.
         """
         more: dict[str, Any] = {} if self.positions is None else {"position_ids": self.positions}
+        held: list[_Holding] = []
         if self.cache:
             past = DynamicCache()
             # Of the skipped blocks only the length of what they hold is asked for.
             every = range(self.skipped + len(self.cache))
-            past.layers = [_Holding(*self.cache[max(0, i - self.skipped)], self.ids.shape[1]) for i in every]
+            held = [_Holding(*self.cache[max(0, i - self.skipped)], self.ids.shape[1]) for i in every]
+            past.layers = list(held)
             more["past_key_values"] = past
         places = self.places(rows, offsets)
         with (
@@ -91,7 +93,7 @@ class Suffix:
             self._held_but_changed(),
             self._last_mlp_at(rows, places),
         ):
-            return self.lm.with_head_at(
+            logits = self.lm.with_head_at(
                 rows,
                 places,
                 lambda: (
@@ -100,6 +102,9 @@ class Suffix:
                     ).logits
                 ),
             )
+        for layer in held:
+            layer.check_untouched()
+        return logits
 
     def checked_logits(self, rows: Tensor, offsets: Tensor, expected: Tensor) -> Tensor:
         """:meth:`logits`, compared with those of a full run, of which ``expected`` is :func:`to_compare`.
@@ -377,12 +382,19 @@ class _Holding(DynamicLayer):
     def __init__(self, keys: Tensor, values: Tensor, new: int) -> None:
         super().__init__()
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-        self.room = keys, values
+        self.room, self.versions = (keys, values), (-1, -1)
         self.keys, self.values = (x[..., : x.shape[-2] - new, :] for x in self.room)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         keys, values = self.room
-        return _put_behind(keys, key_states), _put_behind(values, value_states)
+        handed_out = _put_behind(keys, key_states), _put_behind(values, value_states)
+        self.versions = keys._version, values._version
+        return handed_out
+
+    def check_untouched(self) -> None:
+        """Whoever overwrites what it was handed has overwritten what later runs are to read."""
+        if self.versions != (-1, -1) and self.versions != tuple(x._version for x in self.room):
+            raise RuntimeError("its attention overwrites the keys or values it is given")
 
 
 def _put_behind(room: Tensor, new: Tensor) -> Tensor:

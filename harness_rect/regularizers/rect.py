@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -108,21 +109,28 @@ def count_th_largest(values: _Changes, count: int) -> Cut:
     """
     n = len(values)
     if n > 4 * _SAMPLE:
-        sample = values.every(n // _SAMPLE).sort(descending=True).values
+        sample = values.every(n // _SAMPLE)
         m = sample.numel()
         place, spread = count / n * m, _DEVIATIONS * math.sqrt(m) / 2 + 1
-        high = sample[max(0, int(place - spread))]
-        low = sample[min(m - 1, int(place + spread))]
+        high = torch.kthvalue(sample, m - max(0, int(place - spread))).values
+        low = torch.kthvalue(sample, m - min(m - 1, int(place + spread))).values
         above, parts = 0, []
         for chunk in values:
             reaches = chunk >= low
             over = chunk > high
             above += int(torch.count_nonzero(over))
-            parts.append(chunk[reaches ^ over])
+            parts.append(chunk[reaches.logical_xor_(over)])
         between = torch.cat(parts)
         if above < count <= above + between.numel():
             return _searched(between, count - above, above)
     return _searched(torch.cat(list(values)), count, 0)
+
+
+def _empty_like(tensor: Tensor) -> Tensor:
+    """On a CPU from numpy, which asks for large pages: fetching small ones takes longer than filling them."""
+    if tensor.device.type != "cpu" or tensor.dtype not in (torch.float32, torch.float64):
+        return torch.empty_like(tensor)
+    return torch.from_numpy(np.empty(tensor.shape, dtype=str(tensor.dtype).removeprefix("torch.")))
 
 
 def _searched(values: Tensor, count: int, above: int) -> Cut:
@@ -136,11 +144,12 @@ def _kept(
 ) -> Tensor:
     """The update where its change is above the threshold, and at the first ``ties`` that equal it."""
     changes = _Changes(update, weight, change)
-    result = torch.empty_like(changes.update)
+    result = _empty_like(changes.update)
     pieces = zip(changes.update.split(changes.size), changes, result.split(changes.size), strict=True)
     for part, delta, kept in pieces:
         if ties == cut.equal:
-            mask = delta.ge_(cut.threshold)  # as numbers: multiplying by them is what is fast
+            # As numbers, multiplying by which is fast, and in delta's place.
+            mask = delta.ge_(cut.threshold)
         else:
             equal = (delta == cut.threshold).nonzero().flatten()[: max(0, ties)]
             mask = delta.gt_(cut.threshold)

@@ -34,7 +34,7 @@ DEFAULT_TOKENS = 50_000
 WINDOW = 512
 #: Width of the blocks of columns in which a sum is taken.
 BLOCK = 1024
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 SAVE_SECONDS = 30.0
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny_models import FAMILIES, depth, make_edit
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from harness_rect.errors import UserError
 from harness_rect.methods import value_search
 from harness_rect.methods.value_search import Request, SearchHyperParameters, search_values
 from harness_rect.models import suffix
+from harness_rect.models.forwards import forward_of
 from harness_rect.models.suffix import CannotResume, suffix_run
 
 TEXTS = [
@@ -212,7 +216,7 @@ def test_a_wrong_middle_is_noticed_and_the_search_runs_in_full(make_lm, monkeypa
         )
         run, first = suffix_run(lm, sequences, starts, 1, rows, offsets)
         with pytest.raises(CannotResume, match="differ"):
-            run.checked_logits(rows, offsets, first)
+            run.checked_logits(rows, offsets, suffix.to_compare(first))
         ((found, _),) = search_values(lm, [request], TEMPLATES, 0, settings, at_block=True)
     assert "differ" in caplog.text and "in full" in caplog.text
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
@@ -292,6 +296,65 @@ def test_prompts_that_are_too_long_are_refused_as_ever(make_lm):
         suffix_run(lm, [[1] * 97], [3], 1, torch.tensor([0]), torch.tensor([0]))
 
 
+def compared_with_whole_runs(lm, monkeypatch, **changes):
+    """d of one fact as it is searched, and in whole runs without padding in front."""
+    settings = SearchHyperParameters(v_num_grad_steps=6, v_lr=0.3, **changes)
+    request = Request(EDITS[1], torch.full((lm.architecture.d_model,), 0.1))
+
+    def search():
+        with lm.frozen():
+            return search_values(lm, [request], TEMPLATES, 0, settings, at_block=True)[0][0]
+
+    found = search()
+
+    def in_full(*args):
+        raise ValueError("not for this test")
+
+    monkeypatch.setattr(suffix, "_prepare", in_full)
+    return found, search()
+
+
+def test_attention_that_overwrites_its_keys_is_run_in_full(make_lm, monkeypatch, caplog):
+    def halved(module, query, key, value, mask, **more):
+        key.mul_(0.5)
+        return sdpa_attention_forward(module, query, key, value, mask, **more)
+
+    AttentionInterface.register("halved", halved)
+    AttentionMaskInterface.register("halved", sdpa_mask)
+    lm = make_lm("llama", num_hidden_layers=4)
+    lm.model.config._attn_implementation = "halved"
+    found, wanted = compared_with_whole_runs(lm, monkeypatch)
+    assert "overwrites" in caplog.text
+    assert (found - wanted).norm() / wanted.norm() < 1e-4
+
+
+def test_where_padding_changes_a_model_the_kl_term_starts_from_its_whole_runs(make_lm, monkeypatch, caplog):
+    lm = make_lm("gpt2", n_layer=4)
+
+    def with_the_token_before(module, args, kwargs):
+        hidden, *others = args
+        return (hidden + 0.5 * hidden.roll(1, dims=1), *others), kwargs
+
+    lm.block(1).attn.register_forward_pre_hook(with_the_token_before, with_kwargs=True)
+    found, wanted = compared_with_whole_runs(lm, monkeypatch, kl_factor=2.0)
+    assert "differ" in caplog.text
+    assert (found - wanted).norm() / wanted.norm() < 1e-4
+
+
+def test_logits_in_another_order_than_they_were_computed_in(make_lm, monkeypatch):
+    lm = make_lm("gpt2", n_layer=3)
+    head = lm.model.get_output_embeddings()
+
+    def transposed(hidden):
+        return (head.weight @ hidden[0].T).T.unsqueeze(0)
+
+    with forward_of(head, transposed):
+        found, wanted = compared_with_whole_runs(lm, monkeypatch)
+    plain, _ = compared_with_whole_runs(lm, monkeypatch)
+    for d in (found, wanted):
+        assert (d - plain).norm() / plain.norm() < 1e-3
+
+
 def test_logits_that_their_own_gradient_needs_are_not_overwritten(make_lm):
     lm = make_lm("gpt2", n_layer=3)
     settings = SearchHyperParameters(v_num_grad_steps=6, v_lr=0.3)
@@ -304,7 +367,8 @@ def test_logits_that_their_own_gradient_needs_are_not_overwritten(make_lm):
     head = lm.model.get_output_embeddings()
     with lm.hooked({head: lambda module, args, output: 4 * torch.tanh(output / 4)}):
         wanted, reference = search()
-    with lm.hooked({head: lambda module, args, output: _Capped.apply(output)}):
+    plain = head.forward
+    with forward_of(head, lambda hidden: _Capped.apply(plain(hidden))):
         found, trace = search()
     assert (found - wanted).norm() / wanted.norm() < 1e-4
     assert trace["nll"] == pytest.approx(reference["nll"], rel=1e-3)

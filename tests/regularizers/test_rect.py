@@ -233,4 +233,4 @@ def test_the_sample_spares_the_search_through_everything(monkeypatch):
     kthvalue = torch.kthvalue
     monkeypatch.setattr(torch, "kthvalue", lambda v, k: searched.append(v.numel()) or kthvalue(v, k))
     count_th_largest(changes(values), 400_000)
-    assert len(searched) == 1 and searched[0] < 50_000
+    assert max(searched) < 150_000
