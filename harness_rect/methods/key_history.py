@@ -87,6 +87,9 @@ _PARTS = ("keys", "solved", "factor")
 def _old_keys(state: State, name: str, like: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     if f"{name}.keys" not in state:
         return None
+    if f"{name}.factor" not in state:  # saved by a version that kept J^T G_J
+        gram = state.pop(f"{name}.gram")
+        state[f"{name}.factor"] = torch.linalg.cholesky(_plus_identity(gram)).contiguous()
     keys, solved, factor = (state[f"{name}.{part}"].to(like) for part in _PARTS)
     return keys, solved, factor
 
