@@ -58,23 +58,17 @@ def remember_keys(prior: Prior, keys: Tensor, state: State, name: str) -> None:
     if folded is not None:
         state[f"{name}.folded"] = (folded + g @ k.T).contiguous().cpu()
         return
-    all_keys, solved, system = k, g, _plus_identity(k.T @ g)
-    above: tuple[Tensor, Tensor] | None = None
-    if (old := _old_keys(state, name, k)) is not None:
-        before, solved_before, factor_before = old
-        y, system = _against_old(solved_before, factor_before, k, g)
-        all_keys, solved = torch.cat([before, k], 1), torch.cat([solved_before, g], 1)
-        above = factor_before, y
-    factor, failed = torch.linalg.cholesky_ex(system)
+    before, solved, factor = _old_keys(state, name, k) or (k[:, :0], g[:, :0], k.new_empty(0, 0))
+    y, system = _against_old(solved, factor, k, g)
+    corner, failed = torch.linalg.cholesky_ex(system)
+    all_keys, solved = torch.cat([before, k], 1), torch.cat([solved, g], 1)
     if all_keys.shape[1] > len(k) or int(failed):
         for part in _PARTS:
             state.pop(f"{name}.{part}", None)
         state[f"{name}.folded"] = (solved @ all_keys.T).contiguous().cpu()
         return
-    if above is not None:
-        corner = factor.new_zeros(len(above[0]), len(factor))
-        factor = torch.cat([torch.cat([above[0], corner], 1), torch.cat([above[1].T, factor], 1)])
-    parts = all_keys, solved, factor
+    above = torch.cat([factor, factor.new_zeros(len(factor), len(corner))], 1)
+    parts = all_keys, solved, torch.cat([above, torch.cat([y.T, corner], 1)])
     # Laid out as they come back from a file: a resumed run then rounds as one that was not interrupted.
     for part, value in zip(_PARTS, parts, strict=True):
         state[f"{name}.{part}"] = value.contiguous().cpu()

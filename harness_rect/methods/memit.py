@@ -118,35 +118,25 @@ def edit_layers(
     adjust: Adjust,
 ) -> Proposal:
     """Updates of all layers for one batch of facts. The model is as it was when this returns."""
-    with fused_gelu(lm.model):
-        return _edit_layers(lm, edits, hparams, context, adjust)
-
-
-def _edit_layers(
-    lm: EditableLM,
-    edits: Sequence[Edit],
-    hparams: MassEditHyperParameters,
-    context: Context,
-    adjust: Adjust,
-) -> Proposal:
     layers = sorted(set(hparams.layers))
     last = layers[-1]
     flat = [template for group in context.templates for template in group]
     reader = FactReader(lm, edits, context.templates)
-    bare = reader.bare_outputs(last)
-    found = search_values(
-        lm,
-        [Request(edit, v0) for edit, v0 in zip(edits, bare, strict=True)],
-        flat,
-        last,
-        hparams,
-        at_block=True,
-        loss_layer=hparams.v_loss_layer,
-    )
+    with fused_gelu(lm.model):
+        bare = reader.bare_outputs(last)
+        found = search_values(
+            lm,
+            [Request(edit, v0) for edit, v0 in zip(edits, bare, strict=True)],
+            flat,
+            last,
+            hparams,
+            at_block=True,
+            loss_layer=hparams.v_loss_layer,
+        )
     targets = torch.stack([v0 + d for v0, (d, _) in zip(bare, found, strict=True)])
     updates: dict[str, Update] = {}
     names = [lm.architecture.weight_name(layer) for layer in layers]
-    with lm.weights_restored(names[:-1]):
+    with fused_gelu(lm.model), lm.weights_restored(names[:-1]):
         for index, (layer, name) in enumerate(zip(layers, names, strict=True)):
             keys = reader.keys([layer], hold=True)[layer]
             outputs = reader.bare_outputs(last) if index else bare

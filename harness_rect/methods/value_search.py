@@ -233,7 +233,7 @@ class Part:
         skipped = layer + 1 if at_block else layer
         changed = self.subjects if at_block else None
         self.suffix, whole = suffix_run(lm, sequences, starts, skipped, *self._all_places(), changed)
-        self.kl_before = whole[len(self.targets) :].float().log_softmax(-1)
+        self._start_kl_from(whole)
         self._expected: Tensor | None = to_compare(whole)  # until the suffix has been compared with it
         head = lm.architecture.head
         watched = [lm.model, *([lm.model.get_submodule(head)] if head else [])]
@@ -259,6 +259,10 @@ class Part:
         self.said_fact, self.kl_fact = self.row_fact[self.said_rows], self.row_fact[self.kl_rows]
         self.said_every, self.targets = whole(range(len(said))), whole(rows[i].targets[j] for i, j in said)
         self.weights = torch.tensor([rows[i].weight for i, _ in said], device=device)
+
+    def _start_kl_from(self, logits: Tensor) -> None:
+        """logits: at :meth:`_all_places`, with nothing added."""
+        self.kl_before = logits[len(self.targets) :].float().log_softmax(-1)
 
     def _all_places(self) -> tuple[Tensor, Tensor]:
         """Rows and offsets of the places that count, those of the KL terms last."""
@@ -377,7 +381,7 @@ class Part:
             self.suffix = whole_run(self.lm, sequences, starts, reason)
             logits = self.suffix.logits(*self._all_places())
             # Nothing has been added yet: what the KL term starts from, as these runs give it.
-            self.kl_before = logits.detach()[len(self.targets) :].float().log_softmax(-1)
+            self._start_kl_from(logits.detach())
         return logits[len(self.targets) :] if early else logits
 
 

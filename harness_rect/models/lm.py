@@ -271,6 +271,11 @@ class EditableLM:
         self._run({self.block(layer): hook}, batch)
         return found[0]
 
+    def _probe(self) -> tuple[Batch, Tensor]:
+        """A sentence to try a block on, and a vector (d_model,) to add to a hidden state."""
+        batch = self.batch([self.encoder.ids("The city is large")])
+        return batch, torch.randn(self.architecture.d_model, generator=torch.Generator().manual_seed(0))
+
     @torch.no_grad()
     def writes_to_stream(self, layer: int) -> bool:
         """Whether what is added to the down projection's output comes out of the block as it is.
@@ -279,9 +284,8 @@ class EditableLM:
         layer, in float32; False for models in 16 bits, where the two sums are rounded differently.
         """
         if layer not in self._writes:
-            batch = self.batch([self.encoder.ids("The city is large")])
+            batch, added = self._probe()
             last = batch.ids.shape[1] - 1
-            added = torch.randn(self.architecture.d_model, generator=torch.Generator().manual_seed(0))
 
             def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
                 out = unflatten(output, batch).clone()
@@ -306,9 +310,8 @@ class EditableLM:
         if layer == 0:
             return ()
         if layer not in self._tokenwise:
-            batch = self.batch([self.encoder.ids("The city is large")])
+            batch, added = self._probe()
             changed = max(0, batch.ids.shape[1] // 2 - 1)
-            added = torch.randn(self.architecture.d_model, generator=torch.Generator().manual_seed(0))
             matrices = [m for m in self.block(layer).modules() if isinstance(m, nn.Linear | Conv1D)]
             runs: list[dict[nn.Module, list[Tensor]]] = []
             for factor in (0.0, 1.0):
@@ -324,11 +327,8 @@ class EditableLM:
                 ) -> None:
                     entered[module].append(args[0])
 
-                def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-                    raise _StopForward
-
-                hooks: dict[nn.Module, Callable[..., object]] = dict.fromkeys(matrices, keep)
-                self._run({**hooks, self.block(layer - 1): add, self.block(layer): stop}, batch)
+                with self.hooked({**dict.fromkeys(matrices, keep), self.block(layer - 1): add}):
+                    self.block_output(layer, batch, [changed])
                 runs.append(entered)
             plain, moved = runs
             self._tokenwise[layer] = tuple(

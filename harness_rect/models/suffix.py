@@ -79,13 +79,13 @@ class Suffix:
         rows, offsets: (n,) int64, no place twice. Differentiable in whatever hooks add on the way.
         """
         more: dict[str, Any] = {} if self.positions is None else {"position_ids": self.positions}
-        held: list[_Holding] = []
+        handed_out: list[_Holding] = []
         if self.cache:
             past = DynamicCache()
             # Of the skipped blocks only the length of what they hold is asked for.
             every = range(self.skipped + len(self.cache))
-            held = [_Holding(*self.cache[max(0, i - self.skipped)], self.ids.shape[1]) for i in every]
-            past.layers = list(held)
+            handed_out = [_Holding(*self.cache[max(0, i - self.skipped)], self.ids.shape[1]) for i in every]
+            past.layers = list(handed_out)
             more["past_key_values"] = past
         places = self.places(rows, offsets)
         with (
@@ -102,7 +102,7 @@ class Suffix:
                     ).logits
                 ),
             )
-        for layer in held:
+        for layer in handed_out:
             layer.check_untouched()
         return logits
 
@@ -382,7 +382,8 @@ class _Holding(DynamicLayer):
     def __init__(self, keys: Tensor, values: Tensor, new: int) -> None:
         super().__init__()
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-        self.room, self.versions = (keys, values), (-1, -1)
+        self.room = keys, values
+        self.versions: tuple[int, int] | None = None  # of what was handed out, once it was
         self.keys, self.values = (x[..., : x.shape[-2] - new, :] for x in self.room)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -393,7 +394,7 @@ class _Holding(DynamicLayer):
 
     def check_untouched(self) -> None:
         """Whoever overwrites what it was handed has overwritten what later runs are to read."""
-        if self.versions != (-1, -1) and self.versions != tuple(x._version for x in self.room):
+        if self.versions is not None and self.versions != tuple(x._version for x in self.room):
             raise RuntimeError("its attention overwrites the keys or values it is given")
 
 

@@ -28,7 +28,7 @@ _CHUNK = 1 << 18
 
 def relative_change(update: Tensor, weight: Tensor) -> Tensor:
     """delta = |dW / W| elementwise, with 0/0 = 0 and x/0 = inf. Shape, dtype and device of ``update``."""
-    return (update / weight).abs_().nan_to_num_(nan=0.0, posinf=torch.inf)
+    return _change_or_nan(update, weight).nan_to_num_(nan=0.0, posinf=torch.inf)
 
 
 def _change_or_nan(update: Tensor, weight: Tensor) -> Tensor:

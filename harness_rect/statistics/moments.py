@@ -49,16 +49,13 @@ class SecondMoment:
 
     def solve(self, key: Tensor) -> Tensor:
         """C^-1 k as :func:`solve_moment`, C being factored once for each device."""
-        return _solve_factored(self._factor(key.device), key)
+        return self.solve_columns(key.unsqueeze(1)).squeeze(1).float()
 
     def solve_columns(self, columns: Tensor, ridge: float = 0.0) -> Tensor:
         """(C + ridge I)^-1 applied to columns (d_mlp, n), in float64; factored once for each ridge and
         device.
         """
-        factor = self._factor(columns.device, ridge)
-        # Half the time of cholesky_solve on a CPU.
-        halfway = torch.linalg.solve_triangular(factor, columns.double(), upper=False)
-        return torch.linalg.solve_triangular(factor.mT, halfway, upper=True)
+        return _solve_factored(self._factor(columns.device, ridge), columns)
 
     def project_to_null_space(self, columns: Tensor, threshold: float) -> Tensor:
         """P applied to columns (d_mlp, n), in float64.
@@ -170,8 +167,10 @@ def factor_moment(moment: Tensor) -> Tensor:
     raise UserError("second moments are not positive semi-definite; the file is damaged or of another model")
 
 
-def _solve_factored(factor: Tensor, key: Tensor) -> Tensor:
-    return torch.cholesky_solve(key.double().unsqueeze(1), factor).squeeze(1).float()
+def _solve_factored(factor: Tensor, columns: Tensor) -> Tensor:
+    # Half the time of cholesky_solve on a CPU.
+    halfway = torch.linalg.solve_triangular(factor, columns.double(), upper=False)
+    return torch.linalg.solve_triangular(factor.mT, halfway, upper=True)
 
 
 def solve_moment(moment: Tensor, key: Tensor) -> Tensor:
@@ -183,4 +182,4 @@ def solve_moment(moment: Tensor, key: Tensor) -> Tensor:
     Returns:
         (d_mlp,) float32.
     """
-    return _solve_factored(factor_moment(moment), key)
+    return _solve_factored(factor_moment(moment), key.unsqueeze(1)).squeeze(1).float()

@@ -41,6 +41,13 @@ def batch(lm):
     return sequences, starts, rows, offsets
 
 
+def only_whole_runs(monkeypatch):
+    def in_full(*args):
+        raise ValueError("not for this test")
+
+    monkeypatch.setattr(suffix, "_prepare", in_full)
+
+
 @pytest.mark.parametrize("skipped", [0, 1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -88,11 +95,7 @@ def test_a_batch_finds_what_each_fact_finds_alone_in_whole_runs(family, at_block
     ]
     with lm.frozen():
         together = search_values(lm, requests, TEMPLATES, 0, settings, at_block=at_block)
-
-        def in_full(*args):
-            raise ValueError("not for this test")
-
-        monkeypatch.setattr(suffix, "_prepare", in_full)
+        only_whole_runs(monkeypatch)
         alone = [search_values(lm, [r], TEMPLATES, 0, settings, at_block=at_block)[0] for r in requests]
     for (d, trace), (wanted, reference) in zip(together, alone, strict=True):
         assert (d - wanted).norm() / wanted.norm() < 1e-2
@@ -306,11 +309,7 @@ def compared_with_whole_runs(lm, monkeypatch, **changes):
             return search_values(lm, [request], TEMPLATES, 0, settings, at_block=True)[0][0]
 
     found = search()
-
-    def in_full(*args):
-        raise ValueError("not for this test")
-
-    monkeypatch.setattr(suffix, "_prepare", in_full)
+    only_whole_runs(monkeypatch)
     return found, search()
 
 
