@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: Elements of a strided sample that brackets the threshold of large weights, and how many of its standard
-#: deviations the bracket is wide on either side.
-_SAMPLE, _DEVIATIONS = 100_000, 6
+#: Elements of a strided sample that brackets the threshold of larger weights, at most one in so many, and how
+#: many of its standard deviations the bracket is wide on either side.
+_SAMPLE, _STRIDE, _DEVIATIONS = 400_000, 16, 5
 #: Elements worked on at a time on a CPU: what stays in its cache.
 _CHUNK = 1 << 18
 
@@ -118,18 +118,17 @@ def count_th_largest(values: _Changes, count: int) -> Cut:
     what lies between them is searched. If they do not enclose it, everything is.
     """
     n = len(values)
-    if n > 4 * _SAMPLE:
-        sample = values.every(n // _SAMPLE)
+    if n > _SAMPLE:
+        sample = _sorted(values.every(max(_STRIDE, n // _SAMPLE)))
         m = sample.numel()
         place, spread = count / n * m, _DEVIATIONS * math.sqrt(m) / 2 + 1
-        high = torch.kthvalue(sample, m - max(0, int(place - spread))).values
-        low = torch.kthvalue(sample, m - min(m - 1, int(place + spread))).values
+        high = sample[m - 1 - max(0, int(place - spread))]
+        low = sample[m - 1 - min(m - 1, int(place + spread))]
         above, parts = 0, []
         for chunk in values.against(low):
-            reaches = chunk >= low
-            over = chunk > high
-            above += _count(over)
-            parts.append(_selected(chunk, reaches.logical_xor_(over)))
+            larger, inside = _above_and_between(chunk, low, high)
+            above += larger
+            parts.append(inside)
         between = torch.cat(parts)
         if above < count <= above + between.numel():
             return _searched(between, count - above, above)
@@ -140,15 +139,19 @@ def _has_numpy(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
 
 
-def _count(mask: Tensor) -> int:
-    return int(np.count_nonzero(mask.numpy()) if mask.device.type == "cpu" else torch.count_nonzero(mask))
+def _sorted(values: Tensor) -> Tensor:
+    return torch.from_numpy(np.sort(values.numpy())) if _has_numpy(values) else values.sort().values
 
 
-def _selected(values: Tensor, mask: Tensor) -> Tensor:
-    """``values[mask]``; on a CPU numpy is faster at finding the places."""
-    if mask.device.type != "cpu":
-        return values[mask]
-    return values.take(torch.from_numpy(np.flatnonzero(mask.numpy())))
+def _above_and_between(values: Tensor, low: Tensor, high: Tensor) -> tuple[int, Tensor]:
+    """How many values exceed ``high``, and those from ``low`` to ``high`` in their order."""
+    if not _has_numpy(values):
+        over = values > high
+        return int(torch.count_nonzero(over)), values[(values >= low).logical_xor_(over)]
+    array = values.numpy()  # compared, counted and searched several times faster
+    above = array > high.item()
+    places = np.flatnonzero(np.logical_xor(array >= low.item(), above))
+    return int(np.count_nonzero(above)), values.take(torch.from_numpy(places))
 
 
 def _empty_like(tensor: Tensor) -> Tensor:
