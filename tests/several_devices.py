@@ -1,0 +1,142 @@
+"""A machine with several devices, in make-believe: what would fail there for want of a ``.to`` fails here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+#: A kind of device that torch can name everywhere, and of which no code here knows anything.
+KIND = "xpu"
+#: Operations whose tensors may lie on different devices; the first one's counts.
+_MAY_MIX = {"copy_", "__getitem__", "__setitem__", "index_put_", "index_put"}
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
+def place(tensor: Tensor, device: torch.device | None) -> None:
+    """Say that a tensor lies on this device; None: on the CPU."""
+    tensor.lies_on = device  # type: ignore[attr-defined]
+
+
+def device_of(tensor: Tensor) -> torch.device | None:
+    found = getattr(tensor, "lies_on", None)
+    if found is None and tensor._base is not None:  # a view made where python did not see it
+        return getattr(tensor._base, "lies_on", None)
+    return found
+
+
+def _pretended(device: Any) -> torch.device | None:
+    if isinstance(device, str | torch.device) and torch.device(device).type == KIND:
+        return torch.device(device)
+    return None
+
+
+class SeveralDevices(TorchFunctionMode):
+    """While it is entered, tensors that were placed say so and refuse to meet others.
+
+    All of them lie on the CPU and are computed there. Tensors of one element without dimensions may go
+    anywhere, and so may indices on the CPU, as with real devices.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func.__name__
+        if getattr(func, "__self__", None) is Tensor.device and name == "__get__":
+            return device_of(args[0]) or func(*args, **kwargs)
+        if name in {"to", "cpu", "cuda", "type_as"} and isinstance(args[0], Tensor):
+            return _moved(name, func, args, kwargs)
+        if name in {"grad", "backward"}:
+            return self._gradients(func, args, kwargs)
+        inputs = list(_tensors(args)) + list(_tensors(kwargs))
+        if name in {"numpy", "__array__"} and device_of(inputs[0]):
+            raise TypeError(f"can't convert {device_of(inputs[0])} tensor to numpy")
+        asked = _pretended(kwargs.get("device"))
+        if asked is not None:
+            kwargs = {**kwargs, "device": "cpu"}
+        where = asked or _common(name, inputs)
+        result = func(*args, **kwargs)
+        for tensor in _tensors(result):
+            if asked is not None or device_of(tensor) is None:
+                place(tensor, where)
+        return result
+
+    def _gradients(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        inputs = args[1] if len(args) > 1 else kwargs.get("inputs", ())
+        result = func(*args, **kwargs)
+        if isinstance(result, tuple):
+            for gradient, tensor in zip(result, _tensors(inputs), strict=True):
+                if gradient is not None:
+                    place(gradient, device_of(tensor))
+        return result
+
+
+def _common(name: str, inputs: list[Tensor]) -> torch.device | None:
+    if name in _MAY_MIX:
+        rest = {device_of(x) for x in inputs[1:]} - {None, device_of(inputs[0])}
+        if rest and name != "copy_":
+            raise RuntimeError(f"{name}: indices or values on {rest}, tensor on {device_of(inputs[0])}")
+        return device_of(inputs[0])
+    devices = {device_of(x) for x in inputs if x.dim() or device_of(x)}
+    if len(devices) > 1 and not name.startswith("_foreach"):  # an optimiser's, over many tensors
+        raise RuntimeError(f"{name}: expected all tensors on one device, found {devices}")
+    return next(iter(devices), None)
+
+
+def _moved(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    tensor = args[0]
+    target = device_of(tensor)
+    rest = []
+    for value in [*args[1:], *kwargs.values()]:
+        if isinstance(value, Tensor):
+            target = device_of(value)
+        elif isinstance(value, torch.device) or (isinstance(value, str) and name == "to"):
+            target = _pretended(value)
+    if name in {"cpu", "cuda"}:
+        target = None
+    for value in args[1:]:
+        rest.append(torch.device("cpu") if _pretended(value) else value)
+    kwargs = {key: "cpu" if _pretended(value) else value for key, value in kwargs.items()}
+    result = func(tensor, *rest, **kwargs)
+    if target != device_of(tensor):
+        result = result.clone() if result is tensor else result
+    if result is not tensor:
+        place(result, target)
+    return result
+
+
+class _Moves(AlignDevicesHook):
+    """Moves what a module is given to its device, without asking whether there is such a device."""
+
+    def init_hook(self, module: nn.Module) -> nn.Module:
+        return module
+
+
+def spread(model: nn.Module, blocks: list[nn.Module], last: list[nn.Module], devices: int) -> None:
+    """Place a model as a device map would, its blocks in equal parts, with accelerate's hooks on the way.
+
+    last: modules that go with the last block; all others are on the first device.
+    """
+    every = [torch.device(KIND, i) for i in range(devices)]
+    parts = [(model, every[0]), *((module, every[-1]) for module in last)]
+    parts += [(block, every[i * devices // len(blocks)]) for i, block in enumerate(blocks)]
+    where = {inner: device for part, device in parts for inner in part.modules()}
+    for module, device in where.items():
+        for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+            place(tensor, device)
+        if module is model or module in blocks or list(module.parameters(recurse=False)):
+            add_hook_to_module(module, _Moves(device, io_same_device=module is model))
