@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
@@ -34,10 +35,15 @@ class LowRank:
         """The update as a matrix (rows, columns)."""
         return self.left @ self.right.T
 
+    def smaller(self, dtype: torch.dtype) -> LowRank | Dense:
+        """This, or a matrix of ``dtype`` where that has fewer numbers: a batch of thousands of facts."""
+        (rows, r), columns = self.left.shape, len(self.right)
+        return self if r * (rows + columns) <= rows * columns else Dense(self.dense().to(dtype))
+
 
 @dataclass(frozen=True)
 class Dense:
-    """An update as a matrix in the stored weight's own orientation and device, float32."""
+    """An update as a matrix in the stored weight's own orientation and device, float32 or float64."""
 
     matrix: Tensor
 

@@ -19,8 +19,8 @@ from harness_rect.edits import Edit
 from harness_rect.methods.contexts import BARE, fill
 from harness_rect.methods.value_search import subject_position
 from harness_rect.models import EditableLM
-from harness_rect.models.lm import Batch, chunks
-from harness_rect.models.suffix import returned_by, skipping
+from harness_rect.models.lm import Batch, chunks, hidden_of
+from harness_rect.models.suffix import returned_by, skipping, with_hidden
 
 #: Tokens a pass that only reads keys or outputs may hold, padding included.
 CHUNK_TOKENS = 8192
@@ -31,7 +31,8 @@ class _Chunk:
     """Some prompts that are run together.
 
     rows: which. bare: whether these are the bare prompts. positions: of the subject's last token in each.
-    skipped: how many blocks are not run again. entry: what the last of them returned.
+    skipped: how many blocks are not run again. entry: what the last of them returned, its hidden states in
+    main memory, since thousands of facts have more than a GPU's. device: where they belong.
     """
 
     rows: list[int]
@@ -40,6 +41,7 @@ class _Chunk:
     positions: list[int]
     skipped: int = 0
     entry: Any = None
+    device: torch.device | None = None
 
 
 class FactReader:
@@ -88,7 +90,9 @@ class FactReader:
             with self._resumed(chunk), returned_by(kept) as entering:
                 read = self.lm.down_projection_io(layers, chunk.batch, chunk.positions)
             if entering:
-                chunk.skipped, chunk.entry = below + 1, entering[0]
+                hidden = hidden_of(entering[0])
+                chunk.skipped, chunk.device = below + 1, hidden.device
+                chunk.entry = with_hidden(entering[0], hidden.cpu())
             for layer, (keys, _) in read.items():
                 found[layer].update(zip(chunk.rows, keys, strict=True))
         return {layer: self._mean([rows[i] for i in self._contexts]) for layer, rows in found.items()}
@@ -104,7 +108,10 @@ class FactReader:
         return torch.stack([found[row] for row in self._bare])
 
     def _resumed(self, chunk: _Chunk) -> AbstractContextManager[None]:
-        return skipping(self.lm, chunk.skipped, chunk.entry)
+        entry = chunk.entry
+        if chunk.skipped:
+            entry = with_hidden(entry, hidden_of(entry).to(chunk.device))
+        return skipping(self.lm, chunk.skipped, entry)
 
     def _mean(self, keys: Sequence[Tensor]) -> Tensor:
         each = torch.stack(list(keys)).view(len(self.edits), -1, self.lm.architecture.d_mlp)

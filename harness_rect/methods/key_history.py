@@ -9,7 +9,8 @@ keys J (d_mlp, n), G_J = A^-1 J and G = A^-1 K, Woodbury's identity, applied to 
 
 so a step solves with A for its own keys only. J, G_J and the Cholesky factor F are kept from step to step; F
 grows by the rows [Y^T, chol(I + K^T G - Y^T Y)]. Once there are more old keys than dimensions, or where
-rounding leaves no such factor, A^-1 S is kept instead and the full system is solved. All in float64.
+rounding leaves no such factor, A^-1 S is kept instead and X = (I + A^-1 S + G K^T)^-1 G solved in full, as it
+is for a step of more keys than dimensions. All in float64.
 
 To keep (A + S)^-1 itself instead and update it makes the solve faster, but not solve and update together,
 and its errors grow from update to update.
@@ -37,17 +38,22 @@ def solve_with_history(prior: Prior, keys: Tensor, state: State, name: str) -> T
     k = keys.double()
     g = prior(k)
     folded = _get(state, f"{name}.folded", k)
-    if folded is not None:
-        return torch.linalg.solve(_plus_identity(folded + g @ k.T), g)
-    old = _old_keys(state, name, k)
-    if old is None:
-        return torch.linalg.solve(_plus_identity(k.T @ g), g, left=False)
-    before, solved, factor = old
-    y, system = _against_old(solved, factor, k, g)
-    if int(torch.linalg.cholesky_ex(system).info):  # rounding has the better of it
-        return torch.linalg.solve(_plus_identity(solved @ before.T + g @ k.T), g)
-    x = g - solved @ torch.linalg.solve_triangular(factor.T, y, upper=True)
-    return torch.linalg.solve(system, x, left=False)
+    old = _old_keys(state, name, k) if folded is None else None
+    if folded is None and k.shape[1] <= len(k):
+        if old is None:
+            return torch.linalg.solve(_plus_identity(k.T @ g), g, left=False)
+        _, solved, factor = old
+        y, system = _against_old(solved, factor, k, g)
+        if not int(torch.linalg.cholesky_ex(system).info):  # else rounding has the better of it
+            x = g - solved @ torch.linalg.solve_triangular(factor.T, y, upper=True)
+            return torch.linalg.solve(system, x, left=False)
+    products = g @ k.T
+    if old is not None:
+        before, solved, _ = old
+        products += solved @ before.T
+    elif folded is not None:
+        products += folded
+    return torch.linalg.solve(_plus_identity(products), g)
 
 
 def remember_keys(prior: Prior, keys: Tensor, state: State, name: str) -> None:
@@ -59,18 +65,15 @@ def remember_keys(prior: Prior, keys: Tensor, state: State, name: str) -> None:
         state[f"{name}.folded"] = (folded + g @ k.T).contiguous().cpu()
         return
     before, solved, factor = _old_keys(state, name, k) or (k[:, :0], g[:, :0], k.new_empty(0, 0))
-    y, system = _against_old(solved, factor, k, g)
-    corner, failed = torch.linalg.cholesky_ex(system)
-    all_keys, solved = torch.cat([before, k], 1), torch.cat([solved, g], 1)
-    if all_keys.shape[1] > len(k) or int(failed):
+    all_keys, all_solved = torch.cat([before, k], 1), torch.cat([solved, g], 1)
+    larger = _extended(factor, solved, k, g) if all_keys.shape[1] <= len(k) else None
+    if larger is None:
         for part in _PARTS:
             state.pop(f"{name}.{part}", None)
-        state[f"{name}.folded"] = (solved @ all_keys.T).contiguous().cpu()
+        state[f"{name}.folded"] = (all_solved @ all_keys.T).contiguous().cpu()
         return
-    above = torch.cat([factor, factor.new_zeros(len(factor), len(corner))], 1)
-    parts = all_keys, solved, torch.cat([above, torch.cat([y.T, corner], 1)])
     # Laid out as they come back from a file: a resumed run then rounds as one that was not interrupted.
-    for part, value in zip(_PARTS, parts, strict=True):
+    for part, value in zip(_PARTS, (all_keys, all_solved, larger), strict=True):
         state[f"{name}.{part}"] = value.contiguous().cpu()
 
 
@@ -86,6 +89,16 @@ def _old_keys(state: State, name: str, like: Tensor) -> tuple[Tensor, Tensor, Te
         state[f"{name}.factor"] = torch.linalg.cholesky(_plus_identity(gram)).contiguous()
     keys, solved, factor = (state[f"{name}.{part}"].to(like) for part in _PARTS)
     return keys, solved, factor
+
+
+def _extended(factor: Tensor, solved: Tensor, k: Tensor, g: Tensor) -> Tensor | None:
+    """F with the rows of new keys, None where rounding leaves no such factor."""
+    y, system = _against_old(solved, factor, k, g)
+    corner, failed = torch.linalg.cholesky_ex(system)
+    if int(failed):
+        return None
+    above = torch.cat([factor, factor.new_zeros(len(factor), len(corner))], 1)
+    return torch.cat([above, torch.cat([y.T, corner], 1)])
 
 
 def _against_old(solved: Tensor, factor: Tensor, k: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:

@@ -142,9 +142,10 @@ def edit_layers(
             outputs = reader.bare_outputs(last) if index else bare
             residual = (targets - outputs.to(targets.device)) / (len(layers) - index)
             left = residual.T.double().to(keys.device)
-            updates[name] = LowRank(*lm.oriented(layer, left, adjust(layer, keys.T)))
+            weight = lm.weight(name).data
+            update = LowRank(*lm.oriented(layer, left, adjust(layer, keys.T)))
+            updates[name] = update.smaller(torch.promote_types(weight.dtype, torch.float32))
             if layer != last:
-                weight = lm.weight(name).data
                 weight += updates[name].dense().to(weight)
     return Proposal(updates, [trace for _, trace in found])
 

@@ -133,7 +133,7 @@ class Suffix:
             ids=_rows(self.ids, rows),
             mask=_rows(self.mask, rows),
             positions=None if self.positions is None else _rows(self.positions, rows),
-            entry=None if self.entry is None else _like(self.entry, _rows(hidden_of(self.entry), rows)),
+            entry=None if self.entry is None else with_hidden(self.entry, _rows(hidden_of(self.entry), rows)),
             cache=tuple((_rows(k, rows), _rows(v, rows)) for k, v in self.cache),
             held={module: _rows(output, rows) for module, output in self.held.items()},
             changed=None if self.changed is None else _rows(self.changed, rows),
@@ -343,7 +343,7 @@ def _prepare(
         mask,
         positions[:, earlier:],
         skipped,
-        _like(entry[0], hidden_of(entry[0])[:, earlier:].clone()) if skipped else None,
+        with_hidden(entry[0], hidden_of(entry[0])[:, earlier:].clone()) if skipped else None,
         cache,
         held,
         changed,
@@ -427,6 +427,6 @@ def _rows(tensor: Tensor, rows: Tensor) -> Tensor:
     return tensor[rows.to(tensor.device)]
 
 
-def _like(output: Any, hidden: Tensor) -> Any:
+def with_hidden(output: Any, hidden: Tensor) -> Any:
     """What a block returned, with other hidden states."""
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden

@@ -10,7 +10,8 @@ from harness_rect.methods.key_history import remember_keys, solve_with_history
 from harness_rect.statistics import SecondMoment
 
 WIDTH = 12
-batches = st.lists(st.integers(1, 4), min_size=1, max_size=5)
+#: Now and then more keys at once than dimensions.
+batches = st.lists(st.sampled_from([1, 2, 3, 4, WIDTH + 3]), min_size=1, max_size=5)
 
 
 def random(rows: int, columns: int, seed: int) -> torch.Tensor:

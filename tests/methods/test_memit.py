@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from harness_rect.config import EditConfig
 from harness_rect.errors import UserError
 from harness_rect.hparams import resolve_hparams
-from harness_rect.methods import METHODS, Context
+from harness_rect.methods import METHODS, Context, Dense
 from harness_rect.methods.fact_reader import FactReader
 from harness_rect.methods.memit import EmmetHyperParameters, MemitHyperParameters
+from harness_rect.methods.value_search import Request, search_values
 from harness_rect.models import EditableLM
 from harness_rect.regularizers import rect
 from harness_rect.session import EditSession
@@ -123,6 +124,41 @@ def test_later_layers_see_the_layers_before_them_and_the_model_is_left_as_it_was
     inverse = torch.linalg.inv(h.mom2_update_weight * moment.mean + keys @ keys.T)
     wanted = residual @ keys.T @ inverse
     assert (second.dense() - wanted).abs().max() / wanted.abs().max() < 1e-4
+
+
+def test_a_batch_of_more_facts_than_dimensions_is_solved_and_kept_in_full(make_lm):
+    lm = make_lm("llama")
+    places = [
+        "Rome",
+        "Paris",
+        "Seattle",
+        "Vienna",
+        "Austria",
+        "France",
+        "English",
+        "French",
+        "native",
+        "Toodyay",
+    ]
+    edits = [
+        make_edit(f"The {{}} of {place} is", f"{thing} {i}", "large", id=f"{place} {thing}")
+        for i, place in enumerate(places)
+        for thing in ("city", "list", "mother", "sport", "station", "marine")
+    ]
+    h = hparams(v_num_grad_steps=3, mom2_update_weight=0.1, context_templates=[["{}"]])
+    moment = a_moment()
+    with lm.frozen():
+        context = Context([["{}"]], lambda layer: moment)
+        (update,) = METHODS["memit"].propose(lm, edits, h, context).updates.values()
+        bare = block_outputs(lm, edits, 0)
+        requests = [Request(edit, v0) for edit, v0 in zip(edits, bare, strict=True)]
+        found = search_values(lm, requests, ["{}"], 0, h, at_block=True)
+    assert len(edits) > D_MLP and isinstance(update, Dense) and update.matrix.dtype == torch.float32
+    keys = fact_keys(lm, edits, 0, [["{}"]]).T.double()
+    residual = torch.stack([d for d, _ in found]).T.double()
+    inverse = torch.linalg.inv(h.mom2_update_weight * moment.mean + keys @ keys.T)
+    wanted = residual @ keys.T @ inverse
+    assert (update.dense() - wanted).abs().max() / wanted.abs().max() < 1e-4
 
 
 def alone_residual(update, moment, keys, h):

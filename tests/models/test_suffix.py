@@ -215,7 +215,9 @@ def test_a_wrong_middle_is_noticed_and_the_search_runs_in_full(make_lm, monkeypa
         monkeypatch.setattr(
             suffix,
             "_returning",
-            lambda output: lambda *args, **kwargs: suffix._like(output, suffix.hidden_of(output) * 1.05),
+            lambda output: (
+                lambda *args, **kwargs: suffix.with_hidden(output, suffix.hidden_of(output) * 1.05)
+            ),
         )
         run, first = suffix_run(lm, sequences, starts, 1, rows, offsets)
         with pytest.raises(CannotResume, match="differ"):
@@ -229,7 +231,7 @@ def test_a_hook_of_the_users_on_a_skipped_block_counts_once(make_lm, caplog):
     lm = make_lm("gpt2", n_layer=4)
 
     def louder(module, args, output):
-        return suffix._like(output, suffix.hidden_of(output) * 1.3)
+        return suffix.with_hidden(output, suffix.hidden_of(output) * 1.3)
 
     lm.block(1).register_forward_hook(louder)
     sequences, starts, rows, offsets = batch(lm)
@@ -255,7 +257,7 @@ def test_a_wrong_middle_is_noticed_whatever_the_loss_reads(loss_layer, make_lm, 
     monkeypatch.setattr(
         suffix,
         "_returning",
-        lambda output: lambda *args, **kwargs: suffix._like(output, suffix.hidden_of(output) * 1.5),
+        lambda output: lambda *args, **kwargs: suffix.with_hidden(output, suffix.hidden_of(output) * 1.5),
     )
     ((found, _),) = search()
     assert caplog.text.count("in full") == 2
