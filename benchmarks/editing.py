@@ -1,13 +1,14 @@
 """Speed of editing against a straightforward implementation of the published loops, both in one process.
 
-    python benchmarks/editing.py [--shape gpt2|gpt2-xl|llama-2-7b] [--device cpu|cuda] [--dtype float32]
+    python benchmarks/editing.py [--shape gpt2|gpt2-xl|llama-2-7b|all] [--device cpu|cuda] [--dtype float32]
     [--only rome,...]
 
 Random weights of the shape, random second moments, random facts. Every pair is checked to give the same
 result before it is timed; figures are medians (MEMIT: one run), ratios are published / ours. Written part by
 part to benchmarks/results/<shape>-<device>-<dtype>.json with the machine described, beside what was measured
 on the same machine before. What takes too long for the published loop is timed on fewer facts, and the table
-says so.
+says so. On a CPU the larger shapes do less unless told otherwise (ON_CPU). `all` takes one shape after the
+other, each in a process of its own, and leaves out those that do not fit in memory.
 
 `growth` times our side alone: how its cost grows with facts, length of contexts, layers and width.
 """
@@ -18,6 +19,8 @@ import argparse
 import json
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -68,6 +71,14 @@ MEMIT_LAYERS = {
     "gpt2-xl": [13, 14, 15, 16, 17],
     "llama-2-7b": [4, 5, 6, 7, 8],
 }
+#: What a shape does on a CPU, where all of it would take hours.
+ON_CPU: dict[str, dict[str, Any]] = {
+    "gpt2-xl": {"only": "rome,history", "repeats": 1, "steps": 5},
+    "llama-2-7b": {"only": "rome,history", "repeats": 1, "steps": 3, "dtype": "bfloat16"},
+}
+USUAL = {"only": "rome,memit,history,moments,rect,growth", "repeats": 3, "steps": 20, "dtype": "float32"}
+#: Memory a run needs, as a multiple of its model's.
+ROOM = 1.3
 WORDS = 1000
 Row = dict[str, Any]
 
@@ -560,7 +571,8 @@ def bench_rect(device: str, repeats: int) -> list[Row]:
 
     def published() -> np.ndarray:
         dw, w = update.cpu().numpy(), weight.cpu().numpy()
-        delta = np.abs(dw / w).ravel()
+        with np.errstate(divide="ignore"):
+            delta = np.abs(dw / w).ravel()
         count = delta.size - int(delta.size * 0.6)
         kept = np.zeros(delta.size, dtype=bool)
         kept[np.argpartition(delta, -count)[-count:]] = True
@@ -572,7 +584,7 @@ def bench_rect(device: str, repeats: int) -> list[Row]:
     other = (a != 0) != (b != 0)  # argpartition takes any of several elements at the threshold
     if np.count_nonzero(a) != np.count_nonzero(b) or len(np.unique(delta[other])) > 1:
         raise SystemExit("rect: results differ")
-    mine, theirs = side_by_side([lambda: rect(update, weight, keep=0.4), published], repeats, device)
+    mine, theirs = side_by_side([lambda: rect(update, weight, keep=0.4), published], 5 * repeats, device)
     row = _row("RECT on 4096 x 11008, against numpy's argpartition", mine, theirs, 0.0)
     return [row]
 
@@ -588,20 +600,47 @@ def _row(work: str, ours: float, published: float, off: float, note: str = "") -
     }
 
 
+def fits(shape: str, device: str, dtype: str) -> bool:
+    model = make_lm(shape, "meta", dtype).model
+    needed = ROOM * sum(p.numel() * p.element_size() for p in model.parameters())
+    return needed < (torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available)
+
+
+def one_after_the_other() -> None:
+    """This command for every shape."""
+    at = sys.argv.index("all")
+    for shape in SHAPES:
+        if shape != "tiny":
+            command = [sys.executable, *sys.argv[:at], shape, *sys.argv[at + 1 :], "--if-it-fits"]
+            subprocess.run(command, check=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", choices=SHAPES, default="gpt2")
+    parser.add_argument("--shape", choices=[*SHAPES, "all"], default="gpt2")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype")
     parser.add_argument("--facts", type=int, default=100, help="of the MEMIT batch")
     parser.add_argument("--reference-facts", type=int, default=4, help="that the published MEMIT is timed on")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=20, help="of ROME's search")
-    parser.add_argument("--only", default="rome,memit,history,moments,rect,growth")
+    parser.add_argument("--repeats", type=int)
+    parser.add_argument("--steps", type=int, help="of ROME's search")
+    parser.add_argument("--only")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--if-it-fits", action="store_true", help="do nothing where memory is too small")
     arguments = parser.parse_args()
+    if arguments.shape == "all":
+        if arguments.output:
+            parser.error("--output: one file for each shape; leave it out")
+        return one_after_the_other()
+    usual = USUAL | (ON_CPU.get(arguments.shape, {}) if arguments.device == "cpu" else {})
+    for key, value in usual.items():
+        if getattr(arguments, key) is None:
+            setattr(arguments, key, value)
+    if arguments.if_it_fits and not fits(arguments.shape, arguments.device, arguments.dtype):
+        print(f"{arguments.shape} in {arguments.dtype} does not fit in the memory of this machine")
+        return None
     wanted = arguments.only.split(",")
     runs_it = set(wanted) - {"history", "rect"}  # those ask for the shape alone
     lm = make_lm(arguments.shape, arguments.device if runs_it else "meta", arguments.dtype)
@@ -626,6 +665,7 @@ def main() -> None:
             kept = json.dumps({**about, "rows": _merged(output, about, rows)}, indent=2)
             temporary.write_text(kept + "\n", encoding="utf-8")
     _print(rows, f"{shape}, {device}, {arguments.dtype}, {about['threads']} threads")
+    return None
 
 
 def _merged(path: Path, about: dict[str, Any], rows: list[Row]) -> list[Row]:
