@@ -38,6 +38,7 @@ from harness_rect.hparams import resolve_hparams
 from harness_rect.measure import Baseline, EditProbes, averages, measure, measure_baseline, probes
 from harness_rect.methods import METHODS, Context, Dense, LowRank
 from harness_rect.models import EditableLM
+from harness_rect.precision import in_double
 from harness_rect.progress import progress_bar
 from harness_rect.regularizers import largest_singular_value, make_regularizer, prune_factors, sphere_factors
 from harness_rect.statistics import MomentProvider, SecondMoment
@@ -333,9 +334,9 @@ class EditSession:
             return None
         parts: list[Tensor] = []
         if isinstance(update, LowRank):
-            parts = [update.left.double(), update.right.double()]
+            parts = [in_double(update.left), in_double(update.right)]
             if keys[0] in state:
-                before = [state[key].to(update.left.device) for key in keys]
+                before = [state[key].to(parts[0].device) for key in keys]
                 parts = [torch.cat([old, new], 1) for old, new in zip(before, parts, strict=True)]
         if not parts or 2 * parts[0].shape[1] > min(len(part) for part in parts):
             for key in keys:  # from here on the dense form is as cheap

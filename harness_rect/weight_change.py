@@ -29,6 +29,8 @@ def weight_change(weight: Tensor, original: Tensor) -> dict[str, Any]:
         delta_histogram: counts of log10(delta) between LOG10_EDGES, with those below and above first and
             last; unchanged elements are not counted. heat_map: mean |dW| over a coarse grid, rows as stored.
     """
+    if weight.device.type == "mps":  # whose sums cannot be in float64
+        weight, original = weight.cpu(), original.cpu()
     difference = weight - original
     size = difference.abs()
     delta = relative_change(difference, original).flatten()

@@ -10,8 +10,9 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-#: A kind of device that torch can name everywhere, and of which no code here knows anything.
-KIND = "xpu"
+#: Kinds of devices that torch can name everywhere: one of which no code here knows anything, and Apple's,
+#: which has no float64.
+KINDS = {"xpu", "mps"}
 #: Operations whose tensors may lie on different devices; the first one's counts.
 _MAY_MIX = {"copy_", "__getitem__", "__setitem__", "index_put_", "index_put"}
 
@@ -39,7 +40,7 @@ def device_of(tensor: Tensor) -> torch.device | None:
 
 
 def _pretended(device: Any) -> torch.device | None:
-    if isinstance(device, str | torch.device) and torch.device(device).type == KIND:
+    if isinstance(device, str | torch.device) and torch.device(device).type in KINDS:
         return torch.device(device)
     return None
 
@@ -60,6 +61,9 @@ class SeveralDevices(TorchFunctionMode):
             return device_of(args[0]) or func(*args, **kwargs)
         if name in {"to", "cpu", "cuda", "type_as"} and isinstance(args[0], Tensor):
             return _moved(name, func, args, kwargs)
+        if name == "__set__" and func.__self__ is Tensor.data:  # as module.to does it
+            place(args[0], device_of(args[1]))
+            return func(*args, **kwargs)
         if name in {"grad", "backward"}:
             return self._gradients(func, args, kwargs)
         inputs = list(_tensors(args)) + list(_tensors(kwargs))
@@ -73,6 +77,7 @@ class SeveralDevices(TorchFunctionMode):
         for tensor in _tensors(result):
             if asked is not None or device_of(tensor) is None:
                 place(tensor, where)
+            _check_dtype(tensor)
         return result
 
     def _gradients(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -92,7 +97,8 @@ def _common(name: str, inputs: list[Tensor]) -> torch.device | None:
             raise RuntimeError(f"{name}: indices or values on {rest}, tensor on {device_of(inputs[0])}")
         return device_of(inputs[0])
     devices = {device_of(x) for x in inputs if x.dim() or device_of(x)}
-    if len(devices) > 1 and not name.startswith("_foreach"):  # an optimiser's, over many tensors
+    # Those of an optimiser over many tensors at once, and a question about two.
+    if len(devices) > 1 and not name.startswith(("_foreach", "_has_compatible")):
         raise RuntimeError(f"{name}: expected all tensors on one device, found {devices}")
     return next(iter(devices), None)
 
@@ -116,7 +122,14 @@ def _moved(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         result = result.clone() if result is tensor else result
     if result is not tensor:
         place(result, target)
+    _check_dtype(result)
     return result
+
+
+def _check_dtype(tensor: Tensor) -> None:
+    device = device_of(tensor)
+    if device is not None and device.type == "mps" and tensor.dtype == torch.float64:
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
 
 
 class _Moves(AlignDevicesHook):
@@ -126,12 +139,14 @@ class _Moves(AlignDevicesHook):
         return module
 
 
-def spread(model: nn.Module, blocks: list[nn.Module], last: list[nn.Module], devices: int) -> None:
+def spread(
+    model: nn.Module, blocks: list[nn.Module], last: list[nn.Module], devices: int, kind: str = "xpu"
+) -> None:
     """Place a model as a device map would, its blocks in equal parts, with accelerate's hooks on the way.
 
     last: modules that go with the last block; all others are on the first device.
     """
-    every = [torch.device(KIND, i) for i in range(devices)]
+    every = [torch.device(kind, i) for i in range(devices)]
     parts = [(model, every[0]), *((module, every[-1]) for module in last)]
     parts += [(block, every[i * devices // len(blocks)]) for i, block in enumerate(blocks)]
     where = {inner: device for part, device in parts for inner in part.modules()}

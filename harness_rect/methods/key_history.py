@@ -23,6 +23,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from harness_rect.precision import in_double
+
 State = dict[str, Tensor]
 #: Applies A^-1 to columns: (d_mlp, n) float64 -> (d_mlp, n) float64.
 Prior = Callable[[Tensor], Tensor]
@@ -35,7 +37,7 @@ def solve_with_history(prior: Prior, keys: Tensor, state: State, name: str) -> T
         keys: K, (d_mlp, B). state, name: where :func:`remember_keys` keeps S under this name; without an
         entry S = 0.
     """
-    k = keys.double()
+    k = in_double(keys)
     g = prior(k)
     folded = _get(state, f"{name}.folded", k)
     old = _old_keys(state, name, k) if folded is None else None
@@ -58,7 +60,7 @@ def solve_with_history(prior: Prior, keys: Tensor, state: State, name: str) -> T
 
 def remember_keys(prior: Prior, keys: Tensor, state: State, name: str) -> None:
     """Add K K^T to S. Arguments as in :func:`solve_with_history`; the state stays on the CPU."""
-    k = keys.double()
+    k = in_double(keys)
     g = prior(k)
     folded = _get(state, f"{name}.folded", k)
     if folded is not None:

@@ -39,6 +39,7 @@ from harness_rect.methods.key_history import Prior, remember_keys, solve_with_hi
 from harness_rect.methods.value_search import Request, SearchHyperParameters, search_values
 from harness_rect.models import Architecture, EditableLM
 from harness_rect.models.forwards import fused_gelu
+from harness_rect.precision import in_double
 
 #: The two context types: the bare prompt, and this many sampled texts of at most so many tokens.
 SAMPLED_CONTEXTS, SAMPLED_LENGTH = 5, 10
@@ -141,7 +142,7 @@ def edit_layers(
             keys = reader.keys([layer], hold=True)[layer]
             outputs = reader.bare_outputs(last) if index else bare
             residual = (targets - outputs.to(targets.device)) / (len(layers) - index)
-            left = residual.T.double().to(keys.device)
+            left = in_double(residual.T.to(keys.device))
             weight = lm.weight(name).data
             update = LowRank(*lm.oriented(layer, left, adjust(layer, keys.T)))
             updates[name] = update.smaller(torch.promote_types(weight.dtype, torch.float32))
@@ -194,8 +195,8 @@ def propose_emmet(
     """EMMET's updates of all layers for one batch of facts."""
 
     def adjust(layer: int, keys: Tensor) -> Tensor:
-        solved = context.second_moment(layer).solve_columns(keys.double())
-        system = keys.double().T @ solved
+        solved = context.second_moment(layer).solve_columns(keys)
+        system = in_double(keys).T @ solved
         system += hparams.emmet_lambda * torch.eye(len(system), dtype=system.dtype, device=system.device)
         try:
             return torch.linalg.solve(system, solved, left=False)

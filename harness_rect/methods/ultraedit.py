@@ -27,6 +27,7 @@ from harness_rect.errors import UserError
 from harness_rect.methods.base import Context, HyperParameters, LowRank, Method, Proposal, Update
 from harness_rect.methods.gradients import fact_means, inputs_and_gradients, targets_of, token_nll
 from harness_rect.models import Architecture, EditableLM
+from harness_rect.precision import in_double
 from harness_rect.statistics.running import Running
 
 EPSILON = torch.finfo(torch.float32).eps
@@ -101,8 +102,8 @@ def propose(
         v = -hparams.lr * h_hat.square().sum(1, keepdim=True) * g_hat
         system = h @ h.T + torch.eye(len(h), dtype=h.dtype, device=h.device)
         # H^T (H H^T + I)^-1 V in two factors: keys H^T, values (H H^T + I)^-1 V.
-        values = torch.linalg.solve(system.double(), v.double())
-        factors = values.T, h.T.double()
+        values = torch.linalg.solve(in_double(system), in_double(v))
+        factors = values.T, in_double(h.T)
         updates[name] = LowRank(*(reversed(factors) if lm.is_transposed(name) else factors))
     each = fact_means(targets, nll[0].detach())
     return Proposal(updates, [{"nll": value} for value in each.tolist()])
@@ -111,6 +112,7 @@ def propose(
 def _welford(state: dict[str, Tensor], x: Tensor) -> None:
     """Take rows x (n, d) into the statistics of their width."""
     name = str(x.shape[1])
+    x = in_double(x)
     running = _statistics(state, x) if f"{name}.n" in state else Running.empty(x.shape[1], x.device)
     running = running.updated(x)
     state[f"{name}.n"] = running.count.cpu()
@@ -124,8 +126,9 @@ def _statistics(state: dict[str, Tensor], x: Tensor) -> Running:
 
 
 def _normalised(state: dict[str, Tensor], x: Tensor) -> Tensor:
-    running = _statistics(state, x)
-    return ((x - running.mean) / (running.deviation + EPSILON)).to(x.dtype)
+    wide = in_double(x)
+    running = _statistics(state, wide)
+    return ((wide - running.mean) / (running.deviation + EPSILON)).to(x)
 
 
 ULTRAEDIT = Method(

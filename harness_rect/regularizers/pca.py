@@ -25,7 +25,7 @@ def pca(
     n = min(int(keep * update.shape[0]), *update.shape)
     result = torch.zeros_like(update)
     if n > 0:
-        samples = update.T.double().cpu().numpy()
+        samples = update.T.cpu().double().numpy()
         scores = PCA(n_components=n, svd_solver="full").fit_transform(samples)
         result[:n] = torch.from_numpy(scores.T.copy()).to(update)
     return result

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from harness_rect.precision import in_double
+
 BASE = 1.2
 _largest: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of original weights: they are asked for at every step
 
@@ -30,7 +32,8 @@ def prune(update: Tensor, weight: Tensor, original: Tensor, *, base: float = BAS
         dW' with W + dW' - W_0 = the restrained A, of the dtype of ``update``.
     """
     limit = largest_singular_value(original)
-    accumulated = (weight.double() - original.double()) + update.double()
+    proposed = in_double(update)
+    accumulated = (in_double(weight) - in_double(original)) + proposed
     if float(accumulated.norm()) < limit:  # no singular value is larger than the Frobenius norm
         return update.clone()
     wide = accumulated.shape[0] <= accumulated.shape[1]
@@ -43,7 +46,7 @@ def prune(update: Tensor, weight: Tensor, original: Tensor, *, base: float = BAS
     u, s = left[:, large], s[large]
     restrained = _restrained(s, limit, base)
     change = u @ (((restrained - s) / s).unsqueeze(1) * (u.T @ a))
-    return (update.double() + (change if wide else change.T)).to(update.dtype)
+    return (proposed + (change if wide else change.T)).to(update)
 
 
 def prune_factors(left: Tensor, right: Tensor, limit: float, *, base: float = BASE) -> tuple[Tensor, Tensor]:
@@ -55,8 +58,8 @@ def prune_factors(left: Tensor, right: Tensor, limit: float, *, base: float = BA
     Returns:
         factors of the same shapes at most, float64, without directions that hold nothing.
     """
-    q_left, core_left = torch.linalg.qr(left.double())
-    q_right, core_right = torch.linalg.qr(right.double())
+    q_left, core_left = torch.linalg.qr(in_double(left))
+    q_right, core_right = torch.linalg.qr(in_double(right))
     u, s, vt = torch.linalg.svd(core_left @ core_right.T, full_matrices=False)
     held = s > s.max() * 1e-14
     s = torch.where(s >= limit, _restrained(s.clamp_min(limit), limit, base), s)[held]
@@ -70,7 +73,7 @@ def _restrained(s: Tensor, limit: float, base: float) -> Tensor:
 def largest_singular_value(weight: Tensor) -> float:
     """s_max in float64; remembered as long as the tensor lives."""
     if weight not in _largest:
-        w = weight.double()
+        w = in_double(weight)
         gram = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w
         _largest[weight] = math.sqrt(max(0.0, float(torch.linalg.eigvalsh(gram)[-1])))
     return float(_largest[weight])

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from harness_rect.precision import in_double
+
 ALPHA, BETA = 0.5, 0.5
 
 
@@ -27,8 +29,8 @@ def sphere(
         unused.
     """
     u = principal_directions(weight, beta)
-    dw = update.double()
-    return (dw - alpha * (dw @ u) @ u.T).to(update.dtype)
+    dw = in_double(update)
+    return (dw - alpha * (dw @ u) @ u.T).to(update)
 
 
 def sphere_factors(
@@ -49,7 +51,7 @@ def sphere_factors(
     Returns:
         factors of the same shapes, float64.
     """
-    left, right = left.double(), right.double()
+    left, right = in_double(left), in_double(right)
     u = principal_directions(weight.T if transposed else weight, beta)
     if transposed:
         return left - alpha * u @ (u.T @ left), right
@@ -68,7 +70,7 @@ def principal_directions(weight: Tensor, beta: float) -> Tensor:
     Returns:
         orthonormal columns, (inputs, count), float64.
     """
-    rows = weight.double()
+    rows = in_double(weight)
     rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
     # The eigenvectors of W^T W from those of the smaller W W^T.
     tall = rows.shape[0] > rows.shape[1]

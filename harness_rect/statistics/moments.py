@@ -21,6 +21,7 @@ from torch import Tensor
 
 from harness_rect.errors import UserError
 from harness_rect.files import written_whole
+from harness_rect.precision import in_double
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +50,13 @@ class SecondMoment:
 
     def solve(self, key: Tensor) -> Tensor:
         """C^-1 k as :func:`solve_moment`, C being factored once for each device."""
-        return self.solve_columns(key.unsqueeze(1)).squeeze(1).float()
+        return self.solve_columns(key.unsqueeze(1)).squeeze(1).to(key)
 
     def solve_columns(self, columns: Tensor, ridge: float = 0.0) -> Tensor:
         """(C + ridge I)^-1 applied to columns (d_mlp, n), in float64; factored once for each ridge and
         device.
         """
+        columns = in_double(columns)
         return _solve_factored(self._factor(columns.device, ridge), columns)
 
     def project_to_null_space(self, columns: Tensor, threshold: float) -> Tensor:
@@ -63,12 +65,12 @@ class SecondMoment:
         P = U U^T over the eigenvectors U of C whose eigenvalue is below ``threshold`` (AlphaEdit, Fang et al.
         2025).
         """
-        key = columns.device
+        x = in_double(columns)
+        key = x.device
         if key not in self._eigen:
             self._eigen[key] = torch.linalg.eigh(self.mean.to(key))
         values, vectors = self._eigen[key]
         below = int((values < threshold).sum())  # eigenvalues come in rising order
-        x = columns.double()
         if below <= len(values) // 2:
             kept = vectors[:, :below]
             return kept @ (kept.T @ x)

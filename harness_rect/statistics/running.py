@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from harness_rect.precision import in_double
+
 
 @dataclass(frozen=True)
 class Running:
@@ -18,12 +20,12 @@ class Running:
 
     @classmethod
     def empty(cls, width: int, device: torch.device | str = "cpu") -> Running:
-        zeros = torch.zeros(width, dtype=torch.float64, device=device)
+        zeros = in_double(torch.zeros(width, device=device))
         return cls(zeros.new_zeros(()), zeros, zeros)
 
     def updated(self, rows: Tensor) -> Running:
         """With ``rows`` (n, d), n >= 1, of the same device, taken in."""
-        rows = rows.double()
+        rows = in_double(rows)
         total, delta = self.count + len(rows), rows.mean(0) - self.mean
         squares = (rows - rows.mean(0)).square().sum(0) + delta.square() * self.count * len(rows) / total
         return Running(total, self.mean + delta * len(rows) / total, self.squares + squares)

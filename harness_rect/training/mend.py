@@ -412,7 +412,8 @@ class MendTrainer:
         self.editor.load_state_dict(_under(tensors, "editor"))
         self.best = {name: t.to(self.lm.input_device) for name, t in _under(tensors, "best").items()}
         for key in self.running:
-            parts = {n: t.to(self.lm.input_device) for n, t in _under(tensors, f"running.{key}").items()}
+            device = self.running[key].mean.device
+            parts = {n: t.to(device) for n, t in _under(tensors, f"running.{key}").items()}
             self.running[key] = Running(**parts)
         state = self.optimiser.state_dict()
         for name, tensor in _under(tensors, "adam").items():

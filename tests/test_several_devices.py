@@ -1,0 +1,122 @@
+"""A model on devices of all kinds, its blocks on one or several, is run and edited as on the CPU."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from methods import test_matrix
+from several_devices import SeveralDevices, spread
+from tiny_models import FAMILIES, depth
+from training import test_mend
+
+from harness_rect.config import EditConfig
+from harness_rect.methods import METHODS
+from harness_rect.models import EditableLM
+from harness_rect.models.architecture import locate
+from harness_rect.models.suffix import suffix_run, to_compare
+from harness_rect.regularizers import NEEDS_KEEP
+from harness_rect.session import EditSession
+from harness_rect.statistics.collect import collect
+
+moments = test_matrix.moments
+
+
+def over_devices(model, count=3, kind="xpu"):
+    """As device maps do: norm and head with the last block, a tied head with the embeddings."""
+    parts = locate(model)
+    last = [parts.norm] if model.config.tie_word_embeddings else [parts.norm, parts.head]
+    blocks, last = ([model.get_submodule(name) for name in names] for names in (parts.blocks, last))
+    spread(model, blocks, last, count, kind)
+
+
+@pytest.fixture
+def check(make_model, tokenizer, bos_tokenizer, moments, tmp_path, caplog):
+    """``check(family, method, regularizer, count, kind)``: edits on such devices are those on the CPU."""
+
+    def run(family, method, regularizer, count, kind):
+        hparams = tmp_path / "hparams.json"
+        hparams.write_text(json.dumps(test_matrix.HPARAMS[method]))
+        config = EditConfig(
+            method=method,
+            edits="two",
+            edit_batch_size=2 if METHODS[method].batches else 1,
+            hparams=str(hparams),
+            stats=str(moments),
+            regularizer=regularizer,
+            keep=0.4 if NEEDS_KEEP[regularizer] else None,
+        )
+        words = bos_tokenizer if FAMILIES[family].bos else tokenizer
+        alone, elsewhere = (make_model(family, **depth(family, 3)) for _ in range(2))
+        EditSession(alone, words, config, test_matrix.EDITS).run()
+        over_devices(elsewhere, count, kind)
+        with SeveralDevices():
+            EditSession(elsewhere, words, config, test_matrix.EDITS).run()
+        assert "searches run it in full" not in caplog.text
+        found = elsewhere.state_dict()
+        for name, value in alone.state_dict().items():
+            torch.testing.assert_close(found[name], value)
+
+    return run
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", test_matrix.HPARAMS)
+def test_three_devices_edit_as_one(method, family, check):
+    check(family, method, "rect", 3, "xpu")
+
+
+@pytest.mark.parametrize("regularizer", NEEDS_KEEP)
+@pytest.mark.parametrize("method", test_matrix.HPARAMS)
+def test_a_device_without_float64_edits_as_a_cpu(method, regularizer, check):
+    check("gpt2", method, regularizer, 1, "mps")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_some_of_a_batch_runs_from_the_middle(family, make_lm):
+    lm = make_lm(family, **depth(family, 3))
+    over_devices(lm.model)
+    sequences, starts = [[3, 4, 5, 6, 7], [8, 9, 10], [11, 12, 13, 14]], [2, 0, 1]
+    with SeveralDevices():
+        lm = EditableLM(lm.model, lm.encoder.tokenizer)
+        rows, offsets = torch.tensor([[0, 1, 2], [1, 0, 2]], device=lm.input_device)
+        changed = torch.zeros(3, dtype=torch.long, device=lm.input_device)
+        run, whole = suffix_run(lm, sequences, starts, 1, rows, offsets, changed)
+        with torch.no_grad():
+            run.checked_logits(rows, offsets, to_compare(whole))
+            some = run.select(torch.tensor([2, 1], device=lm.input_device))
+            found = some.logits(rows[:2], offsets[1:].flip(0))
+    torch.testing.assert_close(found, whole[1:].flip(0), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_second_moments_are_those_of_one_device(family, make_lm, tmp_path):
+    lm = make_lm(family, **depth(family, 3))
+    sequences = [lm.encoder.ids(text) for text in ("The city is large.", "I went to Rome to see it, too.")]
+    wanted, count = collect(lm, [0, 1, 2], sequences, tmp_path / "a", "x")
+    over_devices(lm.model)
+    with SeveralDevices():
+        found, same = collect(lm, [0, 1, 2], sequences, tmp_path / "b", "x")
+    assert count == same
+    for layer, total in wanted.items():
+        torch.testing.assert_close(found[layer], total)
+
+
+@pytest.mark.parametrize(("kind", "count"), [("xpu", 3), ("mps", 1)])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_mend_trains_and_edits_as_on_a_cpu(family, kind, count, make_lm, tmp_path):
+    weights = []
+    for name in ("alone", "elsewhere"):
+        lm = make_lm(family, **depth(family, 3))
+        if name == "elsewhere":
+            over_devices(lm.model, count, kind)
+        with SeveralDevices():
+            lm = EditableLM(lm.model, lm.encoder.tokenizer)
+            test_mend.trainer(lm, steps=4, layers=[0, 2]).run(tmp_path / name)
+            config = EditConfig(method="mend", edits="two", hparams=str(tmp_path / name))
+            EditSession(lm.model, lm.encoder.tokenizer, config, test_matrix.EDITS[:1]).run()
+        weights.append(lm.model.state_dict())
+    alone, elsewhere = weights
+    for name, value in alone.items():
+        torch.testing.assert_close(elsewhere[name], value)
