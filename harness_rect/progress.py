@@ -1,6 +1,10 @@
-"""The progress bar of everything long."""
+"""What is said while long work goes on: the progress bar, and less of what libraries log."""
 
 from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,3 +20,17 @@ def progress_bar(shown: bool = True) -> Progress:
         console=Console(stderr=True),
         disable=not shown,
     )
+
+
+@contextmanager
+def logging_only(level: int, *names: str) -> Iterator[None]:
+    """Loggers that say nothing below ``level`` meanwhile."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, old in zip(loggers, before, strict=True):
+            logger.setLevel(old)

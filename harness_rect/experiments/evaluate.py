@@ -37,6 +37,7 @@ from harness_rect.experiments.plan import Evaluation, SweepConfig
 from harness_rect.files import written_whole
 from harness_rect.fingerprint import digest
 from harness_rect.model_wrappers.edited_hf import EditedHF
+from harness_rect.progress import logging_only
 
 
 class QuietHF(EditedHF):
@@ -69,7 +70,8 @@ class Evaluator:
 
     def __init__(self, model: EditedHF, config: SweepConfig, model_args: dict[str, Any]) -> None:
         self.model, self.config = model, config
-        with _silent("lm_eval.api.task"):  # it takes every task that reads metadata for a mistake
+        # It takes every task that reads metadata for a mistake.
+        with logging_only(logging.ERROR, "lm_eval.api.task"):
             self._load_tasks(model_args)
 
     def _load_tasks(self, model_args: dict[str, Any]) -> None:
@@ -262,17 +264,6 @@ def _build_once(task: Task) -> None:
             request.resps, request.filtered_resps = [], {}
 
     task.build_all_requests = build_or_clear
-
-
-@contextlib.contextmanager
-def _silent(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 # What lm-eval says of the machine and the working directory. It starts a dozen programs for that, which

@@ -48,6 +48,7 @@ from harness_rect.experiments.table import (
 from harness_rect.files import written_whole
 from harness_rect.fingerprint import model_fingerprint
 from harness_rect.model_wrappers.edited_hf import EditedHF
+from harness_rect.progress import logging_only
 from harness_rect.session import EditSession
 from harness_rect.statistics.provider import layout_name
 
@@ -76,15 +77,14 @@ def run_sweep(path: Path, dry_run: bool = False, started: float | None = None) -
     config = read_config(path)
     plan = make_plan(config, str(path))
     _check_writable(plan.output)
-    for talkative in ("lm_eval", "harness_rect.hparams", "harness_rect.edited_hf"):
-        logging.getLogger(talkative).setLevel(logging.WARNING)
-    if dry_run:
-        with _locked(plan.output) if plan.output.is_dir() else _nothing():
-            DryRun(plan).show(Console())
-        return
-    plan.output.mkdir(parents=True, exist_ok=True)
-    with _locked(plan.output):
-        Sweep(plan, clock).run()
+    with logging_only(logging.WARNING, "lm_eval", "harness_rect.hparams", "harness_rect.edited_hf"):
+        if dry_run:
+            with _locked(plan.output) if plan.output.is_dir() else _nothing():
+                DryRun(plan).show(Console())
+            return
+        plan.output.mkdir(parents=True, exist_ok=True)
+        with _locked(plan.output):
+            Sweep(plan, clock).run()
 
 
 class Sweep:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import random
 import re
@@ -447,7 +448,9 @@ def test_the_command_prints_its_time_and_exits_with_0_or_2(
     monkeypatch.setenv("TQDM_DISABLE", "1")
     only = CONFIG | {"orders": 1, "regularizers": ["none"], "checkpoints": [1]}
     Path("sweep.yaml").write_text(yaml.safe_dump(only))
+    levels = [logging.getLogger(name).level for name in ("lm_eval", "harness_rect.hparams")]
     assert cli.main(["sweep", "sweep.yaml"]) == 0
+    assert [logging.getLogger(name).level for name in ("lm_eval", "harness_rect.hparams")] == levels
     shown = capsys.readouterr()
     assert "of editing and evaluating" in " ".join(shown.out.split())
     Path("sweep.yaml").write_text(yaml.safe_dump(only | {"limit": 0}))

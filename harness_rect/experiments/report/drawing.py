@@ -14,7 +14,7 @@ import re
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from harness_rect.files import written_whole
+from harness_rect.progress import logging_only
 
 #: Colours of axes and text, and of the data: Okabe and Ito's, less the yellow that white paper swallows.
 INK, MUTED, GRID, PAPER = "#1b1e23", "#5b6470", "#d3d8de", "#ffffff"
@@ -125,15 +126,9 @@ def _style() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _quiet_fonts() -> Iterator[None]:
-    fonts = logging.getLogger("matplotlib.font_manager")
-    level = fonts.level
-    fonts.setLevel(logging.ERROR)  # Helvetica and Arial are asked for, and rarely there
-    try:
-        yield
-    finally:
-        fonts.setLevel(level)
+def _quiet_fonts() -> AbstractContextManager[None]:
+    # Helvetica and Arial are asked for, and rarely there.
+    return logging_only(logging.ERROR, "matplotlib.font_manager")
 
 
 def _save(figure: Figure, target: Any, form: str) -> None:
