@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import accelerate
 import pytest
 import torch
 from methods import test_matrix
@@ -71,6 +72,32 @@ def test_three_devices_edit_as_one(method, family, check):
 @pytest.mark.parametrize("method", test_matrix.HPARAMS)
 def test_a_device_without_float64_edits_as_a_cpu(method, regularizer, check):
     check("gpt2", method, regularizer, 1, "mps")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("method", ["rome", "memit"])
+def test_blocks_on_a_disk_need_not_be_in_memory(method, family, make_model, moments, tmp_path, request):
+    hparams = tmp_path / "hparams.json"
+    hparams.write_text(json.dumps(test_matrix.HPARAMS[method]))
+    size = 2 if METHODS[method].batches else 1
+    config = EditConfig(
+        method=method, edits="two", edit_batch_size=size, hparams=str(hparams), stats=str(moments)
+    )
+    words = request.getfixturevalue("bos_tokenizer" if FAMILIES[family].bos else "tokenizer")
+    whole, partly = (make_model(family, **depth(family, 4)) for _ in range(2))
+    blocks = locate(partly).blocks
+    others = {name.rpartition(".")[0] for name in partly.state_dict() if not name.startswith(blocks)}
+    places = dict.fromkeys([*others, *blocks], "cpu")
+    accelerate.dispatch_model(
+        partly, places | {blocks[3]: "disk"}, main_device="cpu", offload_dir=str(tmp_path / "disk")
+    )
+    for model in (whole, partly):
+        EditSession(model, words, config, test_matrix.EDITS).run()
+    assert any(parameter.device.type == "meta" for parameter in partly.parameters())
+    found = partly.state_dict()
+    for name, value in whole.state_dict().items():
+        if found[name].device.type != "meta":
+            torch.testing.assert_close(found[name], value)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
