@@ -62,6 +62,9 @@ GPU_MEMORY_SHARE = 0.5
 PART_TOKENS = 1024
 #: Steps with at most so many tokens are recorded on a GPU: there launching takes longer than computing.
 GRAPH_TOKENS = 2048
+#: Facts that are done leave a search when at most this share of it remains: soon, since that is a copy; later
+#: where steps are recorded, since they are recorded anew.
+REMAINING, REMAINING_RECORDED = 0.875, 0.5
 #: From so many rows on, rows of twice their length are run apart from them.
 MANY_ROWS = 16
 
@@ -268,6 +271,10 @@ class Part:
         """Rows and offsets of the places that count, those of the KL terms last."""
         return torch.cat([self.said_rows, self.kl_rows]), torch.cat([self.said_offsets, self.kl_offsets])
 
+    @property
+    def is_recorded(self) -> bool:
+        return self._replay is not None
+
     def select(self, facts: Sequence[int]) -> Part | None:
         """The same for the rows of these facts, None if there are none."""
         wanted = set(facts)
@@ -468,7 +475,8 @@ def _search(
             limit = settings.clamp_norm_factor * v0_norm
             norms = d.norm(dim=1)
             d.mul_(torch.where(norms > limit, limit / norms, 1.0).unsqueeze(1))
-        if 2 * len(remaining) <= len(active):
+        share = REMAINING_RECORDED if any(part.is_recorded for part in parts) else REMAINING
+        if len(remaining) <= share * len(active):
             parts = [smaller for part in parts if (smaller := part.select(remaining)) is not None]
             active = remaining
     return [_finished(*results[i], v0[i], float(first_nll[i]), settings) for i in range(count)]
