@@ -23,7 +23,7 @@ from torch import Tensor
 #: many of its standard deviations the bracket is wide on either side.
 _SAMPLE, _STRIDE, _DEVIATIONS = 400_000, 16, 5
 #: Elements worked on at a time on a CPU: what stays in its cache.
-_CHUNK = 1 << 18
+_CHUNK = 1 << 19
 
 
 def relative_change(update: Tensor, weight: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def _change_or_nan(update: Tensor, weight: Tensor) -> Tensor:
 
 
 def _change_of_alphaedit(update: Tensor, weight: Tensor) -> Tensor:
-    return (update / (weight + 1e-8)).abs_()
+    return (update / (weight + 1e-8)).abs_().nan_to_num_(nan=0.0, posinf=torch.inf)
 
 
 def kept_count(n: int, keep: float) -> int:
@@ -82,7 +82,8 @@ class _Changes:
     """The relative changes of a weight in its order, computed a chunk at a time and never kept."""
 
     def __init__(self, update: Tensor, weight: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self.update, self.weight, self.change = update.reshape(-1), weight.reshape(-1), change
+        self.update, self.weight, self.change = update.detach().flatten(), weight.detach().flatten(), change
+        self.columns = update.shape[-1] if update.dim() else 1
         self.size = _CHUNK if update.device.type == "cpu" else max(1, update.numel())
 
     def __len__(self) -> int:
@@ -98,7 +99,12 @@ class _Changes:
             return _Changes(self.update, self.weight, _change_or_nan)
         return self
 
-    def every(self, stride: int) -> Tensor:
+    def sample(self, stride: int) -> Tensor:
+        """One of ``stride``, or some more, elements, from all columns: in those of low-rank updates sizes
+        differ.
+        """
+        while math.gcd(stride, self.columns) > 1:
+            stride += 1
         return self.change(self.update[::stride], self.weight[::stride])
 
 
@@ -119,7 +125,7 @@ def count_th_largest(values: _Changes, count: int) -> Cut:
     """
     n = len(values)
     if n > _SAMPLE:
-        sample = _sorted(values.every(max(_STRIDE, n // _SAMPLE)))
+        sample = _sorted(values.sample(max(_STRIDE, n // _SAMPLE)))
         m = sample.numel()
         place, spread = count / n * m, _DEVIATIONS * math.sqrt(m) / 2 + 1
         high = sample[m - 1 - max(0, int(place - spread))]

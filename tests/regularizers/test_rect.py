@@ -236,6 +236,18 @@ def test_the_sample_spares_the_search_through_everything(monkeypatch):
     assert len(searched) == 1 and searched[0] < 50_000
 
 
+@pytest.mark.parametrize("shape", [(768, 3072), (3072, 768), (400, 1600)])
+def test_the_sample_sees_all_columns_of_a_low_rank_update(shape, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(size, 1, generator=generator) for size in shape)
+    weight = torch.randn(shape, generator=generator)
+    searched: list[int] = []
+    partition = np.partition
+    monkeypatch.setattr(np, "partition", lambda v, k: searched.append(v.size) or partition(v, k))
+    rect(left @ right.T, weight, keep=0.4)
+    assert len(searched) == 1 and searched[0] < weight.numel() / 20
+
+
 @pytest.mark.parametrize("keep", [0.4, 0.95])
 def test_zeros_over_zeros_in_a_large_weight_count_as_no_change(keep):
     """The threshold lies above 0 for the first share, and is 0 for the second."""
