@@ -43,7 +43,7 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Dense:
-    """An update as a matrix in the stored weight's own orientation and device, float32 or float64."""
+    """An update as a matrix in the stored weight's own orientation, float32 or float64."""
 
     matrix: Tensor
 

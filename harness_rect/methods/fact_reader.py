@@ -54,14 +54,16 @@ class FactReader:
     def __init__(self, lm: EditableLM, edits: Sequence[Edit], groups: Sequence[Sequence[str]]) -> None:
         self.lm, self.edits, self.groups = lm, edits, groups
         prompts = [(edit, template) for edit in edits for group in groups for template in group]
-        sequences = [lm.encoder.ids(fill(template, edit.text)) for edit, template in prompts]
-        positions = [subject_position(lm, edit, template) for edit, template in prompts]
+        self._contexts = range(len(prompts))
         self._bare = [i for i, (_, template) in enumerate(prompts) if template == BARE]
         if len(self._bare) != len(edits):  # not among the contexts, or more than once
             self._bare = list(range(len(prompts), len(prompts) + len(edits)))
-            sequences += [lm.encoder.ids(edit.text) for edit in edits]
-            positions += [subject_position(lm, edit, BARE) for edit in edits]
-        self._contexts = range(len(prompts))
+            prompts += [(edit, BARE) for edit in edits]
+        sequences, positions = [], []
+        for edit, template in prompts:
+            positions.append(subject_position(lm, edit, template))
+            # What follows the subject is not seen there.
+            sequences.append(lm.encoder.ids(fill(template, edit.text))[: positions[-1] + 1])
         bare = set(self._bare)
         # The bare prompts apart: they are run further than the others.
         self._chunks: list[_Chunk] = []
@@ -81,7 +83,7 @@ class FactReader:
         Returns:
             layer -> (facts, d_mlp) float32: the mean over context types of the mean over their templates.
         """
-        found: dict[int, dict[int, Tensor]] = {layer: {} for layer in layers}
+        found: dict[int, Tensor] = {}
         for chunk in self._chunks:
             if chunk.rows[0] not in self._contexts and not hold:
                 continue
@@ -93,9 +95,13 @@ class FactReader:
                 hidden = hidden_of(entering[0])
                 chunk.skipped, chunk.device = below + 1, hidden.device
                 chunk.entry = with_hidden(entering[0], hidden.cpu())
+            if chunk.rows[0] not in self._contexts:
+                continue
             for layer, (keys, _) in read.items():
-                found[layer].update(zip(chunk.rows, keys, strict=True))
-        return {layer: self._mean([rows[i] for i in self._contexts]) for layer, rows in found.items()}
+                if layer not in found:
+                    found[layer] = keys.new_empty(len(self._contexts), keys.shape[1])
+                found[layer][chunk.rows] = keys
+        return {layer: self._mean(keys) for layer, keys in found.items()}
 
     def bare_outputs(self, layer: int) -> Tensor:
         """(facts, d_model) float32: output of block ``layer`` at the bare prompts."""
@@ -113,7 +119,7 @@ class FactReader:
             entry = with_hidden(entry, hidden_of(entry).to(chunk.device))
         return skipping(self.lm, chunk.skipped, entry)
 
-    def _mean(self, keys: Sequence[Tensor]) -> Tensor:
-        each = torch.stack(list(keys)).view(len(self.edits), -1, self.lm.architecture.d_mlp)
+    def _mean(self, keys: Tensor) -> Tensor:
+        each = keys.view(len(self.edits), -1, keys.shape[1])
         means = [group.mean(1) for group in each.split([len(group) for group in self.groups], dim=1)]
         return torch.stack(means).mean(0)

@@ -85,9 +85,15 @@ class _Key:
 
 def _keys(lm: EditableLM, edit: Edit, templates: Sequence[str], layer: int) -> tuple[_Key, _Key]:
     """(averaged over the templates, bare prompt) from one forward pass ending at the layer."""
-    texts = [fill(template, edit.text) for template in templates] + [edit.text]
-    positions = [subject_position(lm, edit, template) for template in [*templates, "{}"]]
-    batch = lm.batch([lm.encoder.ids(text) for text in texts])
+    every = [*templates, "{}"]
+    positions = [subject_position(lm, edit, template) for template in every]
+    # What follows the subject is not seen there.
+    batch = lm.batch(
+        [
+            lm.encoder.ids(fill(template, edit.text))[: position + 1]
+            for template, position in zip(every, positions, strict=True)
+        ]
+    )
     keys, outputs = lm.down_projection_io([layer], batch, positions)[layer]
     return _Key(keys[:-1].mean(0), outputs[:-1].mean(0)), _Key(keys[-1], outputs[-1])
 
