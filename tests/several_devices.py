@@ -65,14 +65,14 @@ class SeveralDevices(TorchFunctionMode):
             place(args[0], device_of(args[1]))
             return func(*args, **kwargs)
         if name in {"grad", "backward"}:
-            return self._gradients(func, args, kwargs)
+            return _gradients(func, args, kwargs)
         inputs = list(_tensors(args)) + list(_tensors(kwargs))
         if name in {"numpy", "__array__"} and device_of(inputs[0]):
             raise TypeError(f"can't convert {device_of(inputs[0])} tensor to numpy")
         asked = _pretended(kwargs.get("device"))
         if asked is not None:
             kwargs = {**kwargs, "device": "cpu"}
-        where = asked or _common(name, inputs)
+        where = asked or _common(name, args, inputs)
         result = func(*args, **kwargs)
         for tensor in _tensors(result):
             if asked is not None or device_of(tensor) is None:
@@ -80,22 +80,32 @@ class SeveralDevices(TorchFunctionMode):
             _check_dtype(tensor)
         return result
 
-    def _gradients(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        inputs = args[1] if len(args) > 1 else kwargs.get("inputs", ())
-        result = func(*args, **kwargs)
-        if isinstance(result, tuple):
-            for gradient, tensor in zip(result, _tensors(inputs), strict=True):
-                if gradient is not None:
-                    place(gradient, device_of(tensor))
-        return result
+
+def _gradients(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``torch.autograd.grad(outputs, inputs, grad_outputs)`` or ``backward``."""
+    named = dict(zip(("outputs", "inputs", "grad_outputs"), args, strict=False)) | kwargs
+    for tensor, gradient in zip(
+        _tensors(named.get("outputs")), _tensors(named.get("grad_outputs")), strict=False
+    ):
+        if device_of(tensor) != device_of(gradient):
+            raise RuntimeError(f"gradient on {device_of(gradient)} of a tensor on {device_of(tensor)}")
+    result = func(*args, **kwargs)
+    if isinstance(result, tuple):
+        for gradient, tensor in zip(result, _tensors(named["inputs"]), strict=True):
+            if gradient is not None:
+                place(gradient, device_of(tensor))
+    return result
 
 
-def _common(name: str, inputs: list[Tensor]) -> torch.device | None:
+def _common(name: str, args: tuple[Any, ...], inputs: list[Tensor]) -> torch.device | None:
     if name in _MAY_MIX:
-        rest = {device_of(x) for x in inputs[1:]} - {None, device_of(inputs[0])}
-        if rest and name != "copy_":
-            raise RuntimeError(f"{name}: indices or values on {rest}, tensor on {device_of(inputs[0])}")
-        return device_of(inputs[0])
+        here = device_of(inputs[0])
+        if name != "copy_" and {device_of(x) for x in inputs[1:]} - {None, here}:
+            raise RuntimeError(f"{name}: indices or values elsewhere, tensor on {here}")
+        by_index = len(args) > 2 and any(True for _ in _tensors(args[1]))
+        if by_index and any(x.dim() and device_of(x) != here for x in _tensors(args[2])):
+            raise RuntimeError(f"{name}: values elsewhere, tensor on {here}")
+        return here
     devices = {device_of(x) for x in inputs if x.dim() or device_of(x)}
     # Those of an optimiser over many tensors at once, and a question about two.
     if len(devices) > 1 and not name.startswith(("_foreach", "_has_compatible")):
@@ -142,7 +152,8 @@ class _Moves(AlignDevicesHook):
 def spread(
     model: nn.Module, blocks: list[nn.Module], last: list[nn.Module], devices: int, kind: str = "xpu"
 ) -> None:
-    """Place a model as a device map would, its blocks in equal parts, with accelerate's hooks on the way.
+    """Place a model as a device map would, its blocks in equal parts, with accelerate's hooks on the way; on
+    one device without, as ``model.to``.
 
     last: modules that go with the last block; all others are on the first device.
     """
@@ -153,5 +164,5 @@ def spread(
     for module, device in where.items():
         for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
             place(tensor, device)
-        if module is model or module in blocks or list(module.parameters(recurse=False)):
+        if devices > 1 and (module is model or module in blocks or list(module.parameters(recurse=False))):
             add_hook_to_module(module, _Moves(device, io_same_device=module is model))

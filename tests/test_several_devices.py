@@ -9,7 +9,7 @@ import pytest
 import torch
 from methods import test_matrix
 from several_devices import SeveralDevices, spread
-from tiny_models import FAMILIES, depth
+from tiny_models import FAMILIES, depth, make_edit
 from training import test_mend
 
 from harness_rect.config import EditConfig
@@ -22,6 +22,8 @@ from harness_rect.session import EditSession
 from harness_rect.statistics.collect import collect
 
 moments = test_matrix.moments
+#: More than one step even in batches of two.
+EDITS = [*test_matrix.EDITS, make_edit("{} is in", "The Space Needle", "Paris", id="c", target_old="Rome")]
 
 
 def over_devices(model, count=3, kind="xpu"):
@@ -36,9 +38,9 @@ def over_devices(model, count=3, kind="xpu"):
 def check(make_model, tokenizer, bos_tokenizer, moments, tmp_path, caplog):
     """``check(family, method, regularizer, count, kind)``: edits on such devices are those on the CPU."""
 
-    def run(family, method, regularizer, count, kind):
+    def run(family, method, regularizer, count, kind, **more):
         hparams = tmp_path / "hparams.json"
-        hparams.write_text(json.dumps(test_matrix.HPARAMS[method]))
+        hparams.write_text(json.dumps(test_matrix.HPARAMS[method] | more))
         config = EditConfig(
             method=method,
             edits="two",
@@ -50,10 +52,10 @@ def check(make_model, tokenizer, bos_tokenizer, moments, tmp_path, caplog):
         )
         words = bos_tokenizer if FAMILIES[family].bos else tokenizer
         alone, elsewhere = (make_model(family, **depth(family, 3)) for _ in range(2))
-        EditSession(alone, words, config, test_matrix.EDITS).run()
+        EditSession(alone, words, config, EDITS).run()
         over_devices(elsewhere, count, kind)
         with SeveralDevices():
-            EditSession(elsewhere, words, config, test_matrix.EDITS).run()
+            EditSession(elsewhere, words, config, EDITS).run()
         assert "searches run it in full" not in caplog.text
         found = elsewhere.state_dict()
         for name, value in alone.state_dict().items():
@@ -68,10 +70,18 @@ def test_three_devices_edit_as_one(method, family, check):
     check(family, method, "rect", 3, "xpu")
 
 
+@pytest.mark.parametrize("more", [{"v_loss_layer": 1}, {"mpes": True, "v_num_grad_steps": 20}])
+@pytest.mark.parametrize(("kind", "count"), [("xpu", 3), ("mps", 1)])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_searches_of_all_kinds_may_be_spread(family, kind, count, more, check):
+    check(family, "memit", "none", count, kind, layers=[0], **more)
+
+
+@pytest.mark.parametrize("kind", ["xpu", "mps"])  # one with float64, one without
 @pytest.mark.parametrize("regularizer", NEEDS_KEEP)
 @pytest.mark.parametrize("method", test_matrix.HPARAMS)
-def test_a_device_without_float64_edits_as_a_cpu(method, regularizer, check):
-    check("gpt2", method, regularizer, 1, "mps")
+def test_one_device_edits_as_a_cpu(method, regularizer, kind, check):
+    check("gpt2", method, regularizer, 1, kind)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

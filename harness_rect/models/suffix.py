@@ -117,6 +117,8 @@ class Suffix:
         except _FAILURES as error:
             raise _unable(error) from error
         off = float((to_compare(logits) - expected).abs().max()) if len(rows) else 0.0
+        if math.isnan(off) and not bool(expected.isfinite().all()):
+            return logits  # a broken model, in full as from the middle
         if not off <= _TOLERANCE.get(logits.dtype, 0.0):
             raise CannotResume(f"log-probabilities differ by {off:.2g}")
         return logits

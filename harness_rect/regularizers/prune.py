@@ -23,6 +23,7 @@ def prune(update: Tensor, weight: Tensor, original: Tensor, *, base: float = BAS
     """Trim an update so that the accumulated one, A = W + dW - W_0, has its singular values restrained.
 
     Every singular value s >= s_max(W_0) of A becomes log_base(s) - log_base(s_max) + s_max; the others stay.
+    Nothing is restrained where W_0 is zero.
     This is the dense form; :func:`prune_factors` does the same for a low-rank A.
 
     Args:
@@ -32,6 +33,8 @@ def prune(update: Tensor, weight: Tensor, original: Tensor, *, base: float = BAS
         dW' with W + dW' - W_0 = the restrained A, of the dtype of ``update``.
     """
     limit = largest_singular_value(original)
+    if limit == 0:  # its logarithm is asked for
+        return update.clone()
     proposed = in_double(update)
     accumulated = (in_double(weight) - in_double(original)) + proposed
     if float(accumulated.norm()) < limit:  # no singular value is larger than the Frobenius norm
@@ -58,6 +61,8 @@ def prune_factors(left: Tensor, right: Tensor, limit: float, *, base: float = BA
     Returns:
         factors of the same shapes at most, float64, without directions that hold nothing.
     """
+    if limit == 0:
+        return in_double(left), in_double(right)
     q_left, core_left = torch.linalg.qr(in_double(left))
     q_right, core_right = torch.linalg.qr(in_double(right))
     u, s, vt = torch.linalg.svd(core_left @ core_right.T, full_matrices=False)

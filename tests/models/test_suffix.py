@@ -388,3 +388,14 @@ class _Capped(torch.autograd.Function):
     def backward(ctx, gradient):
         (result,) = ctx.saved_tensors
         return gradient * (1 - (result / 4) ** 2)
+
+
+def test_a_model_without_numbers_is_not_blamed_on_the_middle(make_lm, caplog):
+    lm = make_lm("gpt2", n_layer=3)
+    with torch.no_grad():
+        lm.weight(lm.architecture.weight_name(0)).fill_(torch.nan)
+    request = Request(EDITS[0], torch.ones(lm.architecture.d_model))
+    settings = SearchHyperParameters(v_num_grad_steps=2)
+    with lm.frozen():
+        search_values(lm, [request], TEMPLATES, 1, settings, at_block=True)
+    assert not caplog.records

@@ -78,6 +78,14 @@ def test_prune_in_factors_equals_the_dense_one(shape, seed, scale, rank):
     assert a.shape[1] == b.shape[1] <= rank
 
 
+def test_prune_leaves_updates_of_a_zero_weight_alone():
+    update, zero = matrix((4, 3), 0), torch.zeros(4, 3, dtype=torch.float64)
+    assert torch.equal(prune(update, zero, zero), update)
+    left, right = matrix((4, 2), 1), matrix((3, 2), 2)
+    for found, given_ in zip(prune_factors(left, right, 0.0), (left, right), strict=True):
+        assert torch.equal(found, given_)
+
+
 def test_prune_leaves_small_updates_alone():
     original = matrix((6, 8), 0)
     update = matrix((6, 8), 1, 1e-3)
