@@ -4,11 +4,11 @@
     [--only rome,...]
 
 Random weights of the shape, random second moments, random facts. Every pair is checked to give the same
-result before it is timed; figures are medians (MEMIT: one run), ratios are published / ours. Written part by
-part to benchmarks/results/<shape>-<device>-<dtype>.json with the machine described, beside what was measured
-on the same machine before. What takes too long for the published loop is timed on fewer facts, and the table
-says so. On a CPU the larger shapes do less unless told otherwise (ON_CPU). `all` takes one shape after the
-other, each in a process of its own, and leaves out those that do not fit in memory.
+result, else there is no figure; figures are medians (MEMIT: one run), ratios are published / ours. Written
+part by part to benchmarks/results/<shape>-<device>-<dtype>.json with the machine described, beside what was
+measured on the same machine before. What takes too long for the published loop is timed on fewer facts, and
+the table says so. On a CPU the larger shapes do less unless told otherwise (ON_CPU). `all` takes one shape
+after the other, each in a process of its own, and leaves out those that do not fit in memory.
 
 `growth` times our side alone: how its cost grows with facts, length of contexts, layers and width.
 """
@@ -77,8 +77,8 @@ ON_CPU: dict[str, dict[str, Any]] = {
     "llama-2-7b": {"only": "rome,history", "repeats": 1, "steps": 3, "dtype": "bfloat16"},
 }
 USUAL = {"only": "rome,memit,history,moments,rect,growth", "repeats": 3, "steps": 20, "dtype": "float32"}
-#: Memory a run needs, as a multiple of its model's.
-ROOM = 1.3
+#: Memory a run needs: this multiple of its model's, and so many float64 matrices of d_mlp x d_mlp.
+ROOM, MATRICES = 1.2, 8
 WORDS = 1000
 Row = dict[str, Any]
 
@@ -190,23 +190,38 @@ def published_search(
     return v0[0] + d.detach()
 
 
+@torch.no_grad()
+def published_reading(
+    lm: EditableLM, module: Any, prompts: list[tuple[Edit, str]], at_once: int = 128
+) -> tuple[Tensor, Tensor]:
+    """(inputs, outputs) of a module at the subjects: whole passes over whole prompts, so many at once."""
+    found: list[tuple[Tensor, Tensor]] = []
+    for start in range(0, len(prompts), at_once):
+        some = prompts[start : start + at_once]
+        at = torch.tensor([subject_position(lm, edit, t) for edit, t in some])
+
+        def keep(module: Any, args: Any, output: Any, at: Tensor = at) -> None:
+            pair = (args[0], output[0] if isinstance(output, tuple) else output)
+            inputs, outputs = (x[torch.arange(len(at)), at].float() for x in pair)
+            found.append((inputs, outputs))
+
+        with lm.hooked({module: keep}):
+            lm.logits(lm.batch([lm.encoder.ids(fill(t, edit.text)) for edit, t in some]))
+    inputs, outputs = zip(*found, strict=True)
+    return torch.cat(inputs), torch.cat(outputs)
+
+
 def published_rome(
     lm: EditableLM, edit: Edit, templates: list[str], h: RomeHyperParameters, c: SecondMoment
 ) -> tuple[Tensor, Tensor]:
     """(v, u): the inverse of C is computed once by the released code too, so it is given."""
     (layer,) = h.layers
-    keys = []
-    for template in templates:  # one at a time, as its context loop does
-        batch = lm.batch([lm.encoder.ids(fill(template, edit.text))])
-        at = [subject_position(lm, edit, template)]
-        keys.append(lm.down_projection_io([layer], batch, at)[layer][0][0])
-    u = torch.stack(keys).mean(0)
+    u = published_reading(lm, lm.down_projection(layer), [(edit, t) for t in templates])[0].mean(0)
     if h.mom2_adjustment:
         u = c.solve(u)
     u = u / u.norm()
     target = published_search(lm, edit, templates, layer, h, at_block=False)
-    batch = lm.batch([lm.encoder.ids(edit.text)])
-    key, output = lm.down_projection_io([layer], batch, [subject_position(lm, edit, "{}")])[layer]
+    key, output = published_reading(lm, lm.down_projection(layer), [(edit, "{}")])
     return (target - output[0]) / (key[0] @ u), u
 
 
@@ -225,7 +240,7 @@ def published_memit(
     h: MemitHyperParameters,
     moments: dict[int, Tensor],
 ) -> dict[str, Tensor]:
-    """The dense update of each layer: a search for each fact alone, keys and outputs prompt by prompt."""
+    """The dense update of each layer: a search for each fact alone, keys and outputs by whole passes."""
     flat = [t for group in groups for t in group]
     last = h.layers[-1]
     z = torch.stack([published_search(lm, e, flat, last, h, at_block=True) for e in edits])
@@ -233,19 +248,14 @@ def published_memit(
     names = [lm.architecture.weight_name(layer) for layer in h.layers]
     with lm.weights_restored(names):
         for index, (layer, name) in enumerate(zip(h.layers, names, strict=True)):
-            keys, outputs = [], []
-            for edit in edits:
-                means = []
-                for group in groups:
-                    texts = [fill(t, edit.text) for t in group]
-                    at = [subject_position(lm, edit, t) for t in group]
-                    batch = lm.batch([lm.encoder.ids(text) for text in texts])
-                    means.append(lm.down_projection_io([layer], batch, at)[layer][0].mean(0))
-                keys.append(torch.stack(means).mean(0))
-                bare = lm.batch([lm.encoder.ids(edit.text)])
-                outputs.append(lm.block_output(last, bare, [subject_position(lm, edit, "{}")])[0])
-            k = torch.stack(keys).T.double()
-            residual = (z - torch.stack(outputs)).T.double() / (len(h.layers) - index)
+            prompts = [(edit, t) for edit in edits for t in flat]
+            each = published_reading(lm, lm.down_projection(layer), prompts)[0].view(
+                len(edits), len(flat), -1
+            )
+            means = [part.mean(1) for part in each.split([len(group) for group in groups], 1)]
+            k = torch.stack(means).mean(0).T.double()
+            _, outputs = published_reading(lm, lm.block(last), [(edit, "{}") for edit in edits])
+            residual = (z - outputs).T.double() / (len(h.layers) - index)
             adjusted = published_solve(moments[layer], k, h.mom2_update_weight, None)
             update = residual @ adjusted.T
             updates[name] = update.T if lm.is_transposed(name) else update
@@ -567,9 +577,13 @@ def bench_moments(lm: EditableLM, shape: str, device: str, repeats: int, tokens:
 
 
 def bench_rect(device: str, repeats: int) -> list[Row]:
-    update, weight = (torch.randn(4096, 11008, device=device) for _ in range(2))
+    """Independent elements, and a rank-one update, whose large elements stand in rows and columns."""
+    rows, columns = 4096, 11008
+    weight = torch.randn(rows, columns, device=device)
+    dense = torch.randn(rows, columns, device=device)
+    rank_one = torch.randn(rows, 1, device=device) @ torch.randn(1, columns, device=device)
 
-    def published() -> np.ndarray:
+    def published(update: Tensor) -> np.ndarray:
         dw, w = update.cpu().numpy(), weight.cpu().numpy()
         with np.errstate(divide="ignore"):
             delta = np.abs(dw / w).ravel()
@@ -578,15 +592,23 @@ def bench_rect(device: str, repeats: int) -> list[Row]:
         kept[np.argpartition(delta, -count)[-count:]] = True
         return np.where(kept.reshape(dw.shape), dw, 0)
 
-    a, b = rect(update, weight, keep=0.4).cpu().numpy(), published()
-    with np.errstate(divide="ignore"):
-        delta = np.abs(update.cpu().numpy() / weight.cpu().numpy())
-    other = (a != 0) != (b != 0)  # argpartition takes any of several elements at the threshold
-    if np.count_nonzero(a) != np.count_nonzero(b) or len(np.unique(delta[other])) > 1:
-        raise SystemExit("rect: results differ")
-    mine, theirs = side_by_side([lambda: rect(update, weight, keep=0.4), published], 5 * repeats, device)
-    row = _row("RECT on 4096 x 11008, against numpy's argpartition", mine, theirs, 0.0)
-    return [row]
+    found = []
+    for update, what in ((dense, ""), (rank_one, ", update of rank one")):
+        a, b = rect(update, weight, keep=0.4).cpu().numpy(), published(update)
+        with np.errstate(divide="ignore"):
+            delta = np.abs(update.cpu().numpy() / weight.cpu().numpy())
+        other = (a != 0) != (b != 0)  # argpartition takes any of several elements at the threshold
+        if np.count_nonzero(a) != np.count_nonzero(b) or len(np.unique(delta[other])) > 1:
+            raise SystemExit("rect: results differ")
+        del a, b, delta, other
+        runs: list[Callable[[], Any]] = [
+            partial(rect, update, weight, keep=0.4),
+            partial(published, update),
+        ]
+        mine, theirs = side_by_side(runs, 5 * repeats, device)
+        work = f"RECT on {rows} x {columns}, against numpy's argpartition{what}"
+        found.append(_row(work, mine, theirs, 0.0))
+    return found
 
 
 def _row(work: str, ours: float, published: float, off: float, note: str = "") -> Row:
@@ -601,18 +623,17 @@ def _row(work: str, ours: float, published: float, off: float, note: str = "") -
 
 
 def fits(shape: str, device: str, dtype: str) -> bool:
-    model = make_lm(shape, "meta", dtype).model
-    needed = ROOM * sum(p.numel() * p.element_size() for p in model.parameters())
+    lm = make_lm(shape, "meta", dtype)
+    needed = ROOM * sum(p.numel() * p.element_size() for p in lm.model.parameters())
+    needed += MATRICES * 8 * lm.architecture.d_mlp**2
     return needed < (torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available)
 
 
 def one_after_the_other() -> None:
     """This command for every shape."""
-    at = sys.argv.index("all")
     for shape in SHAPES:
-        if shape != "tiny":
-            command = [sys.executable, *sys.argv[:at], shape, *sys.argv[at + 1 :], "--if-it-fits"]
-            subprocess.run(command, check=True)
+        if shape != "tiny":  # of an option that is given twice the last counts
+            subprocess.run([sys.executable, *sys.argv, "--shape", shape, "--if-it-fits"], check=True)
 
 
 def main() -> None:
@@ -620,7 +641,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shape", choices=[*SHAPES, "all"], default="gpt2")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype")
     parser.add_argument("--facts", type=int, default=100, help="of the MEMIT batch")
     parser.add_argument("--reference-facts", type=int, default=4, help="that the published MEMIT is timed on")
