@@ -78,7 +78,7 @@ ON_CPU: dict[str, dict[str, Any]] = {
 }
 USUAL = {"only": "rome,memit,history,moments,rect,growth", "repeats": 3, "steps": 20, "dtype": "float32"}
 #: Memory a run needs: this multiple of its model's, and so many float64 matrices of d_mlp x d_mlp.
-ROOM, MATRICES = 1.2, 8
+ROOM, MATRICES = 1.1, 8
 WORDS = 1000
 Row = dict[str, Any]
 
