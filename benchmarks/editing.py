@@ -52,7 +52,7 @@ from harness_rect.methods.memit import MemitHyperParameters
 from harness_rect.methods.rome import RomeHyperParameters
 from harness_rect.methods.value_search import subject_position
 from harness_rect.models import EditableLM
-from harness_rect.models.lm import chunks, stop_forward
+from harness_rect.models.lm import chunks, hidden_of, stop_forward
 from harness_rect.regularizers import rect
 from harness_rect.statistics import SecondMoment
 from harness_rect.statistics.collect import collect
@@ -102,6 +102,10 @@ def make_lm(shape: str, device: str, dtype: str, **config: int) -> EditableLM:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return EditableLM(model.eval(), tokenizer())
+
+
+def model_bytes(lm: EditableLM) -> int:
+    return sum(p.numel() * p.element_size() for p in lm.model.parameters())
 
 
 def words(rng: random.Random, count: int) -> str:
@@ -201,8 +205,7 @@ def published_reading(
         at = torch.tensor([subject_position(lm, edit, t) for edit, t in some])
 
         def keep(module: Any, args: Any, output: Any, at: Tensor = at) -> None:
-            pair = (args[0], output[0] if isinstance(output, tuple) else output)
-            inputs, outputs = (x[torch.arange(len(at)), at].float() for x in pair)
+            inputs, outputs = (x[torch.arange(len(at)), at].float() for x in (args[0], hidden_of(output)))
             found.append((inputs, outputs))
 
         with lm.hooked({module: keep}):
@@ -369,7 +372,7 @@ def bench_rome(lm: EditableLM, shape: str, device: str, repeats: int, loose: flo
         keep(theirs)  # neither side is timed cold, unless that would take too long
     mine, published = side_by_side([ours, lambda: keep(theirs)], repeats, device)
     off = agree(results[ours], results[theirs], loose, "rome")
-    model = sum(p.numel() * p.element_size() for p in lm.model.parameters())
+    model = model_bytes(lm)
     note = "" if repeats > 1 else "one run each, the published one cold"
     rows = [_row(f"ROME, one edit, 21 contexts, {steps} steps", mine, published, off, note)]
     rows.append(
@@ -624,8 +627,7 @@ def _row(work: str, ours: float, published: float, off: float, note: str = "") -
 
 def fits(shape: str, device: str, dtype: str) -> bool:
     lm = make_lm(shape, "meta", dtype)
-    needed = ROOM * sum(p.numel() * p.element_size() for p in lm.model.parameters())
-    needed += MATRICES * 8 * lm.architecture.d_mlp**2
+    needed = ROOM * model_bytes(lm) + MATRICES * 8 * lm.architecture.d_mlp**2
     return needed < (torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available)
 
 
@@ -654,14 +656,15 @@ def main() -> None:
     if arguments.shape == "all":
         if arguments.output:
             parser.error("--output: one file for each shape; leave it out")
-        return one_after_the_other()
+        one_after_the_other()
+        return
     usual = USUAL | (ON_CPU.get(arguments.shape, {}) if arguments.device == "cpu" else {})
     for key, value in usual.items():
         if getattr(arguments, key) is None:
             setattr(arguments, key, value)
     if arguments.if_it_fits and not fits(arguments.shape, arguments.device, arguments.dtype):
         print(f"{arguments.shape} in {arguments.dtype} does not fit in the memory of this machine")
-        return None
+        return
     wanted = arguments.only.split(",")
     runs_it = set(wanted) - {"history", "rect"}  # those ask for the shape alone
     lm = make_lm(arguments.shape, arguments.device if runs_it else "meta", arguments.dtype)
@@ -686,7 +689,6 @@ def main() -> None:
             kept = json.dumps({**about, "rows": _merged(output, about, rows)}, indent=2)
             temporary.write_text(kept + "\n", encoding="utf-8")
     _print(rows, f"{shape}, {device}, {arguments.dtype}, {about['threads']} threads")
-    return None
 
 
 def _merged(path: Path, about: dict[str, Any], rows: list[Row]) -> list[Row]:

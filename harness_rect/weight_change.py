@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from harness_rect.precision import where_double_is
 from harness_rect.regularizers.rect import relative_change
 
 #: The paper's two thresholds of the relative change.
@@ -29,9 +30,8 @@ def weight_change(weight: Tensor, original: Tensor) -> dict[str, Any]:
         delta_histogram: counts of log10(delta) between LOG10_EDGES, with those below and above first and
             last; unchanged elements are not counted. heat_map: mean |dW| over a coarse grid, rows as stored.
     """
-    if weight.device.type == "mps":  # whose sums cannot be in float64
-        weight, original = weight.cpu(), original.cpu()
-    difference = weight - original
+    original = where_double_is(original)
+    difference = where_double_is(weight) - original
     size = difference.abs()
     delta = relative_change(difference, original).flatten()
     changed = delta[delta > 0]

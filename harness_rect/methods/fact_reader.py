@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from harness_rect.edits import Edit
-from harness_rect.methods.contexts import BARE, fill
-from harness_rect.methods.value_search import subject_position
+from harness_rect.methods.contexts import BARE
+from harness_rect.methods.value_search import until_subject
 from harness_rect.models import EditableLM
 from harness_rect.models.lm import Batch, chunks, hidden_of
 from harness_rect.models.suffix import returned_by, skipping, with_hidden
@@ -28,9 +28,9 @@ CHUNK_TOKENS = 8192
 
 @dataclass
 class _Chunk:
-    """Some prompts that are run together.
+    """Some prompts that are run together, each up to the subject's last token.
 
-    rows: which. bare: whether these are the bare prompts. positions: of the subject's last token in each.
+    rows: which. bare: whether these are the bare prompts.
     skipped: how many blocks are not run again. entry: what the last of them returned, its hidden states in
     main memory, since thousands of facts have more than a GPU's. device: where they belong.
     """
@@ -38,7 +38,6 @@ class _Chunk:
     rows: list[int]
     bare: bool
     batch: Batch
-    positions: list[int]
     skipped: int = 0
     entry: Any = None
     device: torch.device | None = None
@@ -59,11 +58,7 @@ class FactReader:
         if len(self._bare) != len(edits):  # not among the contexts, or more than once
             self._bare = list(range(len(prompts), len(prompts) + len(edits)))
             prompts += [(edit, BARE) for edit in edits]
-        sequences, positions = [], []
-        for edit, template in prompts:
-            positions.append(subject_position(lm, edit, template))
-            # What follows the subject is not seen there.
-            sequences.append(lm.encoder.ids(fill(template, edit.text))[: positions[-1] + 1])
+        sequences = [until_subject(lm, edit, template) for edit, template in prompts]
         bare = set(self._bare)
         # The bare prompts apart: they are run further than the others.
         self._chunks: list[_Chunk] = []
@@ -71,7 +66,7 @@ class FactReader:
             for part in chunks([len(sequences[i]) for i in rows], CHUNK_TOKENS):
                 which = [rows[i] for i in part]
                 batch = lm.batch([sequences[i] for i in which])
-                self._chunks.append(_Chunk(which, rows is self._bare, batch, [positions[i] for i in which]))
+                self._chunks.append(_Chunk(which, rows is self._bare, batch))
 
     def keys(self, layers: Sequence[int], *, hold: bool = False) -> dict[int, Tensor]:
         """Keys of each fact, from one pass that ends at the deepest layer.
@@ -85,19 +80,18 @@ class FactReader:
         """
         found: dict[int, Tensor] = {}
         for chunk in self._chunks:
-            if chunk.rows[0] not in self._contexts and not hold:
+            read_here = chunk.rows[0] in self._contexts
+            if not read_here and not hold:
                 continue
             below = min(layers) - 1
             kept = self.lm.block(below) if hold and below >= 0 else None
             with self._resumed(chunk), returned_by(kept) as entering:
-                read = self.lm.down_projection_io(layers, chunk.batch, chunk.positions)
+                read = self.lm.down_projection_io(layers, chunk.batch, chunk.batch.last)
             if entering:
                 hidden = hidden_of(entering[0])
                 chunk.skipped, chunk.device = below + 1, hidden.device
                 chunk.entry = with_hidden(entering[0], hidden.cpu())
-            if chunk.rows[0] not in self._contexts:
-                continue
-            for layer, (keys, _) in read.items():
+            for layer, (keys, _) in read.items() if read_here else ():
                 if layer not in found:
                     found[layer] = keys.new_empty(len(self._contexts), keys.shape[1])
                 found[layer][chunk.rows] = keys
@@ -109,7 +103,7 @@ class FactReader:
         for chunk in self._chunks:
             if chunk.bare:
                 with self._resumed(chunk):
-                    outputs = self.lm.block_output(layer, chunk.batch, chunk.positions)
+                    outputs = self.lm.block_output(layer, chunk.batch, chunk.batch.last)
                 found.update(zip(chunk.rows, outputs, strict=True))
         return torch.stack([found[row] for row in self._bare])
 

@@ -33,8 +33,8 @@ from torch import Tensor
 
 from harness_rect.edits import Edit
 from harness_rect.methods.base import Context, LowRank, Method, Proposal, Update
-from harness_rect.methods.contexts import check_templates, fill, sample_templates
-from harness_rect.methods.value_search import SearchHyperParameters, search_value, subject_position
+from harness_rect.methods.contexts import BARE, check_templates, sample_templates
+from harness_rect.methods.value_search import SearchHyperParameters, search_value, until_subject
 from harness_rect.models import Architecture, EditableLM
 from harness_rect.models.forwards import fused_gelu
 
@@ -85,16 +85,8 @@ class _Key:
 
 def _keys(lm: EditableLM, edit: Edit, templates: Sequence[str], layer: int) -> tuple[_Key, _Key]:
     """(averaged over the templates, bare prompt) from one forward pass ending at the layer."""
-    every = [*templates, "{}"]
-    positions = [subject_position(lm, edit, template) for template in every]
-    # What follows the subject is not seen there.
-    batch = lm.batch(
-        [
-            lm.encoder.ids(fill(template, edit.text))[: position + 1]
-            for template, position in zip(every, positions, strict=True)
-        ]
-    )
-    keys, outputs = lm.down_projection_io([layer], batch, positions)[layer]
+    batch = lm.batch([until_subject(lm, edit, template) for template in [*templates, BARE]])
+    keys, outputs = lm.down_projection_io([layer], batch, batch.last)[layer]
     return _Key(keys[:-1].mean(0), outputs[:-1].mean(0)), _Key(keys[-1], outputs[-1])
 
 

@@ -108,6 +108,11 @@ def subject_position(lm: EditableLM, edit: Edit, template: str) -> int:
     return lm.encoder.token_at(fill(template, edit.text), offset + edit.subject_span[1] - 1)
 
 
+def until_subject(lm: EditableLM, edit: Edit, template: str) -> list[int]:
+    """Token ids of the prompt under ``template`` up to the subject: what follows is not seen there."""
+    return lm.encoder.ids(fill(template, edit.text))[: subject_position(lm, edit, template) + 1]
+
+
 def _rows(lm: EditableLM, fact: int, edit: Edit, templates: Sequence[str]) -> list[_Row]:
     found = []
     for template in templates:

@@ -32,6 +32,11 @@ class Batch:
     mask: Tensor
     lengths: tuple[int, ...]
 
+    @property
+    def last(self) -> list[int]:
+        """Index of each sequence's last token, if there is no padding before it."""
+        return [length - 1 for length in self.lengths]
+
 
 class TextEncoder:
     """Text to token ids, with the special tokens that evaluation uses too.

@@ -60,8 +60,9 @@ def rect(update: Tensor, weight: Tensor, original: Tensor | None = None, *, keep
         return update.clone()
     if count <= 0:
         return torch.zeros_like(update)
-    cut = count_th_largest(_Changes(update, weight, relative_change), count)
-    return _kept(update, weight, relative_change, cut, count - cut.above)
+    changes = _Changes(update, weight, relative_change)
+    cut = count_th_largest(changes, count)
+    return _kept(changes, cut, count - cut.above).view_as(update)
 
 
 def rect_alphaedit(update: Tensor, weight: Tensor, original: Tensor | None = None, *, keep: float) -> Tensor:
@@ -74,8 +75,9 @@ def rect_alphaedit(update: Tensor, weight: Tensor, original: Tensor | None = Non
     rank = int(n * (1 - keep))
     if rank <= 0:
         return update.clone()
-    cut = count_th_largest(_Changes(update, weight, _change_of_alphaedit), n - rank + 1)
-    return _kept(update, weight, _change_of_alphaedit, cut, cut.equal)
+    changes = _Changes(update, weight, _change_of_alphaedit)
+    cut = count_th_largest(changes, n - rank + 1)
+    return _kept(changes, cut, cut.equal).view_as(update)
 
 
 class _Changes:
@@ -177,11 +179,9 @@ def _searched(values: Tensor, count: int, above: int) -> Cut:
     return Cut(threshold, above + int(larger), int(equal))
 
 
-def _kept(
-    update: Tensor, weight: Tensor, change: Callable[[Tensor, Tensor], Tensor], cut: Cut, ties: int
-) -> Tensor:
-    """The update where its change is above the threshold, and at the first ``ties`` that equal it."""
-    changes = _Changes(update, weight, change).against(cut.threshold)
+def _kept(changes: _Changes, cut: Cut, ties: int) -> Tensor:
+    """The update, flat, where its change is above the threshold, and at the first ``ties`` that equal it."""
+    changes = changes.against(cut.threshold)
     result = _empty_like(changes.update)
     pieces = zip(changes.update.split(changes.size), changes, result.split(changes.size), strict=True)
     for part, delta, kept in pieces:
@@ -194,4 +194,4 @@ def _kept(
             mask[equal] = 1
             ties -= equal.numel()
         torch.mul(part, mask, out=kept)
-    return result.view_as(update)
+    return result

@@ -23,6 +23,7 @@ from harness_rect.errors import UserError
 from harness_rect.models import EditableLM
 from harness_rect.models.forwards import fused_gelu
 from harness_rect.models.lm import Batch, chunks, stop_forward, unflatten
+from harness_rect.precision import has_double
 from harness_rect.processes import ALONE, Processes
 from harness_rect.progress import progress_bar
 from harness_rect.statistics.moments import write_arrays
@@ -90,7 +91,7 @@ def collect(
     """
     width = lm.architecture.d_mlp
     device = lm.weight(lm.architecture.weight_name(min(layers))).device
-    dtype = torch.float32 if device.type == "mps" else torch.float64
+    dtype = torch.float64 if has_double(device) else torch.float32
     sums = {layer: torch.zeros(width, width, dtype=dtype, device=device) for layer in layers}
     fingerprint = f"{fingerprint} window={WINDOW} batch={BATCH_TOKENS} block={BLOCK}"
     rank, number = processes.rank, processes.number
