@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import accelerate
 import pytest
 import torch
@@ -13,7 +11,6 @@ from tiny_models import FAMILIES, depth, make_edit
 from training import test_mend
 
 from harness_rect.config import EditConfig
-from harness_rect.methods import METHODS
 from harness_rect.models import EditableLM
 from harness_rect.models.architecture import locate
 from harness_rect.models.suffix import suffix_run, to_compare
@@ -39,17 +36,7 @@ def check(make_model, tokenizer, bos_tokenizer, moments, tmp_path, caplog):
     """``check(family, method, regularizer, count, kind)``: edits on such devices are those on the CPU."""
 
     def run(family, method, regularizer, count, kind, **more):
-        hparams = tmp_path / "hparams.json"
-        hparams.write_text(json.dumps(test_matrix.HPARAMS[method] | more))
-        config = EditConfig(
-            method=method,
-            edits="two",
-            edit_batch_size=2 if METHODS[method].batches else 1,
-            hparams=str(hparams),
-            stats=str(moments),
-            regularizer=regularizer,
-            keep=0.4 if NEEDS_KEEP[regularizer] else None,
-        )
+        config = test_matrix.config_of(method, tmp_path, moments, regularizer, **more)
         words = bos_tokenizer if FAMILIES[family].bos else tokenizer
         alone, elsewhere = (make_model(family, **depth(family, 3)) for _ in range(2))
         EditSession(alone, words, config, EDITS).run()
@@ -57,9 +44,7 @@ def check(make_model, tokenizer, bos_tokenizer, moments, tmp_path, caplog):
         with SeveralDevices():
             EditSession(elsewhere, words, config, EDITS).run()
         assert "searches run it in full" not in caplog.text
-        found = elsewhere.state_dict()
-        for name, value in alone.state_dict().items():
-            torch.testing.assert_close(found[name], value)
+        torch.testing.assert_close(elsewhere.state_dict(), alone.state_dict())
 
     return run
 
@@ -87,12 +72,7 @@ def test_one_device_edits_as_a_cpu(method, regularizer, kind, check):
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("method", ["rome", "memit"])
 def test_blocks_on_a_disk_need_not_be_in_memory(method, family, make_model, moments, tmp_path, request):
-    hparams = tmp_path / "hparams.json"
-    hparams.write_text(json.dumps(test_matrix.HPARAMS[method]))
-    size = 2 if METHODS[method].batches else 1
-    config = EditConfig(
-        method=method, edits="two", edit_batch_size=size, hparams=str(hparams), stats=str(moments)
-    )
+    config = test_matrix.config_of(method, tmp_path, moments, "none")
     words = request.getfixturevalue("bos_tokenizer" if FAMILIES[family].bos else "tokenizer")
     whole, partly = (make_model(family, **depth(family, 4)) for _ in range(2))
     blocks = locate(partly).blocks
@@ -104,10 +84,10 @@ def test_blocks_on_a_disk_need_not_be_in_memory(method, family, make_model, mome
     for model in (whole, partly):
         EditSession(model, words, config, test_matrix.EDITS).run()
     assert any(parameter.device.type == "meta" for parameter in partly.parameters())
-    found = partly.state_dict()
-    for name, value in whole.state_dict().items():
-        if found[name].device.type != "meta":
-            torch.testing.assert_close(found[name], value)
+    found = {name: value for name, value in partly.state_dict().items() if value.device.type != "meta"}
+    torch.testing.assert_close(
+        found, {name: value for name, value in whole.state_dict().items() if name in found}
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -136,8 +116,7 @@ def test_second_moments_are_those_of_one_device(family, make_lm, tmp_path):
     with SeveralDevices():
         found, same = collect(lm, [0, 1, 2], sequences, tmp_path / "b", "x")
     assert count == same
-    for layer, total in wanted.items():
-        torch.testing.assert_close(found[layer], total)
+    torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize(("kind", "count"), [("xpu", 3), ("mps", 1)])
@@ -155,5 +134,4 @@ def test_mend_trains_and_edits_as_on_a_cpu(family, kind, count, make_lm, tmp_pat
             EditSession(lm.model, lm.encoder.tokenizer, config, test_matrix.EDITS[:1]).run()
         weights.append(lm.model.state_dict())
     alone, elsewhere = weights
-    for name, value in alone.items():
-        torch.testing.assert_close(elsewhere[name], value)
+    torch.testing.assert_close(elsewhere, alone)

@@ -11,6 +11,7 @@ from tiny_models import FAMILIES, VOCABULARY, depth, make_edit
 
 from harness_rect.config import EditConfig
 from harness_rect.methods import METHODS
+from harness_rect.regularizers import NEEDS_KEEP
 from harness_rect.session import EditSession
 from harness_rect.statistics import write_moment
 
@@ -52,6 +53,21 @@ def moments(tmp_path_factory) -> Path:
     return folder
 
 
+def config_of(method, folder, moments, regularizer="rect", **more) -> EditConfig:
+    """The method with its hyper-parameters and ``more``, written to a file in the folder."""
+    hparams = folder / "hparams.json"
+    hparams.write_text(json.dumps(HPARAMS[method] | more))
+    return EditConfig(
+        method=method,
+        edits="two",
+        edit_batch_size=2 if METHODS[method].batches else 1,
+        hparams=str(hparams),
+        stats=str(moments),
+        regularizer=regularizer,
+        keep=0.4 if NEEDS_KEEP[regularizer] else None,
+    )
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", HPARAMS)
 def test_a_batch_or_a_sequence_is_edited_and_reverted(
@@ -61,17 +77,7 @@ def test_a_batch_or_a_sequence_is_edited_and_reverted(
     model = make_model(family, **depth(family, 3))
     assert model.config.vocab_size == VOCABULARY
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    hparams = tmp_path / "hparams.json"
-    hparams.write_text(json.dumps(HPARAMS[method]))
-    config = EditConfig(
-        method=method,
-        edits="two",
-        edit_batch_size=2 if METHODS[method].batches else 1,
-        hparams=str(hparams),
-        stats=str(moments),
-        regularizer="rect",
-        keep=0.4,
-    )
+    config = config_of(method, tmp_path, moments)
     session = EditSession(model, bos_tokenizer if FAMILIES[family].bos else tokenizer, config, EDITS)
     report = session.run()
     assert all(step["applied"] for step in report["steps"])
