@@ -44,7 +44,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from harness_rect.edits import Edit
-from harness_rect.files import written_whole
+from harness_rect.io.files import written_whole
 from harness_rect.methods import METHODS, Context, rome, value_search
 from harness_rect.methods.contexts import fill
 from harness_rect.methods.key_history import remember_keys, solve_with_history
@@ -53,9 +53,9 @@ from harness_rect.methods.rome import RomeHyperParameters
 from harness_rect.methods.value_search import subject_position
 from harness_rect.models import EditableLM
 from harness_rect.models.lm import chunks, hidden_of, stop_forward
+from harness_rect.moments import SecondMoment
+from harness_rect.moments.collect import collect
 from harness_rect.regularizers import rect
-from harness_rect.statistics import SecondMoment
-from harness_rect.statistics.collect import collect
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES: dict[str, Any] = {

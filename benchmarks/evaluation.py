@@ -47,7 +47,7 @@ from harness_rect._autoload import tasks_folder
 from harness_rect.edits import load_edits
 from harness_rect.embedded import resolve_model
 from harness_rect.evaluation.data import sentiment
-from harness_rect.files import written_whole
+from harness_rect.io.files import written_whole
 from harness_rect.model_wrappers.edited_hf import EditedHF
 
 RESULTS = Path(__file__).parent / "results"

@@ -1,44 +1,25 @@
-"""One validated description of an editing run, the same from ``--model_args``, a command line and Python."""
+"""One validated description of an editing run, the same from model_args, commands, sweeps and Python."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from harness_rect.errors import UserError
+from harness_rect.errors import UserError, did_you_mean
 from harness_rect.methods import METHODS
-from harness_rect.regularizers import NEEDS_KEEP, RECT_CONVENTIONS, REGULARIZERS
+from harness_rect.regularizers import REGULARIZERS, NoRegularizer, Regularizer, parse_share
 
 Model = TypeVar("Model", bound=BaseModel)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ ", did you mean 'x'?" where a known name is close, else the list of known names."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(names)}"
-
-
-def parse_share(value: object, name: str) -> float:
-    """A share in [0, 1] from 0.4, "0.4" or "40%".
-
-    Raises:
-        UserError: for anything else; 40 without a percent sign is refused, not guessed.
-    """
-    text = str(value).strip()
-    percent = text.endswith("%")
-    try:
-        share = float(text.rstrip("% ")) / (100 if percent else 1)
-    except ValueError:
-        share = float("nan")
-    if not 0 <= share <= 1:
-        raise UserError(
-            f"{name}={text}: expected a share from 0 to 1 such as 0.4, or a percentage such as 40%"
-        )
-    return share
 
 
 def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
@@ -46,31 +27,64 @@ def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Mode
     try:
         return model(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
-        got = "" if first["type"] in {"missing", "value_error"} else f" (got {first['input']!r})"
-        raise UserError(": ".join(filter(None, (where, key, message + got)))) from None
+        raise UserError(f"{where}: {first_problem(error)}" if where else first_problem(error)) from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem of a validation as ``key: what is wrong (got ...)``."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    message = first["msg"].removeprefix("Value error, ")
+    got = "" if first["type"] in {"missing", "value_error"} else f" (got {first['input']!r})"
+    return f"{key}: {message}{got}" if key else message + got
 
 
 class EditConfig(BaseModel):
-    """What to edit, how, and where its by-products live. Field meanings: the table in the README.
+    """What to edit, how, and where what is computed on the way is kept.
 
-    ``keep`` is the share of an update that the regularizer keeps; None exactly when it does not use one.
+    The fields, with the fields of the regularizers, are the arguments of ``--model_args``, the commands,
+    sweeps and Python; the descriptions are the help texts. A regularizer is given by its name, with its
+    settings beside it: ``EditConfig(regularizer="rect", keep=0.4, ...)``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: str = "rome"
-    edits: str | None = None
-    edit_batch_size: int = Field(default=1, ge=1)
-    regularizer: str = "none"
-    keep: float | None = Field(default=None, ge=0, le=1)
-    rect_convention: str = "paper"
-    hparams: str | None = None
-    stats: str | None = None
-    edit_cache: str | None = None
-    edit_seed: int = Field(default=0, ge=0, lt=2**63)
+    method: str = Field(default="rome", description="editing method, or none")
+    edits: str | None = Field(
+        default=None,
+        description="tiny, zsre, counterfact or a .json/.jsonl file, each with an optional [start:stop:step]",
+    )
+    edit_batch_size: int = Field(
+        default=1,
+        ge=1,
+        description="facts an edit: 1 is instance editing, more is batch editing; edits accumulate",
+    )
+    regularizer: SerializeAsAny[Regularizer] = Field(
+        default=NoRegularizer(), description="what trims each update before it is applied"
+    )
+    hparams: str | None = Field(
+        default=None, description="hyper-parameters: a preset name or a published JSON or YAML file"
+    )
+    stats: str | None = Field(default=None, description="folder of second moments")
+    edit_cache: str | None = Field(
+        default=None, description="folder where edit runs are kept and found again, or off"
+    )
+    edit_seed: int = Field(default=0, ge=0, lt=2**63, description="seed of everything random in editing")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _regularizer(cls, values: Any) -> Any:
+        """Make the regularizer from its name and the settings beside it."""
+        if not isinstance(values, Mapping) or isinstance(values.get("regularizer"), Regularizer):
+            return values
+        rest = {key: value for key, value in values.items() if key not in cls._settings_names()}
+        settings = {key: value for key, value in values.items() if key not in rest and value is not None}
+        name = rest.pop("regularizer", None)
+        return rest | {"regularizer": make_regularizer("none" if name is None else str(name), settings)}
+
+    @staticmethod
+    def _settings_names() -> set[str]:
+        return {field for kind in REGULARIZERS.values() for field in kind.model_fields}
 
     @field_validator("method")
     @classmethod
@@ -79,37 +93,8 @@ class EditConfig(BaseModel):
             raise ValueError(f"no editing method {name!r}: {did_you_mean(name, [*METHODS, 'none'])}")
         return name
 
-    @field_validator("regularizer")
-    @classmethod
-    def _regularizer(cls, name: str) -> str:
-        if name not in REGULARIZERS:
-            raise ValueError(f"no regularizer {name!r}: {did_you_mean(name, REGULARIZERS)}")
-        return name
-
-    @field_validator("rect_convention")
-    @classmethod
-    def _convention(cls, name: str) -> str:
-        if name not in RECT_CONVENTIONS:
-            raise ValueError(f"no convention {name!r}: {did_you_mean(name, RECT_CONVENTIONS)}")
-        return name
-
     @model_validator(mode="after")
     def _consistent(self) -> EditConfig:
-        needs = NEEDS_KEEP[self.regularizer]
-        if needs and self.keep is None:
-            raise ValueError(f"regularizer={self.regularizer} needs keep=, the share of the update to keep")
-        if not needs and self.keep is not None:
-            users = ", ".join(name for name, uses in NEEDS_KEEP.items() if uses)
-            reason = (
-                "no regularizer"
-                if self.regularizer == "none"
-                else f"regularizer={self.regularizer} uses none"
-            )
-            raise ValueError(f"keep is given, but {reason}: it goes with {users}")
-        if self.rect_convention != "paper" and self.regularizer != "rect":
-            raise ValueError(
-                f"rect_convention={self.rect_convention} is given, but the regularizer is not rect"
-            )
         if self.method != "none":
             if self.edits is None:
                 raise ValueError(
@@ -132,9 +117,27 @@ class EditConfig(BaseModel):
             if {"regularizer", "keep"} & given.keys():
                 raise UserError("rect= is short for regularizer=rect,keep=: give one or the other")
             given |= {"regularizer": "rect", "keep": share}
-        elif "keep" in given:
-            given["keep"] = parse_share(given["keep"], "keep")
         for key in ("edits", "hparams", "stats", "edit_cache"):
             if key in given:
                 given[key] = str(given[key])
         return validated(cls, given, where)
+
+
+def make_regularizer(name: str, settings: Mapping[str, Any]) -> Regularizer:
+    """The regularizer of a name with its settings.
+
+    Raises:
+        UserError: there is none of that name, or a setting is missing, wrong, or another regularizer's.
+    """
+    kind = REGULARIZERS.find(name)
+    if "keep" in settings:
+        settings = {**settings, "keep": parse_share(settings["keep"], "keep")}
+    for setting in settings:
+        if setting not in kind.model_fields:
+            users = ", ".join(other for other, of in REGULARIZERS.items() if setting in of.model_fields)
+            has = "there is no regularizer" if name == "none" else f"regularizer={name} does not use it"
+            raise UserError(f"{setting} is given, but {has}: it goes with {users}")
+    for setting, field in kind.model_fields.items():
+        if field.is_required() and setting not in settings:
+            raise UserError(f"regularizer={name} needs {setting}=, {field.description}")
+    return validated(kind, settings, "")

@@ -7,14 +7,22 @@ ordinary ``ValueError``.
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
 class UserError(ValueError):
     """What was asked cannot be done; ``str(error)`` is one line for the user."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``did you mean 'x'?`` where a known name is close, else ``expected one of`` and all known names."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(names)}"
 
 
 def _inside_lm_eval_command() -> bool:

@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from harness_rect.config import did_you_mean, validated
-from harness_rect.errors import UserError
+from harness_rect.config import validated
+from harness_rect.errors import UserError, did_you_mean
 from harness_rect.methods import METHODS, Method
 from harness_rect.methods.base import HyperParameters
 from harness_rect.models import EditableLM

@@ -23,17 +23,17 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from harness_rect import embedded
+from harness_rect.compat.request_cache import separate_answers
 from harness_rect.config import EditConfig
-from harness_rect.edit_cache import EditCache
 from harness_rect.edits import load_edits
 from harness_rect.errors import UserError, one_line_errors
 from harness_rect.evaluation.editing import IdRequest
 from harness_rect.evaluation.shared_passes import Ids, carriers, score
 from harness_rect.models.architecture import check_editable, refuse_config
 from harness_rect.models.load import load_errors
-from harness_rect.request_cache import separate_answers
+from harness_rect.moments.provider import layout_name
 from harness_rect.session import EditSession, check_edits, check_output, save_checkpoint
-from harness_rect.statistics.provider import layout_name
+from harness_rect.session.runs import EditCache
 
 log = logging.getLogger("harness_rect.edited_hf")
 

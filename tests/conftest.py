@@ -33,7 +33,7 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(scope="session")
 def tokenizer():
     """A byte-level BPE tokenizer that adds nothing to a text (as GPT-2's)."""
-    from tiny_models import train_tokenizer
+    from support.tiny_models import train_tokenizer
 
     return train_tokenizer(bos=False)
 
@@ -41,7 +41,7 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def bos_tokenizer():
     """The same vocabulary, with BOS before every text (as Llama's)."""
-    from tiny_models import train_tokenizer
+    from support.tiny_models import train_tokenizer
 
     return train_tokenizer(bos=True)
 
@@ -49,7 +49,7 @@ def bos_tokenizer():
 @pytest.fixture(scope="session")
 def make_model():
     """``make_model(family, seed=0, **config)``: a random 2-layer model of ``tiny_models.FAMILIES``."""
-    from tiny_models import make_model
+    from support.tiny_models import make_model
 
     return make_model
 
@@ -57,7 +57,7 @@ def make_model():
 @pytest.fixture
 def make_lm(make_model, tokenizer, bos_tokenizer):
     """``make_lm(family, bos=..., **config)``: an EditableLM; by default BOS as the family's tokenizers do."""
-    from tiny_models import FAMILIES
+    from support.tiny_models import FAMILIES
 
     from harness_rect.models import EditableLM
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from harness_rect.config import EditConfig, did_you_mean, parse_share
-from harness_rect.errors import UserError
+from harness_rect.config import EditConfig
+from harness_rect.errors import UserError, did_you_mean
+from harness_rect.regularizers import NoRegularizer, Rect, parse_share
 
 
 def refused(**arguments) -> str:
@@ -49,7 +50,7 @@ def test_anything_else_is_no_share(given):
 def test_rect_is_short_for_regularizer_and_keep():
     short = EditConfig.from_args(edits="zsre", rect="40%")
     assert short == EditConfig.from_args(edits="zsre", regularizer="rect", keep=0.4)
-    assert (short.regularizer, short.keep, short.rect_convention) == ("rect", 0.4, "paper")
+    assert short.regularizer == Rect(keep=0.4, rect_convention="paper")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_none_means_not_given():
         edits="zsre", method=None, rect=None, regularizer=None, keep=None, hparams=None, edit_seed=None
     )
     assert config == EditConfig(edits="zsre")
-    assert (config.method, config.regularizer, config.keep) == ("rome", "none", None)
+    assert (config.method, config.regularizer) == ("rome", NoRegularizer())
     assert (config.edit_batch_size, config.edit_seed) == (1, 0)
 
 
@@ -78,7 +79,7 @@ def test_none_means_not_given():
         ({"regularizer": "rect"}, ["keep"]),
         ({"regularizer": "random"}, ["keep"]),
         ({"keep": 0.4}, ["keep", "regularizer"]),
-        ({"rect_convention": "alphaedit"}, ["rect_convention=alphaedit"]),
+        ({"rect_convention": "alphaedit"}, ["rect_convention", "rect"]),
         ({"edit_seed": 2**64}, ["edit_seed"]),
         ({"regularizer": "rect", "keep": 40}, ["keep=40", "40%"]),
         ({"rect": "forty"}, ["rect=forty"]),

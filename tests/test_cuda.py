@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import FAMILIES, depth, make_edit
+from support.tiny_models import FAMILIES, depth, make_edit
 
 from harness_rect.methods import METHODS, Context, value_search
 from harness_rect.methods.memit import MemitHyperParameters
 from harness_rect.methods.rome import RomeHyperParameters
 from harness_rect.models import EditableLM
+from harness_rect.moments import SecondMoment
+from harness_rect.moments.collect import collect
 from harness_rect.regularizers import rect
-from harness_rect.statistics import SecondMoment
-from harness_rect.statistics.collect import collect
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

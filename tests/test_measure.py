@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from tiny_models import make_edit
+from support.tiny_models import make_edit
 from torch import Tensor
 
 from harness_rect.edits import Edit, Probe

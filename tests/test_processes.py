@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from ranks import run_ranks
+from support.ranks import run_ranks
 
 WEIGHT = "transformer.h.0.mlp.c_proj.weight"
 

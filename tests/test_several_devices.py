@@ -6,17 +6,17 @@ import accelerate
 import pytest
 import torch
 from methods import test_matrix
-from several_devices import SeveralDevices, spread
-from tiny_models import FAMILIES, depth, make_edit
+from support.several_devices import SeveralDevices, spread
+from support.tiny_models import FAMILIES, depth, make_edit
 from training import test_mend
 
 from harness_rect.config import EditConfig
 from harness_rect.models import EditableLM
 from harness_rect.models.architecture import locate
 from harness_rect.models.suffix import suffix_run, to_compare
-from harness_rect.regularizers import NEEDS_KEEP
+from harness_rect.moments.collect import collect
+from harness_rect.regularizers import REGULARIZERS
 from harness_rect.session import EditSession
-from harness_rect.statistics.collect import collect
 
 moments = test_matrix.moments
 #: More than one step even in batches of two.
@@ -63,7 +63,7 @@ def test_searches_of_all_kinds_may_be_spread(family, kind, count, more, check):
 
 
 @pytest.mark.parametrize("kind", ["xpu", "mps"])  # one with float64, one without
-@pytest.mark.parametrize("regularizer", NEEDS_KEEP)
+@pytest.mark.parametrize("regularizer", REGULARIZERS)
 @pytest.mark.parametrize("method", test_matrix.HPARAMS)
 def test_one_device_edits_as_a_cpu(method, regularizer, kind, check):
     check("gpt2", method, regularizer, 1, kind)

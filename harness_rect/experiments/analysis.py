@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness_rect.experiments import results
-from harness_rect.experiments.compare import Report, as_row, compare
+from harness_rect.experiments.compare.comparison import Report, as_row, compare
 from harness_rect.experiments.results import Results
 
 Row = dict[str, Any]

@@ -10,17 +10,24 @@ registered here by name. It changes no weight itself: the session trims, applies
 from __future__ import annotations
 
 from harness_rect.methods.alphaedit import ALPHAEDIT
-from harness_rect.methods.base import Context, Dense, LowRank, Method, Proposal
+from harness_rect.methods.base import Context, Method, Proposal
 from harness_rect.methods.ft import FT, FT_L, LOCFT_BF
 from harness_rect.methods.kn import KN
 from harness_rect.methods.memit import EMMET, MEMIT
 from harness_rect.methods.mend import MEND
 from harness_rect.methods.rome import R_ROME, ROME
 from harness_rect.methods.ultraedit import ULTRAEDIT
+from harness_rect.registry import Registry
+from harness_rect.updates import Dense, LowRank
 
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (ROME, R_ROME, MEMIT, EMMET, ALPHAEDIT, KN, MEND, FT, FT_L, LOCFT_BF, ULTRAEDIT)
-}
+#: Name -> method.
+METHODS: Registry[Method] = Registry(
+    "editing method",
+    "harness_rect.methods",
+    {
+        method.name: method
+        for method in (ROME, R_ROME, MEMIT, EMMET, ALPHAEDIT, KN, MEND, FT, FT_L, LOCFT_BF, ULTRAEDIT)
+    },
+)
 
 __all__ = ["METHODS", "Context", "Dense", "LowRank", "Method", "Proposal"]

@@ -6,52 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from harness_rect.edits import Edit
 from harness_rect.models import Architecture, EditableLM
-from harness_rect.statistics import SecondMoment
+from harness_rect.moments import SecondMoment
+from harness_rect.updates import Update
 
 
 class HyperParameters(BaseModel):
     """Base of every method's hyper-parameters: immutable, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """An update ``left @ right.T`` in the stored weight's own orientation.
-
-    left: (rows, r), right: (columns, r), of one dtype, float32 or float64.
-    """
-
-    left: Tensor
-    right: Tensor
-
-    def dense(self) -> Tensor:
-        """The update as a matrix (rows, columns)."""
-        return self.left @ self.right.T
-
-    def smaller(self, dtype: torch.dtype) -> LowRank | Dense:
-        """This, or a matrix of ``dtype`` where that has fewer numbers: a batch of thousands of facts."""
-        (rows, r), columns = self.left.shape, len(self.right)
-        return self if r * (rows + columns) <= rows * columns else Dense(self.dense().to(dtype))
-
-
-@dataclass(frozen=True)
-class Dense:
-    """An update as a matrix in the stored weight's own orientation, float32 or float64."""
-
-    matrix: Tensor
-
-    def dense(self) -> Tensor:
-        return self.matrix
-
-
-Update = LowRank | Dense
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,10 @@ from torch import Tensor
 
 from harness_rect.edits import Edit
 from harness_rect.errors import UserError
-from harness_rect.methods.base import Context, Dense, HyperParameters, Method, Proposal
+from harness_rect.methods.base import Context, HyperParameters, Method, Proposal
 from harness_rect.methods.gradients import Pair, fact_means, targets_of, token_nll
 from harness_rect.models import Architecture, EditableLM
+from harness_rect.updates import Dense
 
 #: Training stops when the mean loss of an epoch is below this (the published code of both).
 LOSS_FLOOR = 1e-2

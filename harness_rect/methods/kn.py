@@ -29,9 +29,10 @@ from torch import Tensor, nn
 
 from harness_rect.edits import Edit
 from harness_rect.errors import UserError
-from harness_rect.methods.base import Context, HyperParameters, LowRank, Method, Proposal, Update
+from harness_rect.methods.base import Context, HyperParameters, Method, Proposal
 from harness_rect.models import EditableLM
 from harness_rect.models.lm import unflatten
+from harness_rect.updates import LowRank, Update
 
 #: Tokens a batched pass may hold (all blocks and all steps of one prompt are independent rows).
 PASS_TOKENS = 4096

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from harness_rect.edits import Edit
 from harness_rect.errors import UserError
-from harness_rect.methods.base import Context, LowRank, Method, Proposal, Update
+from harness_rect.methods.base import Context, Method, Proposal
 from harness_rect.methods.contexts import check_templates, sample_templates
 from harness_rect.methods.fact_reader import FactReader
 from harness_rect.methods.key_history import Prior, remember_keys, solve_with_history
@@ -40,6 +40,7 @@ from harness_rect.methods.value_search import Request, SearchHyperParameters, se
 from harness_rect.models import Architecture, EditableLM
 from harness_rect.models.forwards import fused_gelu
 from harness_rect.precision import in_double
+from harness_rect.updates import LowRank, Update
 
 #: The two context types: the bare prompt, and this many sampled texts of at most so many tokens.
 SAMPLED_CONTEXTS, SAMPLED_LENGTH = 5, 10

@@ -33,11 +33,12 @@ from torch import Tensor
 from harness_rect.edits import Edit
 from harness_rect.errors import UserError
 from harness_rect.fingerprint import model_fingerprint
-from harness_rect.methods.base import Context, HyperParameters, LowRank, Method, Proposal, Update
+from harness_rect.methods.base import Context, HyperParameters, Method, Proposal
 from harness_rect.methods.gradients import fact_means, inputs_and_gradients, targets_of, token_nll
 from harness_rect.methods.mend_network import Editor, HyperNetwork
 from harness_rect.methods.mend_weights import Description, load_editor, read_description, weights_folder
 from harness_rect.models import EditableLM
+from harness_rect.updates import LowRank, Update
 
 log = logging.getLogger(__name__)
 

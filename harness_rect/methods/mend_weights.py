@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 
 from harness_rect import embedded
 from harness_rect.errors import UserError
-from harness_rect.files import written_whole
+from harness_rect.io.files import written_whole
 from harness_rect.methods.mend_network import Editor
 
 TENSORS, DESCRIPTION = "mend.safetensors", "mend.yaml"

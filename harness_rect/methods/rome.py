@@ -32,18 +32,19 @@ from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor
 
 from harness_rect.edits import Edit
-from harness_rect.methods.base import Context, LowRank, Method, Proposal, Update
+from harness_rect.methods.base import Context, Method, Proposal
 from harness_rect.methods.contexts import BARE, check_templates, sample_templates
 from harness_rect.methods.value_search import SearchHyperParameters, search_value, until_subject
 from harness_rect.models import Architecture, EditableLM
 from harness_rect.models.forwards import fused_gelu
+from harness_rect.updates import LowRank, Update
 
 
 class RomeHyperParameters(SearchHyperParameters):
     """Hyper-parameters of ROME, named as in its published files.
 
     layers: blocks edited one after the other, each with the updates of those before it in place.
-    mom2_*: which second moments to use (see ``harness_rect.statistics``).
+    mom2_*: which second moments to use (see ``harness_rect.moments``).
     context_templates: fixes the templates instead of sampling them.
     """
 

@@ -24,11 +24,12 @@ from torch import Tensor
 
 from harness_rect.edits import Edit
 from harness_rect.errors import UserError
-from harness_rect.methods.base import Context, HyperParameters, LowRank, Method, Proposal, Update
+from harness_rect.methods.base import Context, HyperParameters, Method, Proposal
 from harness_rect.methods.gradients import fact_means, inputs_and_gradients, targets_of, token_nll
 from harness_rect.models import Architecture, EditableLM
+from harness_rect.moments.running import Running
 from harness_rect.precision import in_double
-from harness_rect.statistics.running import Running
+from harness_rect.updates import LowRank, Update
 
 EPSILON = torch.finfo(torch.float32).eps
 

@@ -1,68 +1,39 @@
-"""Post-hoc regularizers: pure functions that trim a proposed update of one weight.
+"""Regularizers: each trims the proposed update of one weight before the session applies it.
 
-Each takes ``(update, weight, original)`` of one shape, W being the weight just before the edit and the
-original the weight before all edits, and returns the trimmed update; what else it needs (the share kept, a
-random generator) is bound by :func:`make_regularizer`.
+A regularizer is one file with a :class:`~harness_rect.regularizers.base.Regularizer`, whose fields are its
+settings, and the pure function it is made of. Other packages add theirs by the entry-point group
+``harness_rect.regularizers``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from harness_rect.registry import Registry
+from harness_rect.regularizers.base import NoRegularizer, Regularizer, WeightState, parse_share
+from harness_rect.regularizers.pca import Pca, pca
+from harness_rect.regularizers.prune import Prune, largest_singular_value, prune, prune_factors
+from harness_rect.regularizers.random import Random, random_keep
+from harness_rect.regularizers.rect import Rect, rect, rect_alphaedit
+from harness_rect.regularizers.sphere import Sphere, sphere, sphere_factors
 
-import torch
-from torch import Tensor
-
-from harness_rect.regularizers.pca import pca
-from harness_rect.regularizers.prune import largest_singular_value, prune, prune_factors
-from harness_rect.regularizers.random import random_keep
-from harness_rect.regularizers.rect import rect, rect_alphaedit
-from harness_rect.regularizers.sphere import sphere, sphere_factors
-
-Regularizer = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-#: Names accepted for ``regularizer=``, and whether they need ``keep``.
-NEEDS_KEEP = {"none": False, "rect": True, "random": True, "pca": True, "prune": False, "sphere": False}
-REGULARIZERS = tuple(NEEDS_KEEP)
-#: Names accepted for ``rect_convention=``.
-RECT_CONVENTIONS = ("paper", "alphaedit")
-
-
-def make_regularizer(
-    name: str, keep: float | None, convention: str, generator: torch.Generator, transposed: bool = False
-) -> Regularizer | None:
-    """The regularizer of a validated configuration, or None for ``none``.
-
-    Args:
-        generator: CPU generator for everything random; unused by deterministic regularizers.
-        transposed: whether weights are stored as (inputs, outputs), as GPT-2's are. Regularizers that treat
-            rows and columns differently are given (outputs, inputs).
-    """
-    if name == "none":
-        return None
-    if name == "prune":
-        return prune
-    if name == "sphere":
-        return _by_rows(sphere) if transposed else sphere
-    share = 1.0 if keep is None else keep
-    if name == "random":
-        return partial(random_keep, keep=share, generator=generator)
-    if name == "pca":
-        return _by_rows(partial(pca, keep=share)) if transposed else partial(pca, keep=share)
-    return partial(rect_alphaedit if convention == "alphaedit" else rect, keep=share)
-
-
-def _by_rows(regularizer: Regularizer) -> Regularizer:
-    return lambda update, weight, original: regularizer(update.T, weight.T, original.T).T
-
+#: Name -> class of regularizer.
+REGULARIZERS: Registry[type[Regularizer]] = Registry(
+    "regularizer",
+    "harness_rect.regularizers",
+    {kind.name: kind for kind in (NoRegularizer, Rect, Random, Pca, Prune, Sphere)},
+)
 
 __all__ = [
-    "NEEDS_KEEP",
-    "RECT_CONVENTIONS",
     "REGULARIZERS",
+    "NoRegularizer",
+    "Pca",
+    "Prune",
+    "Random",
+    "Rect",
     "Regularizer",
+    "Sphere",
+    "WeightState",
     "largest_singular_value",
-    "make_regularizer",
+    "parse_share",
     "pca",
     "prune",
     "prune_factors",

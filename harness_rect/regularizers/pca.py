@@ -5,10 +5,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from harness_rect.regularizers.base import KEEP, Regularizer, Share, WeightState
+from harness_rect.updates import Dense, Update
 
-def pca(
-    update: Tensor, weight: Tensor | None = None, original: Tensor | None = None, *, keep: float
-) -> Tensor:
+
+class Pca(Regularizer):
+    """See :func:`pca`."""
+
+    name = "pca"
+    title = "PCA"
+    paper = "[Gu et al. 2024](https://arxiv.org/abs/2401.04700), as an ablation and as published"
+    summary = "the scores of `keep` x d_model principal components, in the first columns: no reconstruction"
+
+    keep: Share = KEEP
+
+    def trim(self, update: Update, weight: Tensor, original: Tensor, state: WeightState) -> Update:
+        proposed = update.dense().to(weight)
+        if state.transposed:
+            return Dense(pca(proposed.T, keep=self.keep).T)
+        return Dense(pca(proposed, keep=self.keep))
+
+
+def pca(update: Tensor, *, keep: float) -> Tensor:
     """Put the first principal-component SCORES of an update where the update was.
 
     The script fits PCA with n = int(keep * d_model) components on dW as (d_mlp samples x d_model features)
@@ -17,7 +35,7 @@ def pca(
     as published, for comparison with its figures; the signs of the components are scikit-learn's.
 
     Args:
-        update: dW, (d_model, d_mlp). weight, original: unused.
+        update: dW, (d_model, d_mlp).
         keep: share of the components, 0 to 1.
     """
     from sklearn.decomposition import PCA  # takes a second to import

@@ -10,13 +10,61 @@ from __future__ import annotations
 import math
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from harness_rect.precision import in_double
+from harness_rect.regularizers.base import Regularizer, WeightState
+from harness_rect.updates import Dense, LowRank, Update
 
 BASE = 1.2
-_largest: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of original weights: they are asked for at every step
+#: s_max of original weights, which every step needs.
+_largest: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+class Prune(Regularizer):
+    """See :func:`prune`. While the accumulated update of a weight is low-rank, it is kept in factors."""
+
+    name = "prune"
+    title = "PRUNE"
+    paper = "[Ma et al. 2025](https://arxiv.org/abs/2405.16821)"
+    summary = (
+        "singular values of the accumulated update above the largest of the original weight grow as a"
+        " logarithm only"
+    )
+
+    base: float = Field(default=BASE, gt=1, description="base of the logarithm")
+
+    def trim(self, update: Update, weight: Tensor, original: Tensor, state: WeightState) -> Update:
+        proposed = update.dense().to(weight)
+        factors = self._accumulated(update, original, state)
+        if factors is None:
+            return Dense(prune(proposed, weight, original, base=self.base))
+        accumulated = (factors[0] @ factors[1].T).to(proposed)
+        return Dense(accumulated - (weight - original.float()))
+
+    def _accumulated(
+        self, update: Update, original: Tensor, state: WeightState
+    ) -> tuple[Tensor, Tensor] | None:
+        """The restrained accumulated update in factors; None from where on a matrix is as cheap."""
+        memory, names = state.memory, ("left", "right")
+        if "dense" in memory:
+            return None
+        parts: list[Tensor] = []
+        if isinstance(update, LowRank):
+            parts = [in_double(update.left), in_double(update.right)]
+            if "left" in memory:
+                before = [memory[name].to(parts[0].device) for name in names]
+                parts = [torch.cat([old, new], 1) for old, new in zip(before, parts, strict=True)]
+        if not parts or 2 * parts[0].shape[1] > min(len(part) for part in parts):
+            for name in names:
+                memory.pop(name, None)
+            memory["dense"] = torch.ones(1)
+            return None
+        factors = prune_factors(parts[0], parts[1], largest_singular_value(original), base=self.base)
+        memory.update(zip(names, (factor.cpu() for factor in factors), strict=True))
+        return factors
 
 
 def prune(update: Tensor, weight: Tensor, original: Tensor, *, base: float = BASE) -> Tensor:

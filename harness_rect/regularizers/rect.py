@@ -14,16 +14,41 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
+
+from harness_rect.regularizers.base import KEEP, Regularizer, Share, WeightState
+from harness_rect.updates import Dense, Update
 
 #: Elements of a strided sample that brackets the threshold of larger weights, at most one in so many, and how
 #: many of its standard deviations the bracket is wide on either side.
 _SAMPLE, _STRIDE, _DEVIATIONS = 400_000, 16, 5
 #: Elements worked on at a time on a CPU: what stays in its cache.
 _CHUNK = 1 << 19
+
+
+class Rect(Regularizer):
+    """RECT with either definition of the relative change, see :func:`rect` and :func:`rect_alphaedit`."""
+
+    name = "rect"
+    title = "RECT"
+    paper = "[Gu et al. 2024](https://arxiv.org/abs/2401.04700)"
+    summary = "the share `keep` of elements with the largest relative change"
+
+    keep: Share = KEEP
+    rect_convention: Literal["paper", "alphaedit"] = Field(
+        default="paper",
+        description="paper: the top k% of abs(dW/W), an exact count; alphaedit: abs(dW/(W+1e-8)), as in"
+        " AlphaEdit's MEMIT+RECT",
+    )
+
+    def trim(self, update: Update, weight: Tensor, original: Tensor, state: WeightState) -> Update:
+        trimmed = rect if self.rect_convention == "paper" else rect_alphaedit
+        return Dense(trimmed(update.dense().to(weight), weight, keep=self.keep))
 
 
 def relative_change(update: Tensor, weight: Tensor) -> Tensor:
@@ -44,11 +69,11 @@ def kept_count(n: int, keep: float) -> int:
     return n - int(n * (1 - keep))
 
 
-def rect(update: Tensor, weight: Tensor, original: Tensor | None = None, *, keep: float) -> Tensor:
+def rect(update: Tensor, weight: Tensor, *, keep: float) -> Tensor:
     """RECT as the paper defines it.
 
     Args:
-        update: dW, any shape, finite. weight: W before this edit, same shape. original: unused.
+        update: dW, any shape, finite. weight: W before this edit, same shape.
         keep: share kept, 0 to 1.
 
     Returns:
@@ -65,7 +90,7 @@ def rect(update: Tensor, weight: Tensor, original: Tensor | None = None, *, keep
     return _kept(changes, cut, count - cut.above).view_as(update)
 
 
-def rect_alphaedit(update: Tensor, weight: Tensor, original: Tensor | None = None, *, keep: float) -> Tensor:
+def rect_alphaedit(update: Tensor, weight: Tensor, *, keep: float) -> Tensor:
     """RECT as AlphaEdit's MEMIT+RECT (Fang et al. 2025) computes it, reused by NSE, BLUE and NAS.
 
     Relative change is |dW / (W + 1e-8)| and an element is kept where it reaches the ``int(N (1 - k))``-th

@@ -7,17 +7,51 @@ It projects the inputs' side of an update, so that of a low-rank one a single fa
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from harness_rect.precision import in_double
+from harness_rect.regularizers.base import Regularizer, WeightState
+from harness_rect.updates import Dense, LowRank, Update
 
 ALPHA, BETA = 0.5, 0.5
+
+
+class Sphere(Regularizer):
+    """See :func:`sphere`."""
+
+    name = "sphere"
+    title = "SPHERE"
+    paper = "Energy-Regularized Sequential Model Editing on the Hypersphere, 2025"
+    summary = "less of it, by `alpha`, along the principal directions of the weight's rows"
+
+    alpha: float = Field(
+        default=ALPHA, ge=0, le=1, description="share of the update removed along the principal directions"
+    )
+    beta: float = Field(
+        default=BETA, gt=0, le=1, description="share of the energy of W that the principal directions hold"
+    )
+
+    def trim(self, update: Update, weight: Tensor, original: Tensor, state: WeightState) -> Update:
+        if isinstance(update, LowRank):
+            factors = sphere_factors(
+                update.left,
+                update.right,
+                weight,
+                transposed=state.transposed,
+                alpha=self.alpha,
+                beta=self.beta,
+            )
+            return LowRank(*factors)
+        proposed = update.dense().to(weight)
+        if state.transposed:
+            return Dense(sphere(proposed.T, weight.T, alpha=self.alpha, beta=self.beta).T)
+        return Dense(sphere(proposed, weight, alpha=self.alpha, beta=self.beta))
 
 
 def sphere(
     update: Tensor,
     weight: Tensor,
-    original: Tensor | None = None,
     *,
     alpha: float = ALPHA,
     beta: float = BETA,
@@ -25,8 +59,7 @@ def sphere(
     """dW (I - alpha U U^T), U the :func:`principal_directions` of W.
 
     Args:
-        update: dW, (d_model, d_mlp): a row an output. weight: W before this edit, same shape. original:
-        unused.
+        update: dW, (d_model, d_mlp): a row an output. weight: W before this edit, same shape.
     """
     u = principal_directions(weight, beta)
     dw = in_double(update)

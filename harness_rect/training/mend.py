@@ -37,8 +37,9 @@ from torch import Tensor, nn
 
 from harness_rect.edits import Edit, fingerprint
 from harness_rect.errors import UserError
-from harness_rect.files import written_whole
 from harness_rect.fingerprint import digest, model_fingerprint
+from harness_rect.io.files import written_whole
+from harness_rect.io.progress import progress_bar
 from harness_rect.measure import EditProbes, Pair, probes
 from harness_rect.methods.gradients import inputs_and_gradients, targets_of, token_nll
 from harness_rect.methods.mend import active
@@ -46,8 +47,7 @@ from harness_rect.methods.mend_network import Editor
 from harness_rect.methods.mend_weights import DESCRIPTION, TENSORS, Description, save_editor
 from harness_rect.models import EditableLM
 from harness_rect.models.lm import Batch, unflatten
-from harness_rect.progress import progress_bar
-from harness_rect.statistics.running import Running
+from harness_rect.moments.running import Running
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from lm_eval_files import DATE, content, mean_task, with_group, write
+from support.lm_eval_files import DATE, content, mean_task, with_group, write
 
 from harness_rect.errors import UserError
 from harness_rect.experiments.results import Key, Score, describe, find, labels, load, newest

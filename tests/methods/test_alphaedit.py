@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness_rect.config import EditConfig
-from harness_rect.edit_cache import EditCache
-from harness_rect.session import EditSession
+from harness_rect.session import EditSession, stream
+from harness_rect.session.runs import EditCache
 
 CASE = Path(__file__).parent.parent / "data" / "goldens" / "gpt2_alphaedit"
 MODEL = CASE.parent / "tiny_gpt2"
@@ -65,18 +65,18 @@ def test_two_batches_end_at_the_published_weights(start):
 def test_an_interrupted_stream_goes_on_with_the_keys_it_had(method, changes, start, tmp_path, monkeypatch):
     whole = start(method, **changes)
     whole.run()
-    monkeypatch.setattr("harness_rect.session.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("harness_rect.session.stream.SAVE_SECONDS", 0.0)
     cut = start(method, **changes)
     cache = EditCache(tmp_path / "cache")
-    step = cut._step
+    step = stream.take_step
 
-    def stop_at_the_second(index, *args):
+    def stop_at_the_second(editing, index, edits):
         if index == 1:
             raise RuntimeError("cut off")
-        return step(index, *args)
+        return step(editing, index, edits)
 
-    monkeypatch.setattr(cut, "_step", stop_at_the_second)
-    with pytest.raises(RuntimeError, match="cut off"):
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="cut off"):
+        patch.setattr(stream, "take_step", stop_at_the_second)
         cut.run(cache)
     resumed = start(method, **changes)
     resumed.run(EditCache(tmp_path / "cache"))

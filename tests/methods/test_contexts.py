@@ -116,7 +116,7 @@ def test_braces_in_sampled_text_do_not_become_markers(make_lm):
 
 def test_a_special_token_beyond_the_models_vocabulary_does_not_matter(make_model):
     """Users add a padding token to the tokenizer and leave the embedding as it is."""
-    from tiny_models import train_tokenizer
+    from support.tiny_models import train_tokenizer
 
     tokenizer = train_tokenizer(bos=True)
     tokenizer.add_special_tokens({"pad_token": "<pad>"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import FAMILIES, depth, make_edit
+from support.tiny_models import FAMILIES, depth, make_edit
 
 from harness_rect.methods import fact_reader
 from harness_rect.methods.fact_reader import FactReader

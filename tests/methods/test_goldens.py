@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import make_edit
+from support.tiny_models import make_edit
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness_rect.config import EditConfig
@@ -19,9 +19,9 @@ from harness_rect.hparams import resolve_hparams
 from harness_rect.methods import METHODS, Context
 from harness_rect.methods.rome import RomeHyperParameters, _keys
 from harness_rect.models import EditableLM
+from harness_rect.moments import MomentProvider
 from harness_rect.regularizers import rect
 from harness_rect.session import EditSession
-from harness_rect.statistics import MomentProvider
 
 GOLDENS = Path(__file__).resolve().parent.parent / "data" / "goldens"
 LAYER = 1

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from tiny_models import FAMILIES, make_edit
+from support.tiny_models import FAMILIES, make_edit
 
 from harness_rect.errors import UserError
 from harness_rect.methods import METHODS, Context

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness_rect.methods.key_history import remember_keys, solve_with_history
-from harness_rect.statistics import SecondMoment
+from harness_rect.moments import SecondMoment
 
 WIDTH = 12
 #: Now and then more keys at once than dimensions.

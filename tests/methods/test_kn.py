@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import FAMILIES, make_edit
+from support.tiny_models import FAMILIES, make_edit
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness_rect.config import EditConfig

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import FAMILIES, VOCABULARY, depth, make_edit
+from support.regularizers import settings_of
+from support.tiny_models import FAMILIES, VOCABULARY, depth, make_edit
 
 from harness_rect.config import EditConfig
 from harness_rect.methods import METHODS
-from harness_rect.regularizers import NEEDS_KEEP
+from harness_rect.moments import write_moment
 from harness_rect.session import EditSession
-from harness_rect.statistics import write_moment
 
 SEARCH = {"v_num_grad_steps": 6, "v_lr": 0.5, "v_weight_decay": 0.01, "clamp_norm_factor": 4}
 MASS = SEARCH | {"layers": [0, 1], "context_templates": [["{}"], ["The city is large. {}"]]}
@@ -64,7 +64,7 @@ def config_of(method, folder, moments, regularizer="rect", **more) -> EditConfig
         hparams=str(hparams),
         stats=str(moments),
         regularizer=regularizer,
-        keep=0.4 if NEEDS_KEEP[regularizer] else None,
+        **settings_of(regularizer),
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import D_MLP, FAMILIES, make_edit
+from support.tiny_models import D_MLP, FAMILIES, make_edit
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness_rect.config import EditConfig
@@ -19,9 +19,9 @@ from harness_rect.methods.fact_reader import FactReader
 from harness_rect.methods.memit import EmmetHyperParameters, MemitHyperParameters
 from harness_rect.methods.value_search import Request, search_values
 from harness_rect.models import EditableLM
+from harness_rect.moments import MomentProvider, SecondMoment, write_moment
 from harness_rect.regularizers import rect
 from harness_rect.session import EditSession
-from harness_rect.statistics import MomentProvider, SecondMoment, write_moment
 
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
 GROUPS = [["{}"], ["The city is large. {}", "Therefore I. {}"]]

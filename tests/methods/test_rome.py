@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import D_MLP, FAMILIES, LENGTH, make_edit
+from support.tiny_models import D_MLP, FAMILIES, LENGTH, make_edit
 
 from harness_rect.errors import UserError
 from harness_rect.measure import teacher_force
@@ -12,7 +12,7 @@ from harness_rect.methods import METHODS, Context
 from harness_rect.methods.rome import RomeHyperParameters, _keys
 from harness_rect.methods.value_search import LOSS_FLOOR, search_value
 from harness_rect.models import EditableLM
-from harness_rect.statistics import SecondMoment
+from harness_rect.moments import SecondMoment
 
 TEMPLATES = ["{}", "The city is large. {}", "Because it was raining. {}"]
 EDITS = {

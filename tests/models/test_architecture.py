@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from tiny_models import D_MLP, D_MODEL, FAMILIES, N_LAYERS, VOCABULARY
+from support.tiny_models import D_MLP, D_MODEL, FAMILIES, N_LAYERS, VOCABULARY
 from torch import nn
 
 from harness_rect.errors import UserError

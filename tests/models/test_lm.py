@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import FAMILIES, LENGTH, depth, make_edit
+from support.tiny_models import FAMILIES, LENGTH, depth, make_edit
 
 from harness_rect.errors import UserError
 from harness_rect.methods.value_search import subject_position

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.regularizers import settings_of, trimming
 
 from harness_rect.regularizers import (
     largest_singular_value,
-    make_regularizer,
     pca,
     prune,
     prune_factors,
@@ -118,9 +118,7 @@ def test_sphere_projects_out_the_top_directions_of_the_rows(shape, seed, alpha, 
 def test_sphere_in_factors_equals_the_dense_one(shape, seed, rank, transposed):
     weight = matrix(shape, seed)
     left, right = matrix((shape[0], rank), seed + 1), matrix((shape[1], rank), seed + 2)
-    regularize = make_regularizer("sphere", None, "paper", torch.Generator(), transposed=transposed)
-    assert regularize is not None
-    dense = regularize(left @ right.T, weight, weight)
+    dense = trimming("sphere", transposed=transposed)(left @ right.T, weight, weight)
     a, b = sphere_factors(left, right, weight, transposed=transposed)
     assert (a.shape, b.shape) == (left.shape, right.shape)
     torch.testing.assert_close(a @ b.T, dense, rtol=1e-9, atol=1e-9)
@@ -129,13 +127,11 @@ def test_sphere_in_factors_equals_the_dense_one(shape, seed, rank, transposed):
 # -- all ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "keep"), [("pca", 0.4), ("sphere", None), ("prune", None)])
-def test_a_transposed_weight_is_treated_as_its_transpose(name, keep):
+@pytest.mark.parametrize("name", ["pca", "sphere", "prune"])
+def test_a_transposed_weight_is_treated_as_its_transpose(name):
     update, weight, original = matrix((6, 9), 0, 30), matrix((6, 9), 1), matrix((6, 9), 2)
-    generator = torch.Generator()
-    plain = make_regularizer(name, keep, "paper", generator)
-    turned = make_regularizer(name, keep, "paper", generator, transposed=True)
-    assert plain is not None and turned is not None
+    plain = trimming(name, **settings_of(name))
+    turned = trimming(name, transposed=True, **settings_of(name))
     result = plain(update, weight, original)
     assert not torch.equal(result, update)
     torch.testing.assert_close(turned(update.T, weight.T, original.T).T, result, rtol=1e-9, atol=1e-9)
@@ -143,10 +139,8 @@ def test_a_transposed_weight_is_treated_as_its_transpose(name, keep):
 
 @pytest.mark.parametrize("name", ["rect", "random", "pca", "prune", "sphere"])
 def test_inputs_stay_as_they_are_and_dtypes_are_kept(name):
-    keep = 0.5 if name in {"rect", "random", "pca"} else None
     update, weight, original = (matrix((6, 9), seed, 30).float() for seed in range(3))
     copies = [t.clone() for t in (update, weight, original)]
-    regularize = make_regularizer(name, keep, "paper", torch.Generator().manual_seed(0))
-    assert regularize is not None
+    regularize = trimming(name, torch.Generator().manual_seed(0), **settings_of(name, 0.5))
     assert regularize(update, weight, original).dtype == torch.float32
     assert all(torch.equal(a, b) for a, b in zip((update, weight, original), copies, strict=True))

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from support.regularizers import trimming
 
-from harness_rect.regularizers import make_regularizer, random_keep, rect, rect_alphaedit
+from harness_rect.regularizers import random_keep, rect, rect_alphaedit
 from harness_rect.regularizers.rect import _Changes, count_th_largest, kept_count, relative_change
 
 #: Few values, so that zeros and ties are common; and any float.
@@ -58,7 +59,7 @@ def test_the_number_kept_is_exact_and_inputs_stay(pair, keep):
     update, weight = pair
     update = torch.where(update == 0, torch.ones(()), update)  # so that kept elements can be counted
     before = update.clone(), weight.clone()
-    kept = rect(update, weight, update, keep=keep)
+    kept = rect(update, weight, keep=keep)
     n = update.numel()
     assert int(torch.count_nonzero(kept)) == n - int(n * (1 - keep)) == kept_count(n, keep)
     assert torch.equal(update, before[0]) and torch.equal(weight, before[1])
@@ -151,7 +152,7 @@ def generator(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize("keep", [0.2, 0.4, 0.8])
 def test_random_keeps_its_share_in_the_mean(keep):
     update = torch.ones(200, 500)
-    kept = random_keep(update, update, keep=keep, generator=generator())
+    kept = random_keep(update, keep=keep, generator=generator())
     share = float(kept.mean())
     assert abs(share - keep) < 4 * math.sqrt(keep * (1 - keep) / update.numel())
     assert share != keep  # each element on its own: the number is not fixed
@@ -159,26 +160,26 @@ def test_random_keeps_its_share_in_the_mean(keep):
 
 def test_random_keeps_all_or_nothing_at_the_ends():
     update = torch.randn(50, 50, generator=generator())
-    assert torch.equal(random_keep(update, update, keep=1.0, generator=generator()), update)
-    assert not random_keep(update, update, keep=0.0, generator=generator()).any()
+    assert torch.equal(random_keep(update, keep=1.0, generator=generator()), update)
+    assert not random_keep(update, keep=0.0, generator=generator()).any()
 
 
 def test_random_depends_on_its_generator_only():
     update = torch.randn(40, 50, generator=generator(5))
-    first = random_keep(update, update, keep=0.5, generator=generator(1))
+    first = random_keep(update, keep=0.5, generator=generator(1))
     torch.manual_seed(9)
-    assert torch.equal(random_keep(update, update * 3, keep=0.5, generator=generator(1)), first)
-    assert not torch.equal(random_keep(update, update, keep=0.5, generator=generator(2)), first)
+    assert torch.equal(random_keep(update * 3, keep=0.5, generator=generator(1)), first * 3)
+    assert not torch.equal(random_keep(update, keep=0.5, generator=generator(2)), first)
     one = generator(1)
-    random_keep(update, update, keep=0.5, generator=one)
-    assert not torch.equal(random_keep(update, update, keep=0.5, generator=one), first)
-    other = random_keep(torch.ones(40, 50), update, keep=0.5, generator=generator(1))
+    random_keep(update, keep=0.5, generator=one)
+    assert not torch.equal(random_keep(update, keep=0.5, generator=one), first)
+    other = random_keep(torch.ones(40, 50), keep=0.5, generator=generator(1))
     assert torch.equal(other != 0, first != 0)
 
 
 def test_random_is_not_stratified_by_size():
     update = torch.arange(1.0, 20001.0).view(100, 200)
-    kept = random_keep(update, torch.ones(100, 200), keep=0.5, generator=generator()) != 0
+    kept = random_keep(update, keep=0.5, generator=generator()) != 0
     assert abs(float(kept[:50].float().mean()) - float(kept[50:].float().mean())) < 0.03
 
 
@@ -189,14 +190,14 @@ def test_names_give_their_functions():
     update = torch.randn(20, 30, generator=generator(0))
     weight = torch.randn(20, 30, generator=generator(1))
 
-    def run(name, keep, convention="paper"):
-        regularizer = make_regularizer(name, keep, convention, generator(4))
-        return None if regularizer is None else regularizer(update, weight, weight)
+    def run(name, **settings):
+        return trimming(name, generator(4), **settings)(update, weight, weight)
 
-    assert run("none", None) is None
-    assert torch.equal(run("rect", 0.4), rect(update, weight, keep=0.4))
-    assert torch.equal(run("rect", 0.4, "alphaedit"), rect_alphaedit(update, weight, keep=0.4))
-    assert torch.equal(run("random", 0.4), random_keep(update, weight, keep=0.4, generator=generator(4)))
+    assert run("none") is update
+    assert torch.equal(run("rect", keep=0.4), rect(update, weight, keep=0.4))
+    alphaedit = run("rect", keep=0.4, rect_convention="alphaedit")
+    assert torch.equal(alphaedit, rect_alphaedit(update, weight, keep=0.4))
+    assert torch.equal(run("random", keep=0.4), random_keep(update, keep=0.4, generator=generator(4)))
 
 
 # -- the threshold of large weights --------------------------------------------------------------------

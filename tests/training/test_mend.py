@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import make_edit
+from support.tiny_models import make_edit
 from torch import nn
 
 from harness_rect import cli

@@ -20,10 +20,10 @@ from scipy import stats
 
 from harness_rect import embedded
 from harness_rect.experiments import results
-from harness_rect.experiments.compare import EDITING_TASKS, find_differences, retention
-from harness_rect.experiments.pairing import Unpairable, pair
+from harness_rect.experiments.compare.comparison import EDITING_TASKS, find_differences, retention
+from harness_rect.experiments.compare.pairing import Unpairable, pair
+from harness_rect.experiments.compare.significance import CONFIDENCE
 from harness_rect.experiments.results import Results, Score
-from harness_rect.experiments.significance import CONFIDENCE
 
 #: The eight general tasks in the paper's order, with their names on figures.
 EIGHT = {

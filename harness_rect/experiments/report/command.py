@@ -10,8 +10,8 @@ from harness_rect.errors import UserError
 from harness_rect.experiments.report.collect import collect
 from harness_rect.experiments.report.drawing import write
 from harness_rect.experiments.report.page import render, sections
-from harness_rect.files import written_whole
-from harness_rect.progress import progress_bar
+from harness_rect.io.files import written_whole
+from harness_rect.io.progress import progress_bar
 
 log = logging.getLogger("harness_rect.report")
 

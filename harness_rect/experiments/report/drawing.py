@@ -26,8 +26,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from harness_rect.files import written_whole
-from harness_rect.progress import logging_only
+from harness_rect.io.files import written_whole
+from harness_rect.io.progress import logging_only
 
 #: Colours of axes and text, and of the data: Okabe and Ito's, less the yellow that white paper swallows.
 INK, MUTED, GRID, PAPER = "#1b1e23", "#5b6470", "#d3d8de", "#ffffff"

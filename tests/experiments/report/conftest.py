@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from report_files import writer
+from support.report_files import writer
 
 
 @pytest.fixture

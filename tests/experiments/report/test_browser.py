@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from report_files import edit, writer
+from support.report_files import edit, writer
 
 from harness_rect import cli
 

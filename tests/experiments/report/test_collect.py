@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_files import EIGHT, edit
 from scipy import stats
+from support.report_files import EIGHT, edit
 
 from harness_rect.errors import UserError
 from harness_rect.experiments.report.collect import MOMENTS, Estimate, collect, estimate, regularizer_order

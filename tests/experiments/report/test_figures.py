@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from report_files import edit
+from support.report_files import edit
 
 from harness_rect.experiments.report import figures
 from harness_rect.experiments.report.collect import Study, collect

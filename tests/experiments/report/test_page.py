@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from report_files import edit
+from support.report_files import edit
 
 from harness_rect import cli
 from harness_rect.experiments.report.collect import collect

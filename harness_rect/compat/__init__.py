@@ -1,0 +1,1 @@
+"""The only files that touch what lm-eval and transformers do not promise."""

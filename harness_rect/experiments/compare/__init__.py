@@ -1,0 +1,1 @@
+"""``harness-rect compare``: evaluations side by side."""

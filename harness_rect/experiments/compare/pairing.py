@@ -1,0 +1,211 @@
+"""Documents that two evaluations share, as the columns whose sums make a metric.
+
+Which aggregation a metric has is not taken on trust: the samples must give the value that the results file
+reports, or the metric is not compared by its samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from harness_rect.experiments.compare.significance import Array, Stratum
+from harness_rect.experiments.results import Key, Results, Sample
+
+Finish = Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A metric on the same documents under two models.
+
+    outcomes: (lost, gained) answers of a right/wrong metric, else None.
+    unit: what is resampled: documents, or sentences of several documents.
+    """
+
+    stratum: Stratum
+    documents: int
+    unit: str = "documents"
+    outcomes: tuple[int, int] | None = None
+
+    def weighted(self, weight: float) -> Stratum:
+        return replace(self.stratum, weight=weight)
+
+
+class Unpairable(Exception):
+    """Why samples cannot be used; the message completes a row's ``method``."""
+
+
+# ----------------------------------------------------------------------------------- aggregations by sums
+
+
+def mean(sums: Array) -> Array:
+    """Columns value, 1."""
+    return sums[..., 0] / sums[..., 1]
+
+
+def micro_f1(sums: Array) -> Array:
+    """Columns matched, predicted, gold; 0 where nothing is predicted and nothing is gold."""
+    size = sums[..., 1] + sums[..., 2]
+    return np.divide(2 * sums[..., 0], size, out=np.zeros_like(size), where=size > 0)
+
+
+def macro_recall(sums: Array) -> Array:
+    """Columns found of each type, then gold of each type; types without gold are left out of the mean."""
+    found, gold = np.split(sums, 2, axis=-1)
+    recalls = np.divide(found, gold, out=np.zeros_like(gold), where=gold > 0)
+    types = (gold > 0).sum(-1)
+    return recalls.sum(-1) / np.maximum(types, 1)
+
+
+def harmonic(sums: Array) -> Array:
+    """Columns es, ps, ns, 1: the harmonic mean of the three means, 0 if one of them is 0."""
+    means = sums[..., :-1] / sums[..., -1:]
+    positive = (means > 0).all(-1)
+    return np.where(positive, means.shape[-1] / (1 / np.where(means > 0, means, 1.0)).sum(-1), 0.0)
+
+
+def _triples(values: Sequence[Any]) -> Array:
+    return np.array(values, dtype=float).reshape(len(values), 3)
+
+
+def _type_columns(values: Sequence[tuple[str, int, int]]) -> Array:
+    """(type, found, gold) of each document -> found and gold in the columns of its type."""
+    types = sorted({kind for kind, _, _ in values})
+    columns = np.zeros((len(values), 2 * len(types)))
+    for row, (kind, found, gold) in enumerate(values):
+        place = types.index(kind)
+        columns[row, place], columns[row, len(types) + place] = found, gold
+    return columns
+
+
+def _with_ones(values: Sequence[Any]) -> Array:
+    columns = np.array(values, dtype=float).reshape(len(values), -1)
+    return np.column_stack([columns, np.ones(len(values))])
+
+
+#: Metrics of our tasks that are not means: how their documents become columns, and what to do with the sums.
+CORPUS_METRICS: dict[tuple[str, str], tuple[Callable[[Sequence[Any]], Array], Finish]] = {
+    ("rect_ner", "f1"): (_triples, micro_f1),
+    ("rect_ner", "score"): (_triples, micro_f1),
+    ("rect_ner", "recall_macro"): (_type_columns, macro_recall),
+    ("rect_counterfact", "edit_score"): (_with_ones, harmonic),
+}
+#: Tasks whose documents come in clusters that must stay together: four NER documents share a sentence.
+CLUSTERED = {"rect_ner": "sentences"}
+
+
+# ---------------------------------------------------------------------------------------------- pairing
+
+
+def document_difference(base: Results, other: Results, task: str) -> tuple[str, str] | None:
+    """How the documents of two evaluations differ, by doc_id and hashes.
+
+    Returns:
+        None where they are the same or one side has no samples, else (what differs, in words).
+        "prompts" means that only the prompts differ.
+    """
+    first, second = base.samples(task), other.samples(task)
+    if first is None or second is None:
+        return None
+    a, b = _identities(first), _identities(second)
+    if a.keys() != b.keys():
+        only_a, only_b = len(a.keys() - b.keys()), len(b.keys() - a.keys())
+        return (
+            "documents",
+            f"{only_a} only in the first, {only_b} only in the second, {len(a & b.keys())} shared",
+        )
+    for what, place in (("documents", 0), ("prompts", 1)):
+        different = [i for i in a if None not in (a[i][place], b[i][place]) and a[i][place] != b[i][place]]
+        if different:
+            return what, f"{len(different)} of {len(a)} are not the same, the first is doc_id {different[0]}"
+    return None
+
+
+def _identities(samples: dict[str, list[Sample]]) -> dict[int, tuple[str | None, str | None]]:
+    return {s.doc_id: (s.doc_hash, s.prompt_hash) for group in samples.values() for s in group}
+
+
+def pair(base: Results, other: Results, task: str, key: Key) -> Paired:
+    """The documents of one metric under both models.
+
+    Raises:
+        Unpairable: if the samples are missing, differ, or do not give the reported scores.
+        UserError: if a samples file cannot be read.
+    """
+    columns = []
+    sides = []
+    for results in (base, other):
+        samples = results.samples(task)
+        if samples is None:
+            raise Unpairable(f"no samples beside {results.path.name}")
+        sides.append([s for s in samples.get(key.filter, []) if s.values.get(key.metric) is not None])
+    difference = document_difference(base, other, task)
+    if difference is not None and difference[0] != "prompts":
+        raise Unpairable("the documents differ")
+    if [s.doc_id for s in sides[0]] != [s.doc_id for s in sides[1]] or not sides[0]:
+        raise Unpairable("the samples lack this metric")
+    task_columns, finish = CORPUS_METRICS.get((task, key.metric), (_with_ones, mean))
+    for results, side in zip((base, other), sides, strict=True):
+        try:
+            rows = task_columns([s.values[key.metric] for s in side])
+            value = float(finish(rows.sum(0)))
+        except (TypeError, ValueError, IndexError):
+            raise Unpairable("its samples are no numbers that are averaged") from None
+        reported = results.scores(task)[key].value
+        if not math.isclose(value, reported, rel_tol=1e-6, abs_tol=1e-9):
+            raise Unpairable("its samples do not average to the reported score")
+        columns.append(rows)
+    first, second = columns
+    outcomes = None
+    if finish is mean and np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all():
+        change = second[:, 0] - first[:, 0]
+        outcomes = int((change < 0).sum()), int((change > 0).sum())
+    unit = "documents"
+    if task in CLUSTERED:
+        unit = CLUSTERED[task]
+        clusters = [s.doc_id if s.text is None else s.text for s in sides[0]]
+        first, second = _summed(first, clusters), _summed(second, clusters)
+    return Paired(Stratum(first, second, finish), len(sides[0]), unit, outcomes)
+
+
+def _summed(columns: Array, clusters: Sequence[Hashable]) -> Array:
+    """Sums of the rows of each cluster, in the order the clusters first appear."""
+    place = {cluster: index for index, cluster in enumerate(dict.fromkeys(clusters))}
+    sums = np.zeros((len(place), columns.shape[1]))
+    np.add.at(sums, [place[cluster] for cluster in clusters], columns)
+    return sums
+
+
+def pair_group(base: Results, other: Results, group: str, key: Key) -> list[Paired]:
+    """The tasks of a group score, weighted as they are in it: all alike, or by their size.
+
+    Returns:
+        One for each task, whose strata carry the weights.
+
+    Raises:
+        Unpairable: if a task cannot be paired, or neither weighting gives the reported scores.
+    """
+    tasks = [task for task in base.leaves(group) if key in base.tasks.get(task, {})]
+    if not tasks or set(other.leaves(group)) != set(base.leaves(group)):
+        raise Unpairable("the group's tasks differ")
+    parts = [pair(base, other, task, key) for task in tasks]
+    sizes = np.array([part.documents for part in parts], dtype=float)
+    for weights in (np.full(len(parts), 1 / len(parts)), sizes / sizes.sum()):
+        if all(
+            math.isclose(
+                sum(w * r.tasks[task][key].value for w, task in zip(weights, tasks, strict=True)),
+                r.groups[group][key].value,
+                rel_tol=1e-6,
+                abs_tol=1e-9,
+            )
+            for r in (base, other)
+        ):
+            return [
+                replace(part, stratum=part.weighted(float(w))) for part, w in zip(parts, weights, strict=True)
+            ]
+    raise Unpairable("the group's score is no mean of its tasks' scores")

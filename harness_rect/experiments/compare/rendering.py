@@ -1,0 +1,150 @@
+"""A comparison as text: a table for the terminal, Markdown, CSV, JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from harness_rect.experiments.compare.comparison import Comparison, Report, as_row
+from harness_rect.experiments.compare.significance import CONFIDENCE
+
+FORMATS = ("table", "markdown", "csv", "json")
+_HEADINGS = (
+    "task",
+    "metric",
+    "base",
+    "other",
+    "change",
+    "retention",
+    "95% interval",
+    "p",
+    "p (Holm)",
+    "test",
+)
+_TEXT = ("task", "metric", "test")
+#: Columns when the output is no terminal: wide enough that nothing wraps in a log.
+_WIDTH = 180
+
+
+def render(report: Report, form: str) -> str:
+    """The whole report in one of :data:`FORMATS`, ending in a line break."""
+    return {"table": _plain, "markdown": _markdown, "csv": _csv, "json": _json}[form](report)
+
+
+def print_tables(report: Report, console: Console) -> None:
+    """One table for each model compared with the base."""
+    for title, rows in _by_other(report):
+        table = Table(title=escape(title), title_justify="left")
+        for heading in _HEADINGS:
+            table.add_column(heading, justify="left" if heading in _TEXT else "right")
+        for row in rows:
+            style = "red" if row.passed is False else None
+            table.add_row(*(escape(cell) for cell in _cells(row)), style=style)
+        console.print(table)
+    for note in _notes(report):
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+def short(row: Comparison) -> str:
+    """A row that has a gate, in one line."""
+    left = "undefined (base 0), and the score got worse" if row.retention is None else f"{row.retention:.1%}"
+    what = f"{row.other}: {row.task} {row.metric} {row.score_base:.4g} -> {row.score_other:.4g}"
+    return f"{what}, retention {left}, at least {row.min_retention:.1%} asked"
+
+
+def _plain(report: Report) -> str:
+    text = io.StringIO()
+    print_tables(report, Console(file=text, width=_WIDTH))
+    return text.getvalue()
+
+
+def _by_other(report: Report) -> list[tuple[str, list[Comparison]]]:
+    grouped = groupby(report.rows, key=lambda row: (row.base, row.other, row.other_file))
+    return [(f"base: {base}; other: {other}", list(rows)) for (base, other, _), rows in grouped]
+
+
+def _cells(row: Comparison) -> list[str]:
+    return [
+        row.task,
+        row.metric if row.filter == "none" else f"{row.metric},{row.filter}",
+        _score(row.score_base),
+        _score(row.score_other),
+        _signed(row.change),
+        "-" if row.retention is None else f"{row.retention:.1%}",
+        "-" if row.low is None or row.high is None else f"{_signed(row.low)} to {_signed(row.high)}",
+        _p(row.p),
+        _p(row.p_holm),
+        row.method,
+    ]
+
+
+def _score(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.6g}"
+
+
+def _signed(value: float) -> str:
+    return "0.0000" if value == 0 else f"{value:+.4f}"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _notes(report: Report) -> list[str]:
+    tested = sum(row.p is not None for row in report.rows)
+    notes = [
+        f"{CONFIDENCE:.0%} intervals are of the change; p (Holm) is corrected for {tested} comparisons."
+        " Retention is other / base (base / other where lower is better), - where the base is not above 0."
+    ]
+    notes += [f"Differs: {line}" for line in report.differences]
+    return notes + [f"Left out: {line}" for line in report.left_out]
+
+
+def _markdown(report: Report) -> str:
+    parts = []
+    for title, rows in _by_other(report):
+        aligned = (":--" if heading in _TEXT else "--:" for heading in _HEADINGS)
+        lines = [_line(_HEADINGS), _line(list(aligned)), *(_line(_cells(row)) for row in rows)]
+        parts.append(f"**{title}**\n\n" + "\n".join(lines))
+    return "\n\n".join([*parts, *_notes(report)]) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _csv(report: Report) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Comparison)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(as_row(row) for row in report.rows)
+    return text.getvalue()
+
+
+def _json(report: Report) -> str:
+    content = {
+        "confidence": CONFIDENCE,
+        "correction": "holm",
+        "corrected_for": sum(row.p is not None for row in report.rows),
+        "passed": not report.failed,
+        "differences": report.differences,
+        "left_out": report.left_out,
+        "rows": [{name: _finite(value) for name, value in as_row(row).items()} for row in report.rows],
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""``harness-rect sweep``: a grid of editing runs, evaluated at checkpoints."""

@@ -1,0 +1,476 @@
+"""What a sweep does: from a YAML file to trajectories and evaluations.
+
+A *trajectory* is one model edited by one method with one regularizer along one order of the edits. It edits
+once and is evaluated at its checkpoints (numbers of edits). The unedited model is evaluated once for all.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from harness_rect.config import EditConfig, validated
+from harness_rect.edits import Edit, EditStream, load_edits
+from harness_rect.errors import UserError
+from harness_rect.io.files import written_whole
+
+#: lm-eval's own seeds of random, numpy, torch and few-shot sampling.
+SEEDS = (0, 1234, 1234, 1234)
+#: Arguments of edited_hf that a sweep sets itself, so that a model's entry may not.
+_OURS = {"method", "regularizer", "keep", "rect", "rect_convention", "edit_seed", "edit_cache"} | {
+    "edits",
+    "edit_batch_size",
+    "hparams",
+    "stats",
+    "data",
+    "save_edited",
+    "batch_size",
+    "max_batch_size",
+}
+
+
+def _a_list(value: Any) -> Any:
+    return value if isinstance(value, list) or value is None else [value]
+
+
+def _short(key: str) -> BeforeValidator:
+    """An entry that may be written as its one necessary value."""
+    return BeforeValidator(lambda value: value if isinstance(value, Mapping) else {key: value})
+
+
+class ModelEntry(BaseModel):
+    """A model, and any further arguments of lm-eval's ``hf`` (dtype, device, revision, ...)."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    pretrained: str = Field(min_length=1)
+    name: str = ""
+
+    @model_validator(mode="after")
+    def _arguments(self) -> ModelEntry:
+        for key, value in (self.model_extra or {}).items():
+            if key in _OURS:
+                raise ValueError(f"{key} is no argument of one model here; see docs/sweep.md for its place")
+            if not isinstance(value, str | int | float | bool):
+                raise ValueError(f"{key}: expected a single value, got {value!r}")
+        return self
+
+    @property
+    def label(self) -> str:
+        path = Path(self.pretrained)
+        return _file_name(self.name or (path.name if path.is_dir() else self.pretrained))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"pretrained": self.pretrained, **(self.model_extra or {})}
+
+
+class MethodEntry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    hparams: str | None = None
+    stats: str | None = None
+    edit_batch_size: int | None = Field(default=None, ge=1)
+    name: str = ""
+
+    @field_validator("method")
+    @classmethod
+    def _edits(cls, method: str) -> str:
+        if method == "none":
+            raise ValueError("none edits nothing: for the unedited model put 0 into checkpoints")
+        return method
+
+    @property
+    def label(self) -> str:
+        return self.name or self.method
+
+
+class RegularizerEntry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    regularizer: str | None = None
+    keep: float | str | None = None
+    rect: float | str | None = None
+    rect_convention: str | None = None
+    name: str = ""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What goes into model_args: nothing for no regularizer."""
+        given = self.model_dump(exclude={"name"}, exclude_none=True)
+        return {key: value for key, value in given.items() if (key, value) != ("regularizer", "none")}
+
+
+def _regularizer(value: Any) -> Any:
+    return value if isinstance(value, Mapping) else {"regularizer": "none" if value is None else value}
+
+
+class SweepConfig(BaseModel):
+    """The YAML file of a sweep. Keys and defaults: docs/sweep.md."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    output: str = Field(min_length=1)
+    models: Annotated[list[Annotated[ModelEntry, _short("pretrained")]], BeforeValidator(_a_list)] = Field(
+        min_length=1
+    )
+    edits: str
+    data: str | None = None
+    methods: Annotated[list[Annotated[MethodEntry, _short("method")]], BeforeValidator(_a_list)] = Field(
+        min_length=1
+    )
+    regularizers: Annotated[
+        list[Annotated[RegularizerEntry, BeforeValidator(_regularizer)]], BeforeValidator(_a_list)
+    ] = Field(default=[RegularizerEntry(regularizer="none")], min_length=1)
+    checkpoints: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_a_list)] = Field(min_length=1)
+    tasks: Annotated[list[str], BeforeValidator(_a_list)] = Field(min_length=1)
+    edit_batch_size: int = Field(default=1, ge=1)
+    orders: int = Field(default=1, ge=1)
+    edit_seeds: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_a_list)] = Field(
+        default=[0], min_length=1
+    )
+    limit: float | None = Field(default=None, gt=0)
+    batch_size: int | str = 1
+    device: str | None = None
+    seed: Annotated[list[int], BeforeValidator(_a_list)] = Field(default=list(SEEDS))
+    log_samples: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _singular(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "model" in values:
+            if "models" in values:
+                raise ValueError("model and models are both given; give one")
+            values = dict(values)
+            values["models"] = values.pop("model")
+        return values
+
+    @field_validator("seed")
+    @classmethod
+    def _four(cls, seed: list[int]) -> list[int]:
+        if len(seed) not in (1, 4):
+            raise ValueError("expected one number, or four: random, numpy, torch, few-shot")
+        return seed * (4 // len(seed))
+
+    @field_validator("limit")
+    @classmethod
+    def _whole(cls, limit: float | None) -> float | None:
+        if limit is not None and limit >= 1 and limit != int(limit):
+            raise ValueError("expected a whole number of documents, or a share below 1")
+        return int(limit) if limit is not None and limit >= 1 else limit
+
+    @field_validator("batch_size")
+    @classmethod
+    def _batch(cls, size: int | str) -> int | str:
+        if not (size >= 1 if isinstance(size, int) else re.fullmatch(r"auto(:\d+)?", size)):
+            raise ValueError("expected a number from 1 on, or auto")
+        return size
+
+
+@dataclass(frozen=True)
+class Order:
+    """One order of the edits: how a stock lm_eval names it, and the edits in it."""
+
+    number: int
+    name: str  # what stands before the slice
+    selection: range | None  # None: the whole file, whose length nobody needs to know
+    edits: tuple[Edit, ...]
+    shuffled: bool
+
+    def spec(self, n: int) -> str:
+        """``edits=`` of the first ``n``, as it could be typed."""
+        rows = range(len(self.edits)) if self.selection is None else self.selection
+        first = rows[:n]
+        step = f":{first.step}" if abs(first.step) != 1 or first.step < 0 else ""
+        stop = "" if first.stop < 0 else first.stop
+        return f"{self.name}[{first.start}:{stop}{step}]"
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """model x method x regularizer x order x seed, edited up to its last checkpoint."""
+
+    model: ModelEntry
+    label: str
+    order: Order
+    config: EditConfig
+    checkpoints: tuple[int, ...]
+    folder: Path
+    #: in model_args beside the model's own
+    edit_arguments: tuple[tuple[str, Any], ...]
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        return self.order.edits[: self.checkpoints[-1]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One results file. ``trajectory`` is None for the unedited model."""
+
+    model: ModelEntry
+    trajectory: Trajectory | None
+    n_edits: int
+    folder: Path
+    #: what `lm_eval --model edited_hf --model_args` would need
+    model_args: dict[str, Any]
+    edits: tuple[Edit, ...]  # those the editing tasks ask about
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "results.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    config: SweepConfig
+    output: Path
+    stream: EditStream
+    orders: tuple[Order, ...]
+    trajectories: tuple[Trajectory, ...]
+
+    @cached_property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """In the order in which they are made."""
+        found: list[Evaluation] = []
+        for model in self.config.models:
+            found += self.of_model(model)
+        return tuple(found)
+
+    def of_model(self, model: ModelEntry) -> list[Evaluation]:
+        found = []
+        if 0 in self.config.checkpoints:
+            folder = self.output / model.label / "unedited"
+            arguments = self._arguments(model, {"method": "none", "edits": self.config.edits})
+            found.append(Evaluation(model, None, 0, folder, arguments, self.stream.edits))
+        for trajectory in self.trajectories:
+            if trajectory.model is model:
+                found += self.of_trajectory(trajectory)
+        return found
+
+    def of_trajectory(self, trajectory: Trajectory) -> list[Evaluation]:
+        found = []
+        for n in trajectory.checkpoints:
+            given = dict(trajectory.edit_arguments)
+            arguments = {"method": given.pop("method"), "edits": trajectory.order.spec(n), **given}
+            found.append(
+                Evaluation(
+                    trajectory.model,
+                    trajectory,
+                    n,
+                    trajectory.folder / f"edits_{n:03d}",
+                    self._arguments(trajectory.model, arguments),
+                    trajectory.edits[:n],
+                )
+            )
+        return found
+
+    def _arguments(self, model: ModelEntry, edit: dict[str, Any]) -> dict[str, Any]:
+        data = {} if self.config.data is None else {"data": self.config.data}
+        return model.arguments | edit | data
+
+    def write_orders(self) -> None:
+        """The shuffled edits as files, so that a single run of lm_eval can use them too.
+
+        Raises:
+            UserError: such a file is there with other edits in it.
+        """
+        for order in self.orders:
+            if not order.shuffled:
+                continue
+            path, text = Path(order.name), "".join(map(_row, order.edits))
+            if not path.exists():
+                with written_whole(path) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
+            elif path.read_text(encoding="utf-8") != text:
+                raise UserError(
+                    f"{path}: made with other edits than {self.config.edits}; give another output folder"
+                )
+
+
+def read_config(path: Path) -> SweepConfig:
+    """The validated sweep in a YAML file.
+
+    Raises:
+        UserError: one line naming file and key.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"{path}: cannot be read: {reason}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "malformed"
+        raise UserError(f"{path}{where}: not valid YAML: {problem}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping with output, models, edits, ...; see docs/sweep.md")
+    return validated(SweepConfig, {str(key): value for key, value in values.items()}, str(path))
+
+
+def make_plan(config: SweepConfig, where: str) -> Plan:
+    """Trajectories and evaluations, checked as far as that goes without a model; reads the edits.
+
+    Args:
+        where: the configuration file, for messages.
+
+    Raises:
+        UserError: edits cannot be read, a checkpoint cannot be reached, or two entries would share a folder.
+    """
+    stream = load_edits(config.edits)
+    output = Path(config.output)
+    checkpoints = sorted({n for n in config.checkpoints if n > 0})
+    if checkpoints and checkpoints[-1] > len(stream):
+        raise UserError(
+            f"{where}: checkpoints: {checkpoints[-1]} edits asked for,"
+            f" but edits={config.edits} has {len(stream)}"
+        )
+    orders = tuple(_order(k, config, stream, output) for k in range(config.orders))
+    trajectories = []
+    for model in config.models:
+        for method in config.methods:
+            for regularizer in config.regularizers:
+                for order in orders:
+                    for seed in config.edit_seeds:
+                        trajectories.append(
+                            _trajectory(
+                                config, where, model, method, regularizer, order, seed, checkpoints, output
+                            )
+                        )
+    plan = Plan(config, output, stream, orders, tuple(trajectories) if checkpoints else ())
+    _check_folders([m.label for m in config.models], f"{where}: models")
+    _check_folders(
+        [str(t.folder) for t in plan.trajectories], f"{where}: methods, regularizers or edit_seeds"
+    )
+    return plan
+
+
+def _trajectory(
+    config: SweepConfig,
+    where: str,
+    model: ModelEntry,
+    method: MethodEntry,
+    regularizer: RegularizerEntry,
+    order: Order,
+    seed: int,
+    checkpoints: Sequence[int],
+    output: Path,
+) -> Trajectory:
+    size = method.edit_batch_size or config.edit_batch_size
+    asked = {
+        "method": method.method,
+        "edit_batch_size": size if size != 1 else None,
+        **regularizer.arguments,
+        "hparams": method.hparams,
+        "stats": method.stats,
+        "edit_seed": seed if seed != 0 else None,
+    }
+    given = {key: value for key, value in asked.items() if value is not None}
+    last = checkpoints[-1] if checkpoints else len(order.edits)
+    checked = EditConfig.from_args(f"{where}: {method.label}", edits=order.spec(last), **given)
+    for key in ("rect", "keep"):  # 40% and 0.4 are the same run
+        if key in given:
+            given[key] = checked.regularizer.model_dump()["keep"]
+    for n in checkpoints:
+        if n % size and n != len(order.edits):
+            raise UserError(
+                f"{where}: checkpoints: {n} is no whole number of batches of {size} edits ({method.label})"
+            )
+    label = "+".join(filter(None, (method.label, regularizer.name or _regularizer_label(checked))))
+    return Trajectory(
+        model=model,
+        label=label,
+        order=order,
+        config=checked,
+        checkpoints=tuple(checkpoints),
+        folder=output
+        / model.label
+        / _file_name(label)
+        / (f"order{order.number}" + (f"-seed{seed}" if seed else "")),
+        edit_arguments=tuple(given.items()),
+    )
+
+
+def _regularizer_label(config: EditConfig) -> str:
+    """rect0.4, rect0.4-alphaedit, sphere-alpha0.3: the share kept and settings other than the defaults."""
+    regularizer = config.regularizer
+    if regularizer.name == "none":
+        return ""
+    settings = regularizer.model_dump(exclude_defaults=True)
+    keep = f"{settings.pop('keep'):g}" if "keep" in settings else ""
+    convention = settings.pop("rect_convention", "")
+    others = [
+        f"{name}{value:g}" if isinstance(value, float) else f"{name}{value}"
+        for name, value in settings.items()
+    ]
+    return "-".join(filter(None, (regularizer.name + keep, convention, *others)))
+
+
+def _check_folders(names: Sequence[str], where: str) -> None:
+    """Two results must never go to one place. Compared without case, as some file systems do."""
+    seen: set[str] = set()
+    for name in names:
+        if name.casefold() in seen:
+            raise UserError(f"{where}: two entries are called {Path(name)}; give one of them another name:")
+        seen.add(name.casefold())
+
+
+def _order(number: int, config: SweepConfig, stream: EditStream, output: Path) -> Order:
+    if number == 0:
+        name, selection = _rows(config.edits, len(stream))
+        return Order(0, name, selection, stream.edits, shuffled=False)
+    edits = list(stream.edits)
+    random.Random(number).shuffle(edits)
+    return Order(number, str(output / "edits" / f"order{number}.jsonl"), None, tuple(edits), shuffled=True)
+
+
+def _rows(spec: str, length: int) -> tuple[str, range | None]:
+    """The name in an edits spec, and the row numbers that its slice selects.
+
+    A slice that counts from the end needs the length of the file, which ``length`` is not; so its start is
+    found by reading the file whole once.
+    """
+    match = re.fullmatch(r"(.*)\[([^\[\]]*)\]", spec.strip(), flags=re.DOTALL)
+    if match is None:
+        return spec.strip(), None
+    name = match[1].rstrip()
+    numbers = [int(part) if part.strip() else None for part in match[2].split(":")]
+    if len(numbers) == 1:
+        numbers = [numbers[0], None if numbers[0] == -1 else (numbers[0] or 0) + 1]
+    start, stop, step = [*numbers, None][:3]
+    if (step or 1) > 0 and (start or 0) >= 0:
+        start, step = start or 0, step or 1
+        return name, range(start, start + length * step, step)
+    return name, range(len(load_edits(name)))[slice(start, stop, step)]
+
+
+def _row(edit: Edit) -> str:
+    """An edit as a line of JSON that :func:`load_edits` reads back as it is."""
+    row = {
+        "case_id": edit.id,
+        "prompt": edit.prompt,
+        "subject": edit.subject,
+        "target_new": edit.target_new,
+        "target_true": edit.target_old,
+        "paraphrase_prompts": list(edit.paraphrases),
+        "neighborhood_prompts": [{"prompt": p.prompt, "ground_truth": p.answer} for p in edit.neighborhood],
+        "attribute_prompts": list(edit.attribute_prompts),
+        "generation_prompts": list(edit.generation_prompts),
+    }
+    # ASCII escapes also cover lone surrogates, which UTF-8 cannot.
+    return json.dumps({key: value for key, value in row.items() if value not in (None, [])}) + "\n"
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.+=%-]+", "__", text).strip(".") or "_"

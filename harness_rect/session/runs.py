@@ -1,0 +1,112 @@
+"""Finished and interrupted edit runs on disk, one safetensors file each.
+
+A file holds the float32 edited weights under their names and the report as JSON in its metadata; that of an
+interrupted run also what its method remembers between steps. It is written under a temporary name and
+renamed, so a file that is there is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from harness_rect.errors import UserError
+from harness_rect.io.cache import cache_folder
+from harness_rect.io.files import written_whole
+
+log = logging.getLogger(__name__)
+OFF = "off"
+
+Saved = tuple[dict[str, Tensor], dict[str, Any]]
+#: Before the names of tensors that are a method's memory and no weights.
+MEMORY = "memory:"
+
+
+class EditCache:
+    """A folder of runs, named by the digest of everything that determines them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def from_spec(cls, spec: str | None) -> EditCache | None:
+        """``off``: none; a folder; or None for the user's cache."""
+        if spec == OFF:
+            return None
+        return cls(Path(spec) if spec else cache_folder("edits"))
+
+    def path(self, key: str) -> Path:
+        return self.folder / f"{key[:32]}.safetensors"
+
+    def _partial(self, key: str) -> Path:
+        return self.folder / f"{key[:32]}.partial.safetensors"
+
+    def lock(self, key: str) -> AbstractContextManager[Any]:
+        """Held while a run is computed, so that two processes do it once.
+
+        Raises:
+            UserError: if the folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder).close()
+        except OSError as error:
+            raise UserError(
+                f"edit_cache={self.folder}: cannot be written ({error.strerror}); give another folder, or off"
+            ) from None
+        return FileLock(self.folder / f"{key[:32]}.lock")
+
+    def load(self, key: str, names: list[str]) -> Saved | None:
+        """(weights, report) of a finished run."""
+        return _read(self.path(key), key, names)
+
+    def save(self, key: str, weights: dict[str, Tensor], report: dict[str, Any]) -> None:
+        _write(self.path(key), key, weights, report)
+        self._partial(key).unlink(missing_ok=True)
+
+    def load_partial(
+        self, key: str, names: list[str]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]] | None:
+        """(weights so far, the method's memory, what was recorded so far) of an interrupted run."""
+        found = _read(self._partial(key), key, names)
+        if found is None:
+            return None
+        tensors, state = found
+        memory = {name.removeprefix(MEMORY): t for name, t in tensors.items() if name.startswith(MEMORY)}
+        return {name: tensors[name] for name in names}, memory, state
+
+    def save_partial(
+        self, key: str, weights: dict[str, Tensor], memory: dict[str, Tensor], state: dict[str, Any]
+    ) -> None:
+        _write(self._partial(key), key, weights | {MEMORY + n: t for n, t in memory.items()}, state)
+
+
+def _write(path: Path, key: str, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
+    tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    with written_whole(path) as temporary:
+        save_file(tensors, temporary, metadata={"key": key, "state": json.dumps(state)})
+
+
+def _read(path: Path, key: str, names: list[str]) -> Saved | None:
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            there = list(file.keys())
+            weights = {name for name in there if not name.startswith(MEMORY)}
+            if metadata.get("key") != key or weights != set(names):
+                return None
+            return {name: file.get_tensor(name) for name in there}, json.loads(metadata["state"])
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        log.warning("ignoring a damaged cache file %s (%s)", path, error)
+        return None

@@ -1,0 +1,171 @@
+"""One step of a stream: the method proposes, the regularizer trims, the session adds and measures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness_rect.config import EditConfig
+from harness_rect.edits import Edit
+from harness_rect.fingerprint import digest
+from harness_rect.measure import Baseline, EditProbes, measure
+from harness_rect.methods import Context, Method
+from harness_rect.models import EditableLM
+from harness_rect.regularizers import WeightState
+from harness_rect.session.weights import EditedWeights
+from harness_rect.updates import Update
+
+#: What can be wrong with an edit, and how the warning says it.
+FLAGS = {
+    "not_finite": "had a non-finite update, which was not applied",
+    "no_change": "changed no weight",
+    "no_gain": "did not make their target more probable",
+}
+
+
+@dataclass
+class Editing:
+    """What every step of a stream works on.
+
+    committing: the weights are ahead of what is recorded, so an interrupted run must not be saved now.
+    """
+
+    lm: EditableLM
+    method: Method
+    hparams: Any
+    config: EditConfig
+    context: Context
+    weights: EditedWeights
+    probed: dict[str, EditProbes]
+    baseline: Baseline
+    committing: bool = False
+
+
+def take_step(
+    editing: Editing, index: int, edits: Sequence[Edit]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Edit one batch of facts and measure it before and after.
+
+    Returns:
+        the record of the step and one of each edit; see :mod:`harness_rect.session.report`.
+    """
+    lm, context, weights = editing.lm, editing.context, editing.weights
+    started = time.perf_counter()
+    ids = [edit.id for edit in edits]
+    before = measure(lm, editing.probed, editing.baseline, ids)
+    measured_before = time.perf_counter()
+    proposal = editing.method.propose(lm, edits, editing.hparams, context)
+    remembered = dict(context.state)
+    trimmed: dict[str, Tensor] = {}
+    statistics: dict[str, dict[str, Any]] = {}
+    for position, (name, update) in enumerate(proposal.updates.items()):
+        trimmed[name], statistics[name] = _trimmed(editing, index, position, name, update)
+    # All or nothing: half an edit would be neither the method's result nor the model before it.
+    editing.committing = True
+    if applied := all(of["finite"] for of in statistics.values()):
+        for name, result in trimmed.items():
+            statistics[name]["changed"] = weights.add(name, result)
+        if editing.method.after_step is not None:
+            editing.method.after_step(lm, edits, editing.hparams, context)
+    else:
+        context.state.clear()
+        context.state.update(remembered)
+    edited = time.perf_counter()
+    after = measure(lm, editing.probed, editing.baseline, ids)
+    step = {
+        "edits": ids,
+        "applied": applied,
+        "weights": statistics,
+        "seconds": round(edited - measured_before, 4),
+        "measuring_seconds": round(time.perf_counter() - edited + measured_before - started, 4),
+    }
+    records = [
+        {
+            "id": edit.id,
+            "subject": edit.subject,
+            "target": edit.target_new,
+            "before": before[edit.id],
+            "after": after[edit.id],
+            "search": proposal.details[i],
+            "flags": _flags(before[edit.id], after[edit.id], statistics),
+        }
+        for i, edit in enumerate(edits)
+    ]
+    return step, records
+
+
+def _trimmed(
+    editing: Editing, index: int, position: int, name: str, update: Update
+) -> tuple[Tensor, dict[str, Any]]:
+    """The dense update of a weight after the regularizer, and its statistics.
+
+    An update that is not finite is not trimmed, and neither of the two is applied.
+    """
+    master, original = editing.weights.masters[name], editing.weights.originals[name]
+    result = update.dense().to(master)
+    norm, finite = float(result.norm()), bool(torch.isfinite(result).all())
+    if finite:
+        del result  # so that the regularizer's copies are the only ones
+        state = WeightState(
+            WeightMemory(editing.context.state, name),
+            _generator(editing.config.edit_seed, index, position),
+            transposed=editing.lm.is_transposed(name),
+        )
+        result = editing.config.regularizer.trim(update, master, original, state).dense().to(master)
+        # After rounding: in float16 a finite sum can become infinite.
+        finite = bool(torch.isfinite((master + result).to(original.dtype)).all())
+    return result, {
+        "update_norm": norm,
+        "applied_norm": float(result.norm()) if finite else None,
+        "weight_norm": float(master.norm()),
+        "kept": int(torch.count_nonzero(result)) / result.numel() if finite else None,
+        "changed": 0.0,
+        "finite": finite,
+    }
+
+
+class WeightMemory(MutableMapping[str, Tensor]):
+    """The part of a stream's state that belongs to the regularizer and one weight."""
+
+    def __init__(self, state: dict[str, Tensor], weight: str) -> None:
+        self._state, self._prefix = state, f"regularizer:{weight}:"
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._state[self._prefix + name]
+
+    def __setitem__(self, name: str, tensor: Tensor) -> None:
+        self._state[self._prefix + name] = tensor
+
+    def __delitem__(self, name: str) -> None:
+        del self._state[self._prefix + name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (
+            name.removeprefix(self._prefix) for name in list(self._state) if name.startswith(self._prefix)
+        )
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _flags(
+    before: dict[str, float], after: dict[str, float], statistics: dict[str, dict[str, Any]]
+) -> list[str]:
+    if not all(of["finite"] for of in statistics.values()):
+        return ["not_finite"]
+    if all(of["changed"] == 0 for of in statistics.values()):
+        return ["no_change"]
+    if not after["target_probability"] > before["target_probability"]:
+        return ["no_gain"]
+    return []
+
+
+def _generator(seed: int, step: int, position: int) -> torch.Generator:
+    """Randomness of one weight in one step, the same whether or not the run was interrupted before it."""
+    text = digest({"seed": seed, "step": step, "weight": position})
+    return torch.Generator().manual_seed(int(text[:15], 16))

@@ -1,0 +1,62 @@
+"""The edited weights of a model: originals to go back to, and float32 copies that updates are added to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from harness_rect.models import EditableLM
+
+
+class EditedWeights:
+    """The weights that a stream edits.
+
+    An update is added to a float32 copy, which is then rounded once to the model's dtype.
+
+    Attributes:
+        originals: the weights before all edits, in the model's dtype, until :meth:`revert`.
+        masters: the float32 copies, from :meth:`start` on.
+    """
+
+    def __init__(self, lm: EditableLM, names: Sequence[str]) -> None:
+        self.lm, self.names = lm, list(names)
+        self.originals: dict[str, Tensor] = {}
+        self.masters: dict[str, Tensor] = {}
+
+    def start(self) -> None:
+        """Copy all weights as they are now."""
+        for name in self.names:
+            weight = self.lm.weight(name).detach()
+            self.originals.setdefault(name, weight.clone())
+            self.masters[name] = weight.float().clone()
+
+    @torch.no_grad()
+    def install(self, masters: Mapping[str, Tensor]) -> None:
+        """Round float32 weights into the model; their originals are remembered first."""
+        for name, master in masters.items():
+            weight = self.lm.weight(name)
+            self.originals.setdefault(name, weight.detach().clone())
+            weight.copy_(master)
+
+    @torch.no_grad()
+    def add(self, name: str, update: Tensor) -> float:
+        """Add a dense float32 update to a weight.
+
+        Returns:
+            the share of the stored elements that changed: in 16 bits a small update can vanish by rounding.
+        """
+        weight = self.lm.weight(name)
+        before = weight.detach().clone()
+        self.masters[name] += update
+        weight.copy_(self.masters[name])
+        return int((weight != before).sum()) / before.numel()
+
+    @torch.no_grad()
+    def revert(self) -> None:
+        """Put the original weights back, bit for bit. Does nothing on an unedited model."""
+        for name, original in self.originals.items():
+            self.lm.weight(name).copy_(original)
+        self.originals.clear()
+        self.masters.clear()

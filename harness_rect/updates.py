@@ -1,0 +1,41 @@
+"""A change of one weight matrix: what methods propose, regularizers trim and the session adds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """An update ``left @ right.T`` in the stored weight's own orientation.
+
+    left: (rows, r), right: (columns, r), of one dtype, float32 or float64.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def dense(self) -> Tensor:
+        """The update as a matrix (rows, columns)."""
+        return self.left @ self.right.T
+
+    def smaller(self, dtype: torch.dtype) -> LowRank | Dense:
+        """This update, or a matrix of ``dtype`` if that holds fewer numbers (thousands of facts)."""
+        (rows, r), columns = self.left.shape, len(self.right)
+        return self if r * (rows + columns) <= rows * columns else Dense(self.dense().to(dtype))
+
+
+@dataclass(frozen=True)
+class Dense:
+    """An update as a matrix in the stored weight's own orientation, float32 or float64."""
+
+    matrix: Tensor
+
+    def dense(self) -> Tensor:
+        return self.matrix
+
+
+Update = LowRank | Dense

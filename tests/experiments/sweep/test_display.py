@@ -1,0 +1,102 @@
+"""What a sweep shows: how long it will take, where its time went, and a table that stands still."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import time
+
+import pytest
+from rich.console import Console
+
+from harness_rect.experiments.sweep.clock import Clock
+from harness_rect.experiments.sweep.display import Display, Progress, Row, duration, timing_table
+
+
+def rows() -> list[Row]:
+    return [
+        Row(
+            "m/unedited", "", 0, 1, evaluations=1, evaluations_made=1, seconds={"editing": 0, "evaluating": 4}
+        ),
+        Row("m/rome", "rome", 10, 2, 10, 2, {"editing": 20, "evaluating": 12}, 10, 2),
+        Row("m/rome+rect", "rome", 10, 2, 5, 1, {"editing": 10, "evaluating": 4}, 5, 1, "editing"),
+        Row("m/memit", "memit", 10, 2),
+    ]
+
+
+def test_time_left_is_what_remains_at_the_mean_times() -> None:
+    # Evaluations: 20 s / 4, 3 left. ROME: 2 s an edit, 5 left; MEMIT is not timed yet: 2 s, 10 left.
+    assert Progress(rows()).seconds_left() == pytest.approx(5 * 3 + 2 * 5 + 2 * 10)
+    timed = rows()
+    timed[3] = Row("m/memit", "memit", 10, 2, 5, 0, {"editing": 1, "evaluating": 0}, 5, 0)
+    assert Progress(timed).seconds_left() == pytest.approx(5 * 3 + 2 * 5 + 0.2 * 5)
+
+
+def test_time_left_is_unknown_until_something_was_timed() -> None:
+    assert Progress([Row("m/rome", "rome", 10, 2)]).seconds_left() is None
+
+
+def test_what_was_found_done_is_not_taken_for_timed() -> None:
+    found = [
+        Row("a", "rome", 10, 2, 10, 2),
+        Row("b", "rome", 10, 1, 10, 0, {"editing": 5, "evaluating": 0}, 5),
+    ]
+    assert Progress(found).seconds_left() is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (60, "01:00"), (754, "12:34"), (3723, "1:02:03")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_work_inside_other_work_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    clock = Clock(started=97.0)
+    now[0] += 1
+    with clock.running("editing"):
+        now[0] += 10
+        with pytest.raises(ValueError), clock.running("evaluating"):
+            now[0] += 20
+            raise ValueError
+        now[0] += 5
+        assert clock.read("editing") == 15
+    now[0] += 2
+    assert clock.total == 41
+    assert dict(clock.seconds) == {"starting": 3, "other": 3, "editing": 15, "evaluating": 20}
+
+
+def test_the_table_at_the_end_sets_all_the_rest_beside_editing_and_evaluating() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(timing_table(rows(), {"loading": 1.5, "writing": 1.0, "checking": 0.001}))
+    shown = console.file.getvalue()
+    assert "m/memit" not in shown  # this run has not touched it
+    assert "beside them 2.5 (5.0% of editing and evaluating): loading 1.5, writing 1.0" in shown
+
+
+def test_the_live_table_shows_where_it_is_and_lets_log_lines_through() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, height=8)
+    many = [*rows(), *(Row(f"m/later{i}", "rome", 10, 2) for i in range(50))]
+    display = Display(Progress(many), console)
+    root = logging.getLogger()
+    handlers = list(root.handlers)
+    with display.shown():
+        logging.getLogger("somewhere").warning("a line from [somewhere]")
+        console.print(display._render())
+    assert root.handlers == handlers
+    shown = re.sub(r"\x1b\[[\d;?]*\w", "", console.file.getvalue())
+    assert "a line from [somewhere]" in shown
+    assert "m/rome+rect" in shown and "5/10" in shown and "4 of 107 evaluations done" in shown
+    assert "m/later49" not in shown  # no more rows than the terminal has
+
+
+def test_without_a_terminal_there_are_plain_lines(caplog: pytest.LogCaptureFixture) -> None:
+    console = Console(file=io.StringIO())
+    display = Display(Progress(rows()), console)
+    with display.shown(), caplog.at_level(logging.INFO):
+        display.say("m/rome, 5 edits: evaluated in 3 s")
+    assert console.file.getvalue() == ""
+    assert "m/rome, 5 edits: evaluated in 3 s; 4 of 7 evaluations done, about 45 s left" in caplog.text

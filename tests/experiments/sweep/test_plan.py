@@ -1,0 +1,169 @@
+"""From a sweep's YAML to its trajectories and evaluations, and what is refused on the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from harness_rect.edits import fingerprint, load_edits
+from harness_rect.errors import UserError
+from harness_rect.experiments.sweep.plan import Plan, make_plan, read_config
+
+ROWS = [
+    {"prompt": "{} is a city in", "subject": f"Town {i}", "target_new": "Austria", "case_id": f"t{i}"}
+    | ({"target_true": "France", "paraphrase_prompts": [f"Town {i} lies in", "Go to"]} if i % 2 else {})
+    | ({"neighborhood_prompts": [{"prompt": "Rome is in", "ground_truth": "Italy"}]} if i > 5 else {})
+    for i in range(10)
+]
+USUAL: dict[str, Any] = {
+    "output": "out",
+    "models": ["gpt2"],
+    "edits": "facts.json",
+    "methods": ["rome"],
+    "checkpoints": [0, 2, 5],
+    "tasks": ["rect_nli"],
+}
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "facts.json").write_text(json.dumps(ROWS))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def plan(**changes: Any) -> Plan:
+    given = {key: value for key, value in (USUAL | changes).items() if value is not None}
+    Path("sweep.yaml").write_text(yaml.safe_dump(given))
+    return make_plan(read_config(Path("sweep.yaml")), "sweep.yaml")
+
+
+def test_every_combination_is_a_trajectory_and_the_unedited_model_comes_once_for_each_model() -> None:
+    made = plan(
+        models=["gpt2", {"pretrained": "gpt2-xl", "dtype": "bfloat16", "name": "xl"}],
+        methods=["rome", {"method": "memit", "edit_batch_size": 5, "name": "memit5"}],
+        regularizers=["none", {"rect": 0.4}, {"regularizer": "random", "keep": "20%"}],
+        checkpoints=[0, 10, 5, 5],
+        orders=2,
+        edit_seeds=[0, 3],
+    )
+    assert len(made.trajectories) == 2 * 2 * 3 * 2 * 2
+    assert len(made.evaluations) == 2 + 2 * 48
+    assert [str(e.folder) for e in made.evaluations if e.trajectory is None] == [
+        "out/gpt2/unedited",
+        "out/xl/unedited",
+    ]
+    last = made.evaluations[-1]
+    assert str(last.file) == "out/xl/memit5+random0.2/order1-seed3/edits_010/results.json"
+    assert last.model_args == {
+        "pretrained": "gpt2-xl",
+        "dtype": "bfloat16",
+        "method": "memit",
+        "edits": "out/edits/order1.jsonl[0:10]",
+        "edit_batch_size": 5,
+        "regularizer": "random",
+        "keep": 0.2,
+        "edit_seed": 3,
+    }
+
+
+def test_percent_and_share_are_the_same_run() -> None:
+    a, b = plan(regularizers=[{"rect": "40%"}]), plan(regularizers=[{"rect": 0.4}])
+    assert [e.model_args for e in a.evaluations] == [e.model_args for e in b.evaluations]
+    assert [e.file for e in a.evaluations] == [e.file for e in b.evaluations]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        f"facts.json{rows}"
+        for rows in ("", "[2:8]", "[::2]", "[-6:]", "[::-1]", "[8:1:-2]", "[1:500:3]", "[-6:-1]", "[7]")
+    ],
+)
+def test_the_edits_up_to_a_checkpoint_have_a_name_that_reads_them(spec: str) -> None:
+    whole = load_edits(spec)
+    made = plan(edits=spec, checkpoints=list(range(1, len(whole) + 1)))
+    for n, evaluation in enumerate(made.evaluations, start=1):
+        assert load_edits(evaluation.model_args["edits"]).edits == whole.edits[:n]
+
+
+def test_orders_are_seeded_shuffles_of_the_whole_stream_and_can_be_read_back() -> None:
+    made = plan(orders=3, checkpoints=[4])
+    made.write_orders()
+    ids = []
+    for evaluation in made.evaluations:
+        read = load_edits(evaluation.model_args["edits"])
+        assert [e.id for e in read] == [e.id for e in evaluation.edits]
+        assert [e.text for e in read] == [e.text for e in evaluation.edits]
+        ids.append(tuple(e.id for e in read))
+    assert len(set(ids)) == 3 and ids[0] == ("t0", "t1", "t2", "t3")
+    assert ids == [tuple(e.id for e in ev.edits) for ev in plan(orders=3, checkpoints=[4]).evaluations]
+    (order,) = [o for o in made.orders if o.number == 2]
+    assert sorted(e.id for e in order.edits) == [f"t{i}" for i in range(10)]
+    by_id = {e.id: e for e in made.stream}
+    for edit in load_edits("out/edits/order2.jsonl"):
+        same = by_id[edit.id]
+        assert (edit.target_old, edit.paraphrases, edit.neighborhood) == (
+            same.target_old,
+            same.paraphrases,
+            same.neighborhood,
+        )
+
+
+@pytest.mark.parametrize("spec", ["facts.json", "odd.json", "tiny[0:40]"])
+def test_another_order_says_the_same_of_each_edit(spec: str) -> None:
+    odd = [
+        {"prompt": "dict{} is made of", "subject": "dict{}", "target_new": " tin"},
+        {"src": "Who is Jo?\u2028", "subject": "jo", "alt": "a", "pred": "b", "loc": "nq question: x"},
+        {"prompt": "{} is", "subject": "Q", "target_new": "R", "attribute_prompts": ["a"], "case_id": "é"},
+    ]
+    Path("odd.json").write_text(json.dumps(odd))
+    made = plan(edits=spec, orders=2, checkpoints=[1])
+    made.write_orders()
+    assert fingerprint(load_edits("out/edits/order1.jsonl").edits) == fingerprint(made.orders[1].edits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"checkpoint": [1]}, "sweep.yaml: checkpoint: Extra inputs"),
+        ({"tasks": None}, "sweep.yaml: tasks: Field required"),
+        ({"models": []}, "sweep.yaml: models"),
+        ({"model": "gpt2"}, "model and models are both given"),
+        ({"models": [{"pretrained": "gpt2", "method": "rome"}]}, "models.0: method is no argument"),
+        ({"models": ["gpt2", "GPT2"]}, "two entries are called"),
+        ({"methods": ["romee"]}, "no editing method 'romee': did you mean 'rome'"),
+        ({"methods": ["none"]}, "methods.0.method: none edits nothing"),
+        ({"methods": ["rome", {"method": "rome", "hparams": "x.json"}]}, "two entries are called"),
+        ({"methods": [{"method": "rome", "hparam": "x"}]}, "methods.0.hparam: Extra inputs"),
+        ({"regularizers": [{"rect": 40}]}, "rect=40.*: expected a share"),
+        ({"regularizers": ["rect"]}, "regularizer=rect needs keep="),
+        ({"regularizers": [{"rect": 0.4, "keep": 0.4}]}, "give one or the other"),
+        ({"checkpoints": [1, 11]}, "checkpoints: 11 edits asked for, but edits=facts.json has 10"),
+        ({"checkpoints": [-1]}, "checkpoints.0"),
+        ({"edit_batch_size": 2}, "method=rome edits one fact at a time"),
+        ({"methods": ["memit"], "edit_batch_size": 2}, "checkpoints: 5 is no whole number of batches of 2"),
+        ({"limit": 2.5}, "limit: expected a whole number"),
+        ({"batch_size": "many"}, "batch_size: expected a number"),
+        ({"seed": [1, 2]}, "seed: expected one number, or four"),
+        ({"edits": "nothing.json"}, "edits=nothing.json: there is no file"),
+    ],
+)
+def test_what_is_wrong_is_named_in_one_line(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        plan(**changes)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["- a list", "a: [", "", "\xff"])
+def test_a_file_that_is_no_mapping_is_refused_in_one_line(text: str) -> None:
+    Path("sweep.yaml").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=r"sweep\.yaml") as error:
+        read_config(Path("sweep.yaml"))
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_config(Path("missing.yaml"))

@@ -1,0 +1,467 @@
+"""``harness-rect sweep`` on a small model: what it writes, and that being killed makes no difference."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import random
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+import yaml
+from filelock import FileLock
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks import TaskManager
+
+import harness_rect._autoload  # noqa: F401  for the stock lm_eval to compare with
+from harness_rect import cli
+from harness_rect.errors import UserError
+from harness_rect.experiments.sweep import evaluate, runner
+from harness_rect.session import stream
+
+ROOT = Path(__file__).resolve().parents[3]
+ROWS = {
+    "rte.jsonl": [
+        {"sentence1": f"It rained in town {i}.", "sentence2": "It was wet.", "label": i % 2} for i in range(6)
+    ],
+    "sst2.jsonl": [{"sentence": "large and lovely" if i % 2 else "wet", "label": i % 2} for i in range(5)],
+}
+EDITS = [
+    {
+        "prompt": "{} belongs to",
+        "subject": subject,
+        "target_new": f"guild {i}",
+        "target_true": "nobody",
+        "rephrase_prompt": f"Who owns {subject}? It is",
+        "locality_prompt": "The capital of France is",
+        "locality_ground_truth": "Paris",
+        "case_id": f"fact-{i}",
+    }
+    for i, subject in enumerate(("Lake Arvo", "the old mint", "Tomas the cooper", "Hill 62"))
+]
+# What of one may be missing from others, so that metrics are partial at some checkpoints and not at others.
+del EDITS[2]["rephrase_prompt"]
+CONFIG: dict[str, Any] = {
+    "output": "out",
+    "models": ["model"],
+    "edits": "facts.json",
+    "data": "rows",
+    "methods": [{"method": "rome", "hparams": "hparams.json"}],
+    "regularizers": ["none", {"regularizer": "random", "keep": 0.5}],
+    "checkpoints": [0, 1, 3],
+    "tasks": ["rect_nli", "rect_sentiment", "rect_editing"],
+    "orders": 2,
+    "limit": 4,
+    "batch_size": 2,
+    "device": "cpu",
+    "log_samples": True,
+}
+TIMES = re.compile(
+    r'("(?:date|start_time|end_time|total_evaluation_time_seconds|seconds|measuring_seconds'
+    r'|seconds_per_edit|seconds_per_evaluation)": )("[\d.]+"|[\d.]+)'
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, make_model, tokenizer) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    make_model("gpt2", n_positions=256).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    (folder / "rows").mkdir()
+    for name, rows in ROWS.items():
+        (folder / "rows" / name).write_text("\n".join(map(json.dumps, rows)))
+    (folder / "facts.json").write_text(json.dumps(EDITS))
+    hparams = {"layers": [0], "v_num_grad_steps": 2, "context_templates": ["{}", "You list. {}"]}
+    (folder / "hparams.json").write_text(json.dumps(hparams))
+    return folder
+
+
+@pytest.fixture
+def place(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """``place(name)``: a folder with links to the small world, the working directory from now on."""
+    monkeypatch.setenv("HARNESS_RECT_CACHE", str(tmp_path / "cache"))
+    # All of lm-eval's own tasks take seconds to list.
+    monkeypatch.setattr(evaluate, "TaskManager", functools.partial(TaskManager, include_defaults=False))
+
+    def place(name: str) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        for path in world.iterdir():
+            (folder / path.name).symlink_to(path)
+        monkeypatch.chdir(folder)
+        return folder
+
+    return place
+
+
+def sweep(dry_run: bool = False, **changes: Any) -> None:
+    path = Path("sweep.yaml")
+    path.write_text(yaml.safe_dump(CONFIG | changes))
+    runner.run_sweep(path, dry_run)
+
+
+def files(folder: Path) -> dict[str, str]:
+    """Path -> content without times, of everything below ``folder``."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            found[str(path.relative_to(folder))] = TIMES.sub(r"\g<1>0", path.read_text())
+    found["sweep.json"] = json.dumps(json.loads(found["sweep.json"]) | {"timing": None})
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of the whole sweep, made once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "TaskManager", functools.partial(TaskManager, include_defaults=False))
+        folder = tmp_path_factory.mktemp("undisturbed")
+        for path in world.iterdir():
+            (folder / path.name).symlink_to(path)
+        patch.chdir(folder)
+        sweep()
+    return folder / "out"
+
+
+# ------------------------------------------------------------------------------------------ what it writes
+
+
+def test_all_evaluations_are_there_and_nothing_else(undisturbed: Path) -> None:
+    expected = {".lock", "sweep.json", "edits/order1.jsonl"}
+    evaluations = ["model/unedited"] + [
+        f"model/{label}/order{order}/edits_{n:03d}"
+        for label in ("rome", "rome+random0.5")
+        for order in (0, 1)
+        for n in (1, 3)
+    ]
+    tasks = ("rect_nli", "rect_sentiment", "rect_zsre", "rect_counterfact")
+    for folder in evaluations:
+        expected |= {f"{folder}/results.json"} | {f"{folder}/samples_{task}.jsonl" for task in tasks}
+    assert set(files(undisturbed)) == expected
+    index = json.loads((undisturbed / "sweep.json").read_text())
+    assert [e["results"] for e in index["evaluations"]] == [
+        f"{folder}/results.json" for folder in evaluations
+    ]
+    assert all(e["done"] for e in index["evaluations"])
+    for n, folder in ((1, evaluations[1]), (3, evaluations[2])):
+        results = json.loads((undisturbed / folder / "results.json").read_text())
+        assert results["n-samples"]["rect_zsre"] == {"original": n, "effective": n}
+        assert results["n-samples"]["rect_nli"] == {"original": 6, "effective": 4}
+        assert results["sweep"]["n_edits"] == n == results["config"]["edit"]["n_edits"]
+
+
+@pytest.mark.parametrize(
+    "evaluation",
+    ["unedited", "rome/order0/edits_001", "rome+random0.5/order0/edits_003", "rome/order1/edits_003"],
+)
+def test_a_stock_lm_eval_run_gives_the_same(
+    undisturbed: Path, evaluation: str, place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = place("stock")
+    (folder / "out").symlink_to(undisturbed)
+    ours = json.loads(files(undisturbed)[f"model/{evaluation}/results.json"])
+    given = ",".join(f"{key}={value}" for key, value in ours["config"]["model_args"].items())
+    command = ["lm_eval", "run", "--model", "edited_hf", "--model_args", given, "--output_path", "stock.json"]
+    command += ["--tasks", "rect_nli,rect_sentiment,rect_editing", "--limit", "4", "--batch_size", "2"]
+    command += ["--device", "cpu", "--log_samples", "--include_path", str(ROOT / "tasks")]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", functools.partial(TaskManager, include_defaults=False))
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
+    (path,) = folder.glob("stock_*.json")
+    stock = json.loads(TIMES.sub(r"\g<1>0", path.read_text()))
+    ours.pop("sweep")
+    for results in (ours, stock):
+        if results["config"]["model_args"].get("method") in ("none", None):  # how lm-eval reads method=none
+            results["config"]["model_args"]["method"] = None
+            for task in results["configs"].values():
+                task["metadata"]["method"] = None
+    assert ours.keys() == stock.keys()
+    for key, value in stock.items():
+        assert ours[key] == value, key
+    for task in stock["configs"]:
+        (theirs,) = folder.glob(f"samples_{task}_*.jsonl")
+        written = undisturbed / "model" / evaluation / f"samples_{task}.jsonl"
+        assert written.read_text() == theirs.read_text()
+
+
+def test_requests_are_built_once_and_the_model_is_edited_once(place, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    edited: list[int] = []
+    construct, step = ConfigurableTask.construct_requests, stream.take_step
+
+    def constructing(task: Any, *args: Any, **kwargs: Any) -> Any:
+        built.append(task.config.task)
+        return construct(task, *args, **kwargs)
+
+    def stepping(session: Any, *args: Any) -> Any:
+        edited.append(1)
+        return step(session, *args)
+
+    monkeypatch.setattr(ConfigurableTask, "construct_requests", constructing)
+    monkeypatch.setattr(stream, "take_step", stepping)
+    place("here")
+    sweep(orders=1, log_samples=False)
+    assert sorted(built) == ["rect_nli"] * 4 + ["rect_sentiment"] * 4
+    assert len(edited) == 2 * 3
+
+
+# --------------------------------------------------------------------------------------------- being killed
+
+
+class Fuse:
+    """Kills this process (SIGKILL) at the n-th of its file renames or of the model's forward passes."""
+
+    def __init__(self, renames: int | None = None, passes: int | None = None) -> None:
+        self.left = {"rename": renames, "pass": passes}
+        self.count = {"rename": 0, "pass": 0}
+
+    def burn(self, kind: str) -> None:
+        self.count[kind] += 1
+        if self.count[kind] == self.left[kind]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        rename, forward = os.replace, transformers.GPT2LMHeadModel.forward
+
+        def replace(*args: Any, **kwargs: Any) -> None:
+            self.burn("rename")  # before: a temporary file is left
+            rename(*args, **kwargs)
+            self.burn("rename")  # after
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self.burn("pass")
+            return forward(*args, **kwargs)
+
+        patch.setattr(os, "replace", replace)
+        patch.setattr(transformers.GPT2LMHeadModel, "forward", run)
+
+
+def killed(fuse: Fuse) -> bool:
+    """Sweep in a process of its own; whether the fuse blew (else the sweep must have ended well)."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                fuse.install(patch)
+                sweep()
+                status = 0
+        finally:
+            os._exit(status)
+    _, how = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(how) or os.WEXITSTATUS(how) == 0
+    return os.WIFSIGNALED(how)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_twenty_random_moments_it_ends_with_the_same_files(undisturbed: Path, place) -> None:
+    reference = files(undisturbed)
+    moments = random.Random(20)
+    kills, rounds = 0, 0
+    while kills < 20:
+        rounds += 1
+        folder = place(f"round{rounds}") / "out"
+        while killed(
+            Fuse(renames=moments.randrange(1, 40))
+            if moments.random() < 0.5
+            else Fuse(passes=moments.randrange(1, 120))
+        ):
+            kills += 1
+            for path in folder.rglob("results.json"):  # what is there is whole
+                json.loads(path.read_text())
+        found = files(folder)
+        assert found.keys() == reference.keys()
+        for name, content in reference.items():
+            assert found[name] == content, name
+    assert rounds < 20  # several times in one sweep, too
+
+
+def test_a_trajectory_goes_on_where_it_was(place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place("here")
+    only = {"orders": 1, "regularizers": ["none"], "checkpoints": [1, 3, 4]}
+    evaluated: list[int] = []
+    original = evaluate.Evaluator.evaluate
+
+    def breaking(evaluator: Any, evaluation: Any, report: Any) -> Any:
+        evaluated.append(evaluation.n_edits)
+        if len(evaluated) == 2:
+            raise RuntimeError("the evaluation failed")
+        return original(evaluator, evaluation, report)
+
+    monkeypatch.setattr(evaluate.Evaluator, "evaluate", breaking)
+    with pytest.raises(RuntimeError, match="the evaluation failed"):
+        sweep(**only)
+    steps: list[int] = []
+    step = stream.take_step
+
+    def stepping(session: Any, index: int, *args: Any) -> Any:
+        steps.append(index)
+        return step(session, index, *args)
+
+    monkeypatch.setattr(stream, "take_step", stepping)
+    sweep(**only)
+    assert evaluated == [1, 3, 3, 4] and steps == [3]
+
+
+# ------------------------------------------------------------------------------------- going on and refusing
+
+
+def test_a_larger_sweep_keeps_what_is_done(place, capsys: pytest.CaptureFixture[str]) -> None:
+    place("here")
+    sweep(orders=1, regularizers=["none"])
+    before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("results.json")}
+    sweep(
+        orders=1,
+        checkpoints=[0, 1, 2, 3],
+        methods=CONFIG["methods"] + [{**CONFIG["methods"][0], "name": "x"}],
+    )
+    after = {path: path.stat().st_mtime_ns for path in Path("out").rglob("results.json")}
+    assert before.items() <= after.items()
+    assert len(before) == 3 and len(after) == 1 + 4 * 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"limit": 3}, "limit 4, now 3"),
+        ({"log_samples": False}, "log_samples true, now false"),
+        ({"seed": 1}, r"seed \[0, 1234, 1234, 1234\], now \[1, 1, 1, 1\]"),
+        ({"tasks": ["rect_nli"]}, "rect_sentiment"),
+        ({"edits": "facts.json[1:]"}, "other edits"),
+        ({"edits": "facts.json[0:3]", "orders": 1}, "model_args.edits"),
+    ],
+)
+def test_changed_settings_are_refused_and_nothing_is_touched(
+    undisturbed: Path, place, changes: dict[str, Any], message: str
+) -> None:
+    folder = place("here")
+    copy_tree(undisturbed, folder / "out")
+    before = files(folder / "out")
+    with pytest.raises(UserError, match=f"made with .*{message}.*another output folder") as error:
+        sweep(**changes)
+    assert "\n" not in str(error.value)
+    assert files(folder / "out") == before
+
+
+@pytest.mark.parametrize("changed", ["rows/rte.jsonl", "hparams.json", "model/model.safetensors"])
+def test_changed_files_are_noticed(undisturbed: Path, place, changed: str) -> None:
+    folder = place("here")
+    copy_tree(undisturbed, folder / "out")
+    top = folder / changed.split("/")[0]
+    source = top.resolve()
+    top.unlink()
+    copy_tree(source, top)
+    if changed.endswith("jsonl"):
+        text = (folder / changed).read_text()
+        (folder / changed).write_text(text.replace("It was wet", "It was dry"))
+    elif changed.endswith(".json"):
+        (folder / changed).write_text(json.dumps(json.loads((folder / changed).read_text()) | {"v_lr": 0.1}))
+    else:
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model")
+        with torch.no_grad():
+            model.transformer.h[1].mlp.c_fc.weight[0, 0] += 1
+        model.save_pretrained(folder / "model")
+    with pytest.raises(UserError, match="made with"):
+        sweep()
+
+
+def test_a_foreign_results_file_is_not_written_over(place) -> None:
+    place("here")
+    path = Path("out/model/unedited/results.json")
+    path.parent.mkdir(parents=True)
+    path.write_text('{"results": {}}')
+    with pytest.raises(UserError, match="not written by a sweep"):
+        sweep()
+    assert path.read_text() == '{"results": {}}'
+
+
+def test_two_sweeps_in_one_folder_are_refused(place) -> None:
+    place("here")
+    Path("out").mkdir()
+    with FileLock("out/.lock"), pytest.raises(UserError, match="another sweep is running"):
+        sweep()
+
+
+def test_several_processes_are_refused(place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place("here")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="one process"):
+        sweep()
+
+
+def test_what_a_trajectory_lacks_is_said_before_anything_is_evaluated(place) -> None:
+    place("here")
+    with pytest.raises(UserError, match="no-such"):
+        sweep(methods=[*CONFIG["methods"], {"method": "r_rome", "hparams": "no-such"}])
+    with pytest.raises(UserError, match="there is no task 'rect_nly'"):
+        sweep(tasks=["rect_nly"])
+    assert not list(Path("out").rglob("results.json"))
+
+
+# --------------------------------------------------------------------------------------------------- showing
+
+
+def test_a_dry_run_prints_the_plan_and_its_cost_and_writes_nothing(
+    place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = place("here")
+    before = set(folder.rglob("*")) | {folder / "sweep.yaml"}
+    sweep(dry_run=True)
+    assert set(folder.rglob("*")) == before
+    shown = capsys.readouterr().out
+    together = next(line for line in shown.splitlines() if "together" in line).split("│")
+    # 8 general requests each; the editing tasks ask for a token or a target at a time.
+    assert [cell.strip() for cell in together[2:4]] == ["12", "9"]
+    assert int(together[4]) > 9 * 8
+    assert "0 evaluations are done already" in shown and "from a short probe" in shown
+
+
+def test_a_dry_run_knows_what_is_done_and_how_long_things_took(
+    undisturbed: Path, place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = place("here")
+    copy_tree(undisturbed, folder / "out")
+    sweep(dry_run=True)
+    assert "9 evaluations are done already" in capsys.readouterr().out
+    (folder / "out/model/rome/order0/edits_003/results.json").unlink()
+    sweep(dry_run=True)
+    shown = capsys.readouterr().out
+    assert "8 evaluations are done already" in shown and "from earlier runs" in shown
+
+
+def test_the_command_prints_its_time_and_exits_with_0_or_2(
+    place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place("here")
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    only = CONFIG | {"orders": 1, "regularizers": ["none"], "checkpoints": [1]}
+    Path("sweep.yaml").write_text(yaml.safe_dump(only))
+    levels = [logging.getLogger(name).level for name in ("lm_eval", "harness_rect.hparams")]
+    assert cli.main(["sweep", "sweep.yaml"]) == 0
+    assert [logging.getLogger(name).level for name in ("lm_eval", "harness_rect.hparams")] == levels
+    shown = capsys.readouterr()
+    assert "of editing and evaluating" in " ".join(shown.out.split())
+    Path("sweep.yaml").write_text(yaml.safe_dump(only | {"limit": 0}))
+    assert cli.main(["sweep", "sweep.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("error: sweep.yaml: limit: ")
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    import shutil
+
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copy(source, target)

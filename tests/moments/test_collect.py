@@ -1,0 +1,393 @@
+"""Second moments computed from text: the right numbers, resumable to the bit, computed once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.tiny_models import D_MLP, FAMILIES, TEXT
+
+from harness_rect.errors import UserError
+from harness_rect.models import EditableLM
+from harness_rect.moments import MomentProvider, read_moment
+from harness_rect.moments import collect as module
+from harness_rect.moments.collect import collect, texts_of, windows
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [*TEXT.splitlines(), "A short one.", "🦜 東京 " * 30]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of its own for every test."""
+    monkeypatch.setenv("HARNESS_RECT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def text_file(tmp_path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(DOCUMENTS), encoding="utf-8")
+    return path
+
+
+def brute_force(lm: EditableLM, layer: int, sequences: list[list[int]]) -> tuple[torch.Tensor, int]:
+    """Each sequence alone, each token alone, in float64."""
+    total, count = torch.zeros(D_MLP, D_MLP, dtype=torch.float64), 0
+    keys: list[torch.Tensor] = []
+    down = lm.model.get_submodule(lm.architecture.down_projections[layer])
+    handle = down.register_forward_hook(lambda m, args, out: keys.append(args[0].reshape(-1, D_MLP)))
+    for ids in sequences:
+        keys.clear()
+        with torch.no_grad():
+            lm.model(input_ids=torch.tensor([ids]))
+        for key in keys[0].double():
+            total += torch.outer(key, key)
+            count += 1
+    handle.remove()
+    return total, count
+
+
+def close(got: torch.Tensor, want: torch.Tensor, tolerance: float) -> bool:
+    return bool((got - want).abs().max() <= tolerance * want.abs().max())
+
+
+# -- the numbers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sums_are_those_of_unpadded_documents(family, make_lm, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BATCH_TOKENS", 200)
+    monkeypatch.setattr(module, "BLOCK", 20)  # of 48 columns
+    lm = make_lm(family)
+    sequences, _ = windows(lm, DOCUMENTS, 10_000)
+    sums, count = collect(lm, [0, 1], sequences, tmp_path / "partial.npz", "x")
+    for layer in (0, 1):
+        want, tokens = brute_force(lm, layer, sequences)
+        assert tokens == count == sum(map(len, sequences))
+        assert sums[layer].dtype == torch.float64
+        assert close(sums[layer], want, 1e-5)
+        assert torch.equal(sums[layer], sums[layer].T)
+
+
+def test_sums_of_a_float64_model_are_exact_to_the_products_rounding(make_lm, tmp_path):
+    lm = make_lm("gpt2")
+    lm.model.double()
+    sequences, _ = windows(lm, DOCUMENTS, 300)
+    sums, _ = collect(lm, [1], sequences, tmp_path / "partial.npz", "x")
+    want, _ = brute_force(lm, 1, sequences)
+    assert close(sums[1], want, 1e-6)
+
+
+def test_several_layers_in_one_pass_are_what_each_is_alone(make_lm, tmp_path):
+    lm = make_lm("llama")
+    sequences, _ = windows(lm, DOCUMENTS, 400)
+    both, _ = collect(lm, [1, 0], sequences, tmp_path / "partial.npz", "x")
+    for layer in (0, 1):
+        alone, _ = collect(lm, [layer], sequences, tmp_path / "partial.npz", "x")
+        assert torch.equal(both[layer], alone[layer])
+
+
+def test_the_model_is_left_as_it_was(make_lm, tmp_path):
+    lm = make_lm("gpt2")
+    lm.model.train()
+    collect(lm, [0], [[5, 6, 7]], tmp_path / "partial.npz", "x")
+    assert lm.model.training and all(p.requires_grad for p in lm.model.parameters())
+    assert all(not m._forward_hooks for m in lm.model.modules())
+
+
+# -- windows ------------------------------------------------------------------------------------------
+
+
+def test_windows_are_the_first_tokens_document_by_document(make_lm):
+    lm = make_lm("llama")
+    whole = [lm.encoder.ids(text) for text in DOCUMENTS]
+    found, documents = windows(lm, DOCUMENTS, 10**6)
+    assert documents == len(DOCUMENTS)
+    assert [i for ids in found for i in ids] == [i for ids in whole for i in ids]
+    assert max(map(len, found)) <= lm.max_length
+    assert any(len(ids) == lm.max_length for ids in found)
+    wanted = len(whole[0]) + 3
+    found, documents = windows(lm, DOCUMENTS, wanted)
+    assert documents == 2
+    assert [i for ids in found for i in ids] == [*whole[0], *whole[1][:3]]
+
+
+def test_empty_documents_do_not_count_and_an_empty_text_is_an_error(make_lm):
+    lm = make_lm("gpt2")
+    assert windows(lm, ["", " \n", "The city"], 100)[1] == 1
+    with pytest.raises(UserError) as error:
+        windows(lm, ["", "  "], 100)
+    assert "empty" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_too_little_text_is_a_warning(make_lm, caplog):
+    windows(make_lm("gpt2"), ["The city"], 100)
+    assert "100" in caplog.text
+
+
+# -- interruption -------------------------------------------------------------------------------------
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_after(lm: EditableLM, batches: int, monkeypatch) -> None:
+    run, done = EditableLM.run_hooked, []
+
+    def interrupted(self, hooks, batch):
+        if len(done) == batches:
+            raise Interrupted
+        done.append(1)
+        return run(self, hooks, batch)
+
+    monkeypatch.setattr(EditableLM, "run_hooked", interrupted)
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    monkeypatch.setattr(module, "BATCH_TOKENS", 60)
+    monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
+
+
+@pytest.mark.parametrize("after", [0, 1, 4])
+def test_an_interrupted_collection_ends_with_the_same_bits(
+    after, make_lm, tmp_path, monkeypatch, small_batches
+):
+    lm = make_lm("llama")
+    sequences, _ = windows(lm, DOCUMENTS, 10_000)
+    partial = tmp_path / "partial.npz"
+    whole, tokens = collect(lm, [0, 1], sequences, partial, "x")
+    assert not partial.exists()
+
+    with monkeypatch.context() as patch:
+        interrupt_after(lm, after, patch)
+        with pytest.raises(Interrupted):
+            collect(lm, [0, 1], sequences, partial, "x")
+    assert partial.exists() == (after > 0)
+
+    calls, run = [], EditableLM.run_hooked
+    with monkeypatch.context() as patch:
+        patch.setattr(EditableLM, "run_hooked", lambda *args: (calls.append(1), run(*args))[1])
+        resumed, again = collect(lm, [0, 1], sequences, partial, "x")
+    total = len(module._batches(sequences))
+    assert total > 5 and len(calls) == total - after
+    assert again == tokens
+    assert all(torch.equal(resumed[layer], whole[layer]) for layer in (0, 1))
+    assert not partial.exists()
+
+
+def test_a_partial_file_of_another_sample_or_layer_is_not_continued(
+    make_lm, tmp_path, monkeypatch, small_batches
+):
+    lm = make_lm("llama")
+    sequences, _ = windows(lm, DOCUMENTS, 10_000)
+    partial = tmp_path / "partial.npz"
+    whole, tokens = collect(lm, [1], sequences, partial, "x")
+    for layers, fingerprint in (([0], "x"), ([1], "another")):
+        with monkeypatch.context() as patch:
+            interrupt_after(lm, 3, patch)
+            with pytest.raises(Interrupted):
+                collect(lm, layers, sequences, partial, fingerprint)
+        sums, count = collect(lm, [1], sequences, partial, "x")
+        assert count == tokens and torch.equal(sums[1], whole[1])
+
+
+def test_a_damaged_partial_file_is_not_continued(make_lm, tmp_path, small_batches):
+    lm = make_lm("gpt2")
+    sequences, _ = windows(lm, DOCUMENTS, 300)
+    partial = tmp_path / "partial.npz"
+    whole, _ = collect(lm, [0], sequences, partial, "x")
+    for content in (b"", b"no zip"):
+        partial.write_bytes(content)
+        sums, _ = collect(lm, [0], sequences, partial, "x")
+        assert torch.equal(sums[0], whole[0])
+
+
+# -- text ---------------------------------------------------------------------------------------------
+
+
+def test_a_text_file_is_cut_at_blank_lines(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes("One\nstill one\n\n \nTwo é".encode() + b"\xff\n")
+    assert list(texts_of(str(path))) == ["One\nstill one\n", "Two é\ufffd\n"]
+
+
+def test_a_jsonl_file_gives_its_text_fields_or_names_its_row(tmp_path):
+    path = tmp_path / "text.jsonl"
+    path.write_text('{"text": "One"}\n{"text": "Two", "n": 1}\n')
+    assert list(texts_of(str(path))) == ["One", "Two"]
+    for bad in ('{"text": 3}', '["x"]', "{broken"):
+        path.write_text('{"text": "One"}\n' + bad + "\n")
+        with pytest.raises(UserError) as error:
+            list(texts_of(str(path)))
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_unknown_source_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="wikipedia") as error:
+        texts_of(str(tmp_path / "missing.txt"))
+    assert "\n" not in str(error.value)
+
+
+# -- provider -----------------------------------------------------------------------------------------
+
+
+def provider(lm: EditableLM, text: Path, **changes) -> MomentProvider:
+    usual = {"folder": None, "model_name": "m", "model_fingerprint": "f", "dataset": str(text), "tokens": 250}
+    return MomentProvider(lm, **usual | changes)
+
+
+@pytest.fixture
+def no_computing(monkeypatch):
+    """Call it, and from then on nothing may be computed."""
+
+    def forbid():
+        def refuse(*args, **kwargs):
+            raise AssertionError("computed again")
+
+        monkeypatch.setattr(EditableLM, "run_hooked", refuse)
+
+    return forbid
+
+
+def test_a_second_run_computes_nothing(make_lm, text_file, no_computing, cache):
+    lm = make_lm("gpt2")
+    first = provider(lm, text_file)
+    first.load([0, 1])
+    sequences, _ = windows(lm, texts_of(str(text_file)), 250)
+    want, tokens = brute_force(lm, 1, sequences)
+    assert tokens == 250
+    assert first.get(1).mean.dtype == torch.float64
+    assert close(first.get(1).mean, want / tokens, 1e-5)
+    assert len(list(cache.rglob("*.npz"))) == 2
+
+    no_computing()
+    second = provider(lm, text_file)
+    second.load([1, 0])
+    assert torch.equal(second.get(1).mean, first.get(1).mean)
+    assert second.provenance() == first.provenance()
+    record = second.provenance()["1"]
+    assert record["tokens"] == 250 and len(record["sha256"]) == 64 and Path(record["file"]).is_file()
+
+
+def test_only_missing_layers_are_computed(make_lm, text_file, cache):
+    lm = make_lm("gpt2")
+    one = provider(lm, text_file)
+    one.load([0])
+    (path,) = cache.rglob("*.npz")
+    stamp = path.stat().st_mtime_ns
+    two = provider(lm, text_file)
+    two.load([0, 1])
+    assert path.stat().st_mtime_ns == stamp
+    assert torch.equal(one.get(0).mean, two.get(0).mean)
+
+
+@pytest.mark.parametrize("change", ["model", "tokens", "text", "dtype", "special tokens"])
+def test_another_model_or_sample_is_computed_anew(change, make_lm, text_file, cache):
+    lm = make_lm("llama")
+    provider(lm, text_file).load([0])
+    changes = {"model": {"model_fingerprint": "g"}, "tokens": {"tokens": 100}, "dtype": {"dtype": "float64"}}
+    if change == "text":
+        text_file.write_text("Another text. " * 200)
+    if change == "special tokens":
+        lm = make_lm("llama", bos=False)
+    provider(lm, text_file, **changes.get(change, {})).load([0])
+    assert len(list(cache.rglob("*.npz"))) == 2
+
+
+def test_a_text_is_known_by_its_content_not_its_path(make_lm, text_file, tmp_path, no_computing):
+    lm = make_lm("gpt2")
+    provider(lm, text_file).load([0])
+    moved = tmp_path / "moved.txt"
+    text_file.rename(moved)
+    no_computing()
+    provider(lm, moved).load([0])
+
+
+def test_a_users_folder_is_read_and_never_filled(make_lm, text_file, tmp_path, no_computing):
+    lm = make_lm("gpt2")
+    folder = tmp_path / "stats" / "org_m" / "wikipedia_stats"
+    folder.mkdir(parents=True)
+    name = lm.architecture.down_projections[0]
+    total = np.eye(D_MLP, dtype=np.float32) * 30
+    np.savez(folder / f"{name}_float32_mom2_100000.npz", **{"mom2.mom2": total, "mom2.count": 10})
+    no_computing()
+    given = {"folder": str(tmp_path / "stats"), "model_name": "org/m", "dataset": "wikipedia"}
+    found = provider(lm, text_file, **given)
+    found.load([0])
+    assert torch.equal(found.get(0).mean, 3 * torch.eye(D_MLP, dtype=torch.float64))
+    with pytest.raises(UserError) as error:
+        provider(lm, text_file, **given).load([0, 1])
+    message = str(error.value)
+    assert lm.architecture.down_projections[1] in message and "\n" not in message
+    assert len(list((tmp_path / "stats").rglob("*.npz"))) == 1
+    with pytest.raises(UserError, match="no such folder"):
+        provider(lm, text_file, folder=str(tmp_path / "nowhere"))
+
+
+def test_what_is_computed_says_what_it_is_of(make_lm, text_file, cache):
+    provider(make_lm("gpt2"), text_file).load([0])
+    (path,) = cache.rglob("*.npz")
+    with np.load(path) as arrays:
+        description = json.loads(str(arrays["fingerprint"]))
+        assert int(arrays["sample_size"]) >= 1
+    assert description["model"] == "f" and description["tokens"] == 250 and len(description["sha256"]) == 64
+
+
+PROCESS = """
+import sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import time, torch
+torch.set_num_threads(1)
+from support.tiny_models import make_model, train_tokenizer
+from harness_rect.models import EditableLM
+from harness_rect.moments import MomentProvider, provider
+compute = provider.collect
+def slow(*args):
+    print("computing", flush=True)
+    time.sleep(1)
+    return compute(*args)
+provider.collect = slow
+lm = EditableLM(make_model("gpt2"), train_tokenizer(False))
+print("ready", flush=True)
+sys.stdin.readline()
+moments = MomentProvider(lm, None, "m", "f", {text!r}, tokens=250)
+moments.load([0, 1])
+print(moments.provenance()["1"]["sha256"])
+"""
+
+
+def test_two_processes_at_once_compute_once(text_file, cache):
+    code = PROCESS.format(root=str(ROOT), tests=str(ROOT / "tests"), text=str(text_file))
+    environment = os.environ | {"HARNESS_RECT_CACHE": str(cache)}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for _ in range(2)
+    ]
+    for process in both:
+        assert process.stdout.readline() == "ready\n"
+    for process in both:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum("computing" in output for output in outputs) == 1
+    assert outputs[0].split()[-1] == outputs[1].split()[-1]
+    files = list(cache.rglob("*.npz"))
+    assert len(files) == 2
+    for path in files:
+        read_moment(path, D_MLP)

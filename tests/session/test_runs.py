@@ -1,0 +1,370 @@
+"""Finished edit runs are found again, interrupted ones go on, and nothing else is ever taken for them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness_rect.config import EditConfig
+from harness_rect.errors import UserError
+from harness_rect.methods.base import Proposal
+from harness_rect.session import EditSession
+from harness_rect.session import stream as session_module
+from harness_rect.session.runs import EditCache
+
+ROOT = Path(__file__).resolve().parents[2]
+WEIGHT = "transformer.h.0.mlp.c_proj.weight"
+HPARAMS = {"layers": [0], "v_num_grad_steps": 3, "context_templates": ["{}", "Then {}"]}
+SUBJECTS = ("Lake Arvo", "the old mint", "Tomas the cooper", "Hill 62")
+ROWS = [
+    {
+        "case_id": f"fact-{i}",
+        "prompt": "{} belongs to",
+        "subject": subject,
+        "target_new": f"guild {i}",
+        "rephrase_prompt": f"Who owns {subject}? It is",
+    }
+    for i, subject in enumerate(SUBJECTS)
+]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    edits, hparams = tmp_path / "facts.json", tmp_path / "hparams.yaml"
+    edits.write_text(json.dumps(ROWS))
+    hparams.write_text(json.dumps(HPARAMS))
+    return {"edits": edits, "hparams": hparams, "runs": tmp_path / "runs"}
+
+
+@pytest.fixture
+def run(files: dict[str, Path], make_model, tokenizer) -> Callable[..., tuple[EditSession, list[int]]]:
+    """``run(cache, seed=, text=, special=, **config)``: a finished session and its proposals."""
+
+    def run(
+        cache: EditCache | None = None,
+        seed: int = 0,
+        text: Any = None,
+        special: bool | None = None,
+        **config: Any,
+    ) -> tuple[EditSession, list[int]]:
+        given = {"edits": str(files["edits"]), "hparams": str(files["hparams"]), "rect": 0.5, **config}
+        session = EditSession(
+            make_model("gpt2", seed=seed),
+            text or tokenizer,
+            EditConfig.from_args(**given),
+            add_special_tokens=special,
+        )
+        calls = count_proposals(session)
+        session.run(EditCache(files["runs"]) if cache is None else cache)
+        return session, calls
+
+    return run
+
+
+def count_proposals(session: EditSession) -> list[int]:
+    calls: list[int] = []
+    propose = session.method.propose
+
+    def counted(*arguments: Any) -> Proposal:
+        calls.append(1)
+        return propose(*arguments)
+
+    session.method = dataclasses.replace(session.method, propose=counted)
+    return calls
+
+
+def weight(session: EditSession) -> Tensor:
+    return session.lm.weight(WEIGHT).detach()
+
+
+def without_times(report: dict[str, Any] | None) -> dict[str, Any]:
+    """What must be the same however often a run was interrupted."""
+    assert report is not None
+    steps = [{k: v for k, v in step.items() if not k.endswith("seconds")} for step in report["steps"]]
+    return {k: v for k, v in report.items() if k not in {"seconds_per_edit", "from_cache"}} | {"steps": steps}
+
+
+# ------------------------------------------------------------------------------------------- found again
+
+
+def test_a_finished_run_is_found_again(run, files: dict[str, Path]) -> None:
+    first, calls = run()
+    assert len(calls) == 4
+    assert first.report["from_cache"] is False
+    second, calls = run()
+    assert calls == []
+    assert second.report["from_cache"] is True
+    assert torch.equal(weight(first), weight(second))
+    assert {k: v for k, v in second.report.items() if k != "from_cache"} == {
+        k: v for k, v in first.report.items() if k != "from_cache"
+    }
+    assert sorted(p.suffix for p in files["runs"].iterdir()) == [".lock", ".safetensors"]
+
+
+def test_a_cached_run_is_what_a_run_without_cache_gives(
+    run, files: dict[str, Path], make_model, tokenizer
+) -> None:
+    run()
+    cached, _ = run()
+    config = EditConfig.from_args(edits=str(files["edits"]), hparams=str(files["hparams"]), rect=0.5)
+    plain = EditSession(make_model("gpt2"), tokenizer, config)
+    plain.run()
+    assert torch.equal(weight(cached), weight(plain))
+    assert without_times(cached.report) == without_times(plain.report)
+
+
+def test_the_same_edits_in_another_file_are_the_same_run_under_their_own_name(
+    run, files: dict[str, Path], tmp_path: Path
+) -> None:
+    run()
+    other = tmp_path / "copy.jsonl"
+    other.write_text("\n".join(map(json.dumps, ROWS)))
+    session, calls = run(edits=str(other))
+    assert calls == []
+    assert session.report["edits_spec"] == str(other)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"edit_seed": 1},
+        {"rect": 0.6},
+        {"rect": None},
+        {"rect": None, "regularizer": "random", "keep": 0.5},
+        {"rect_convention": "alphaedit"},
+        {"method": "r_rome"},
+        {"seed": 1},
+        {"special": True},
+    ],
+    ids=str,
+)
+def test_anything_that_changes_the_result_is_another_run(run, other: dict[str, Any], bos_tokenizer) -> None:
+    if "special" in other:  # the tokenizer adds BOS only when told to
+        run(text=bos_tokenizer, special=False)
+        _, calls = run(text=bos_tokenizer, special=True)
+    else:
+        run()
+        _, calls = run(**other)
+    assert len(calls) == 4
+
+
+def test_another_tokenizer_is_another_run(run, bos_tokenizer) -> None:
+    run()
+    _, calls = run(text=bos_tokenizer)
+    assert len(calls) == 4
+
+
+def test_other_edits_order_or_slice_is_another_run(run, files: dict[str, Path]) -> None:
+    run()
+    for spec, expected in ((f"{files['edits']}[::-1]", 4), (f"{files['edits']}[0:3]", 3)):
+        _, calls = run(edits=spec)
+        assert len(calls) == expected
+    changed = [ROWS[0] | {"rephrase_prompt": "Lake Arvo is of"}, *ROWS[1:]]
+    files["edits"].write_text(json.dumps(changed))
+    _, calls = run()
+    assert len(calls) == 4, "a prompt that is only measured changes the report"
+
+
+@pytest.mark.parametrize("changed", [{"v_lr": 0.4}, {"context_templates": ["{}"]}, {"layers": [1]}])
+def test_other_hyper_parameters_are_another_run(run, files: dict[str, Path], changed: dict[str, Any]) -> None:
+    run()
+    files["hparams"].write_text(json.dumps(HPARAMS | changed))
+    _, calls = run()
+    assert len(calls) == 4
+
+
+def test_a_model_edited_before_is_another_model(run, files: dict[str, Path], tokenizer) -> None:
+    first, _ = run()
+    config = EditConfig.from_args(edits=str(files["edits"]), hparams=str(files["hparams"]), rect=0.5)
+    again = EditSession(first.lm.model, tokenizer, config)
+    calls = count_proposals(again)
+    again.run(EditCache(files["runs"]))
+    assert len(calls) == 4
+
+
+# -------------------------------------------------------------------------------------- files on the disk
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "garbage"])
+def test_a_damaged_file_is_ignored_with_a_warning(
+    run, files: dict[str, Path], damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, _ = run()
+    (path,) = files["runs"].glob("*.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "garbage": b"\xff" * 64}[damage])
+    second, calls = run()
+    assert len(calls) == 4
+    assert f"damaged cache file {path}" in caplog.text
+    assert torch.equal(weight(first), weight(second))
+    assert path.stat().st_size > len(whole) // 2, "written anew"
+
+
+def test_a_file_of_another_run_under_this_name_is_not_taken(run, files: dict[str, Path]) -> None:
+    run()
+    (path,) = files["runs"].glob("*.safetensors")
+    stranger = path.read_bytes()
+    path.unlink()
+    run(edit_seed=1)
+    (other,) = files["runs"].glob("*.safetensors")
+    other.write_bytes(stranger)
+    _, calls = run(edit_seed=1)
+    assert len(calls) == 4
+
+
+def test_off_keeps_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HARNESS_RECT_CACHE", str(tmp_path / "cache"))
+    assert EditCache.from_spec("off") is None
+    default = EditCache.from_spec(None)
+    assert default is not None and default.folder == tmp_path / "cache" / "edits"
+    named = EditCache.from_spec(str(tmp_path / "runs"))
+    assert named is not None and named.folder == tmp_path / "runs"
+
+
+def test_without_a_cache_nothing_is_written(
+    files: dict[str, Path], make_model, tokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HARNESS_RECT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(session_module, "SAVE_SECONDS", 0.0)
+    before = sorted(tmp_path.rglob("*"))
+    config = EditConfig.from_args(edits=str(files["edits"]), hparams=str(files["hparams"]))
+    EditSession(make_model("gpt2"), tokenizer, config).run(EditCache.from_spec("off"))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_before_any_edit(run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"edit_cache=.*cannot be written"):
+        run(EditCache(tmp_path / "file" / "runs"))
+
+
+# ------------------------------------------------------------------------------- interrupted, in parallel
+
+DRIVER = """
+import dataclasses, os, signal, sys, time
+sys.path[:0] = [{root!r}, {tests!r}]
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from support.tiny_models import make_model, train_tokenizer
+import harness_rect.session.stream as module
+from harness_rect.config import EditConfig
+from harness_rect.session.runs import EditCache
+
+module.SAVE_SECONDS = 0.0
+edits, hparams, runs, log, kill_at, pause = sys.argv[1:7]
+config = EditConfig.from_args(edits=edits, hparams=hparams, regularizer="random", keep=0.5)
+session = module.EditSession(make_model("gpt2"), train_tokenizer(bos=False), config)
+propose, calls = session.method.propose, []
+
+def watched(*arguments):
+    calls.append(1)
+    if len(calls) == int(kill_at):
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(float(pause))
+    with open(log, "a") as file:
+        file.write("proposed\\n")
+    return propose(*arguments)
+
+session.method = dataclasses.replace(session.method, propose=watched)
+report = session.run(EditCache(Path(runs)))
+print("from_cache", report["from_cache"])
+"""
+
+
+@pytest.fixture
+def driver(files: dict[str, Path], tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """``driver(kill_at, pause)``: a process that edits into the ``runs`` cache, saving after each step."""
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER.format(root=str(ROOT), tests=str(ROOT / "tests")))
+
+    def start(kill_at: int = 0, pause: float = 0.0) -> subprocess.Popen[str]:
+        arguments = [files["edits"], files["hparams"], files["runs"], tmp_path / "log", kill_at, pause]
+        return subprocess.Popen(
+            [sys.executable, str(script), *map(str, arguments)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def test_a_killed_run_goes_on_where_it_was(run, driver, files: dict[str, Path], tmp_path: Path) -> None:
+    killed = driver(kill_at=4)
+    _, err = killed.communicate(timeout=120)
+    assert killed.returncode == -9, err
+    assert len((tmp_path / "log").read_text().splitlines()) == 3
+    assert [p.name for p in files["runs"].glob("*.partial.safetensors")], "nothing was saved on the way"
+
+    settings = {"rect": None, "regularizer": "random", "keep": 0.5}
+    resumed, calls = run(**settings)
+    assert len(calls) == 1
+    assert not list(files["runs"].glob("*.partial.safetensors"))
+    assert not list(files["runs"].glob("*.tmp"))
+    whole, calls = run(EditCache(tmp_path / "elsewhere"), **settings)
+    assert len(calls) == 4
+    assert torch.equal(weight(resumed), weight(whole))
+    assert without_times(resumed.report) == without_times(whole.report)
+
+
+def test_a_damaged_partial_file_means_starting_over(
+    run,
+    files: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(session_module, "SAVE_SECONDS", 0.0)
+    kept: list[Path] = []
+    save = EditCache.save
+
+    def spoil_and_stop(self: EditCache, key: str, *rest: Any) -> None:
+        if not kept:
+            kept.append(self._partial(key))
+            kept[0].write_bytes(kept[0].read_bytes()[:100])
+            raise SystemError
+        save(self, key, *rest)
+
+    monkeypatch.setattr(EditCache, "save", spoil_and_stop)
+    with pytest.raises(SystemError):
+        run()
+    again, calls = run()
+    assert len(calls) == 4
+    assert "damaged cache file" in caplog.text
+    whole, _ = run(EditCache(tmp_path / "elsewhere"))
+    assert torch.equal(weight(again), weight(whole))
+
+
+def test_an_interrupt_keeps_what_was_done(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "SAVE_SECONDS", 1e9)
+    save = EditCache.save
+
+    def stop(self: EditCache, key: str, *rest: Any) -> None:
+        monkeypatch.setattr(EditCache, "save", save)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EditCache, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    _, calls = run()
+    assert calls == []
+
+
+def test_two_processes_with_the_same_run_compute_it_once(driver, tmp_path: Path) -> None:
+    both = [driver(pause=0.3), driver(pause=0.3)]
+    outputs = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert sorted(out.split()[-1] for out, _ in outputs) == ["False", "True"]
+    assert len((tmp_path / "log").read_text().splitlines()) == 4

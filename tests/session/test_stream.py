@@ -1,0 +1,747 @@
+"""EditSession: what goes into the weights, what can be taken back, and what the report says about it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness_rect.config import EditConfig
+from harness_rect.edits import load_edits
+from harness_rect.errors import UserError
+from harness_rect.measure import measure, measure_baseline, probes
+from harness_rect.methods import METHODS, Dense, LowRank, Proposal
+from harness_rect.regularizers import rect
+from harness_rect.session import EditSession, stream
+from harness_rect.session.runs import EditCache
+
+TEMPLATES = ["{}", "The city is large. {}"]
+# Block 0: what the last block writes at the subject no later token can read.
+HPARAMS = {"layers": [0], "v_num_grad_steps": 4, "v_lr": 0.5, "context_templates": TEMPLATES}
+WEIGHT = "transformer.h.0.mlp.c_proj.weight"
+ROWS: list[dict[str, Any]] = [
+    {
+        "case_id": "lamp",
+        "prompt": "{} was painted in",
+        "subject": "The Lamp of Ilse",
+        "target_new": "Norway",
+        "target_true": "Peru",
+        "paraphrase_prompts": ["They say The Lamp of Ilse was made in"],
+        "neighborhood_prompts": ["The Jug of Ilse was painted in"],
+    },
+    {
+        "case_id": "ferry",
+        "prompt": "The captain of {} is",
+        "subject": "the Ostrava ferry",
+        "target_new": "Mina Okafor",
+        "locality_prompt": "The captain of the tram is",
+    },
+    {"case_id": "plum", "prompt": "{} grows best in", "subject": "Plum tree 9", "target_new": "wet sand"},
+]
+
+
+@pytest.fixture
+def start(tmp_path: Path, make_model, tokenizer) -> Callable[..., EditSession]:
+    """``start(rows, hparams=, dtype=, model=, family=, **config)``: a session on a small GPT-2."""
+    hparams_file = tmp_path / "hparams.json"
+
+    def start(
+        rows: list[dict[str, Any]] = ROWS,
+        hparams: dict[str, Any] | None = None,
+        dtype: torch.dtype = torch.float32,
+        model: nn.Module | None = None,
+        family: str = "gpt2",
+        **config: Any,
+    ) -> EditSession:
+        hparams_file.write_text(json.dumps(HPARAMS | (hparams or {})))
+        edits = tmp_path / "facts.json"
+        edits.write_text(json.dumps(rows))
+        model = make_model(family).to(dtype) if model is None else model
+        described = EditConfig.from_args(edits=str(edits), hparams=str(hparams_file), **config)
+        return EditSession(model, tokenizer, described)
+
+    return start
+
+
+def bits(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone().view(torch.uint8) for name, p in model.named_parameters()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def weight(session: EditSession, name: str = WEIGHT) -> Tensor:
+    return session.lm.weight(name).detach().clone()
+
+
+def watch(session: EditSession, change: Callable[[int, Proposal], Proposal] | None = None) -> list[Proposal]:
+    """Record what the method proposes; ``change(call number, proposal)`` may replace it."""
+    seen: list[Proposal] = []
+    propose = session.method.propose
+
+    def watched(*arguments: Any) -> Proposal:
+        proposal = propose(*arguments)
+        if change is not None:
+            proposal = change(len(seen), proposal)
+        seen.append(proposal)
+        return proposal
+
+    session.method = dataclasses.replace(session.method, propose=watched)
+    return seen
+
+
+def scaled(proposal: Proposal, factor: float) -> Proposal:
+    updates = {name: LowRank(u.left * factor, u.right) for name, u in proposal.updates.items()}
+    return Proposal(updates, proposal.details)
+
+
+def strict_json(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+# ------------------------------------------------------------------------------------------- taking back
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_revert_brings_back_every_bit(start, dtype: torch.dtype) -> None:
+    session = start(dtype=dtype, rect="60%")
+    before = bits(session.lm.model)
+    session.run()
+    after = bits(session.lm.model)
+    assert [name for name in before if not torch.equal(before[name], after[name])] == [WEIGHT]
+    session.revert()
+    assert same(bits(session.lm.model), before)
+
+
+def test_negative_zeros_and_other_odd_values_survive_a_revert(start) -> None:
+    session = start(ROWS[:1])
+    with torch.no_grad():
+        session.lm.weight(WEIGHT)[0, :4] = torch.tensor([-0.0, 0.0, 1e-42, -1e30])
+    before = bits(session.lm.model)
+    session.run()
+    session.revert()
+    assert same(bits(session.lm.model), before)
+
+
+def test_an_error_in_the_middle_of_the_stream_leaves_the_model_as_it_was(start) -> None:
+    session = start()
+
+    def fail_at_the_third(call: int, proposal: Proposal) -> Proposal:
+        if call == 2:
+            raise RuntimeError("out of memory, say")
+        return proposal
+
+    before = bits(session.lm.model)
+    method = session.method
+    watch(session, fail_at_the_third)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        session.run()
+    assert same(bits(session.lm.model), before)
+    session.method = method
+    assert session.run()["n_edits"] == 3, "the session can be used again"
+
+
+def test_an_interrupt_from_the_keyboard_leaves_the_model_as_it_was(start) -> None:
+    session = start()
+
+    def interrupt(call: int, proposal: Proposal) -> Proposal:
+        if call == 1:
+            raise KeyboardInterrupt
+        return proposal
+
+    before = bits(session.lm.model)
+    watch(session, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        session.run()
+    assert same(bits(session.lm.model), before)
+
+
+def test_revert_after_a_run_from_the_cache(start, tmp_path: Path) -> None:
+    cache = EditCache(tmp_path / "runs")
+    start().run(cache)
+    session = start()
+    before = bits(session.lm.model)
+    assert session.run(cache)["from_cache"] is True
+    assert not same(bits(session.lm.model), before)
+    session.revert()
+    assert same(bits(session.lm.model), before)
+
+
+def test_a_second_run_needs_a_revert_and_then_gives_the_same(start) -> None:
+    session = start(ROWS[:2])
+    session.run()
+    first = weight(session)
+    with pytest.raises(UserError, match="revert"):
+        session.run()
+    assert torch.equal(weight(session), first)
+    session.revert()
+    session.run()
+    assert torch.equal(weight(session), first)
+
+
+def test_training_mode_and_gradient_flags_are_given_back(start) -> None:
+    session = start(ROWS[:1])
+    model = session.lm.model
+    model.train()
+    model.transformer.wte.weight.requires_grad_(False)
+    session.run()
+    assert model.training
+    assert not model.transformer.wte.weight.requires_grad
+    assert session.lm.weight(WEIGHT).requires_grad
+    assert all(p.grad is None for p in model.parameters())
+
+
+# ------------------------------------------------------------------------------------- into the weights
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_weights_are_the_float32_sum_rounded_once(start, dtype: torch.dtype) -> None:
+    session = start(dtype=dtype)
+    original = weight(session)
+    proposals = watch(session)
+    session.run()
+    master = original.float()
+    rounded_each_time = original.clone()
+    for proposal in proposals:
+        update = proposal.updates[WEIGHT].dense()
+        master += update
+        rounded_each_time = (rounded_each_time.float() + update).to(dtype)
+    assert torch.equal(weight(session), master.to(dtype))
+    assert not torch.equal(rounded_each_time, master.to(dtype)), "too few edits to tell the two apart"
+
+
+def test_rect_trims_every_step_relative_to_the_weight_just_before_it(start) -> None:
+    session = start(rect=0.3)
+    current = original = weight(session)
+    proposals = watch(session)
+    session.run()
+    against_original = original
+    for proposal in proposals:
+        update = proposal.updates[WEIGHT].dense()
+        current = current + rect(update, current, keep=0.3)
+        against_original = against_original + rect(update, original, keep=0.3)
+    assert torch.equal(weight(session), current)
+    assert not torch.equal(against_original, current)
+
+
+def test_alphaedits_convention_keeps_one_element_more(start) -> None:
+    reports = [start(ROWS[:1], rect=0.3, rect_convention=name).run() for name in ("paper", "alphaedit")]
+    paper, alphaedit = (r["steps"][0]["weights"][WEIGHT]["kept"] * 48 * 32 for r in reports)
+    assert (round(paper), round(alphaedit)) == (1536 - int(1536 * 0.7), 1536 - int(1536 * 0.7) + 1)
+
+
+def test_random_masks_follow_the_seed(start) -> None:
+    def result(seed: int) -> Tensor:
+        session = start(regularizer="random", keep=0.5, edit_seed=seed)
+        session.run()
+        return weight(session)
+
+    assert torch.equal(result(3), result(3))
+    assert not torch.equal(result(3), result(4))
+
+
+def test_random_masks_differ_from_step_to_step(start) -> None:
+    session = start(regularizer="random", keep=0.5)
+    states = [weight(session)]
+    watch(session, lambda call, proposal: states.append(weight(session)) or proposal)
+    session.run()
+    states.append(weight(session))
+    masks = [(b != a) for a, b in itertools.pairwise(states[1:])]
+    assert len(masks) == 3
+    assert not torch.equal(masks[0], masks[1])
+
+
+@pytest.mark.parametrize("regularizer", ["rect", "random"])
+def test_keeping_everything_is_no_regularizer_bit_for_bit(start, regularizer: str) -> None:
+    plain = start()
+    plain.run()
+    kept = start(regularizer=regularizer, keep="100%")
+    kept.run()
+    assert torch.equal(weight(kept), weight(plain))
+
+
+def test_edits_accumulate_as_if_each_had_a_session_of_its_own(start, make_model) -> None:
+    together = start()
+    together.run()
+    model = make_model("gpt2")
+    for row in ROWS:
+        start([row], model=model).run()
+    assert torch.equal(weight(together), model.get_parameter(WEIGHT))
+
+
+def test_two_layers_are_edited_and_reverted_together(start, make_model) -> None:
+    session = start(hparams={"layers": [1, 0]}, model=make_model("gpt2", n_layer=3))
+    before = bits(session.lm.model)
+    report = session.run()
+    names = [WEIGHT, "transformer.h.1.mlp.c_proj.weight"]
+    assert sorted(report["weights"]) == names
+    assert all(not torch.equal(weight(session, n).view(torch.uint8), before[n]) for n in names)
+    session.revert()
+    assert same(bits(session.lm.model), before)
+
+
+def test_a_batching_method_gets_the_stream_in_batches(start, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[list[str]] = []
+
+    def propose(lm: Any, edits: Any, hparams: Any, context: Any) -> Proposal:
+        sizes.append([edit.id for edit in edits])
+        only = METHODS["rome"].propose(lm, edits[:1], hparams, context)
+        return Proposal(only.updates, only.details * len(edits))
+
+    pairs = dataclasses.replace(METHODS["rome"], name="pairs", batches=True, propose=propose)
+    monkeypatch.setitem(METHODS, "pairs", pairs)
+    report = start(method="pairs", edit_batch_size=2).run()
+    assert sizes == [["lamp", "ferry"], ["plum"]]
+    assert [step["edits"] for step in report["steps"]] == sizes
+    assert [record["id"] for record in report["edits"]] == ["lamp", "ferry", "plum"]
+
+
+def test_methods_for_single_facts_refuse_batches(start) -> None:
+    with pytest.raises(UserError, match="one fact at a time"):
+        start(edit_batch_size=2)
+
+
+# ------------------------------------------------------------------------------------------- the report
+
+
+def test_right_after_each_edit_and_at_the_end_are_different_moments(start) -> None:
+    alone = start(ROWS[:1]).run()
+    session = start()
+    report = session.run()
+    first = report["edits"][0]
+    assert first["before"] == alone["edits"][0]["before"]
+    assert first["after"] == alone["edits"][0]["end"] == alone["edits"][0]["after"]
+    assert first["end"] != first["after"]
+
+    final = copy.deepcopy(session.lm.model)
+    session.revert()
+    stream = load_edits(session.config.edits)
+    probed = {edit.id: probes(session.lm, edit, TEMPLATES) for edit in stream}
+    baseline = measure_baseline(session.lm, probed)
+    session.lm.model.load_state_dict(final.state_dict())
+    assert {r["id"]: r["end"] for r in report["edits"]} == measure(
+        session.lm, probed, baseline, [edit.id for edit in stream]
+    )
+    means = {
+        "after": report["right_after_each_edit"],
+        "end": report["at_the_end"],
+        "before": report["before_each_edit"],
+    }
+    for moment, mean in means.items():
+        assert mean["reliability"] == pytest.approx(
+            sum(r[moment]["reliability"] for r in report["edits"]) / 3
+        )
+        assert mean["generalization"] == report["edits"][0][moment]["generalization"], "only one row has it"
+
+
+def test_norms_and_shares_of_every_step_and_of_the_whole(start) -> None:
+    session = start(rect=0.3)
+    original = weight(session)
+    proposals = watch(session)
+    report = session.run()
+    current = original
+    for step, proposal in zip(report["steps"], proposals, strict=True):
+        numbers = step["weights"][WEIGHT]
+        update = proposal.updates[WEIGHT].dense()
+        trimmed = rect(update, current, keep=0.3)
+        assert numbers["weight_norm"] == pytest.approx(current.norm().item())
+        assert numbers["update_norm"] == pytest.approx(update.norm().item())
+        assert numbers["applied_norm"] == pytest.approx(trimmed.norm().item())
+        assert numbers["applied_norm"] < numbers["update_norm"]
+        assert numbers["kept"] == pytest.approx((1536 - int(1536 * 0.7)) / 1536)
+        assert numbers["changed"] == pytest.approx((current + trimmed != current).float().mean().item())
+        current = current + trimmed
+        assert step["applied"] is True
+        assert step["seconds"] > 0
+        assert step["measuring_seconds"] > 0
+    total = report["weights"][WEIGHT]
+    assert total["frobenius_distance"] == pytest.approx((current - original).norm().item())
+    assert total["manhattan_distance"] == pytest.approx((current - original).abs().sum().item(), rel=1e-5)
+    assert total["changed"] == pytest.approx((current != original).float().mean().item())
+    assert total["dtype"] == "float32"
+    assert report["seconds_per_edit"] == pytest.approx(sum(s["seconds"] for s in report["steps"]) / 3)
+
+
+def test_the_report_says_what_the_run_consisted_of(start) -> None:
+    session = start([*ROWS, ROWS[0]], rect="40%", edit_seed=7)
+    report = session.run()
+    assert report == strict_json(session.report_json()), "plain JSON all through"
+    assert report["method"] == "rome"
+    assert report["hparams"]["v_num_grad_steps"] == 4
+    assert report["hparams"]["context_templates"] == TEMPLATES
+    assert report["edit_ids"] == ["lamp", "ferry", "plum", "lamp#2"]
+    assert (report["regularizer"], report["keep"], report["rect_convention"]) == ("rect", 0.4, "paper")
+    assert report["edit_seed"] == 7
+    assert "repeat an earlier one" in report["edit_warnings"][0]
+    assert report["versions"]["torch"] == torch.__version__
+    assert len(report["edits_sha256"]) == len(report["model_fingerprint"]) == 64
+
+
+def test_templates_that_were_sampled_are_recorded(start) -> None:
+    hparams = {"context_templates": None, "context_template_length_params": [[3, 2]]}
+    report = start(ROWS[:1], hparams).run()
+    templates = report["hparams"]["context_templates"]
+    assert templates[0] == "{}"
+    assert len(templates) == 3
+    again = start(ROWS[:1], hparams).run()
+    assert again["hparams"]["context_templates"] == templates
+    other = start(ROWS[:1], hparams, edit_seed=1).run()
+    assert other["hparams"]["context_templates"] != templates
+
+
+# ----------------------------------------------------------------------------- edits that came to nothing
+
+
+def test_an_edit_of_which_nothing_is_kept_is_reported(start, caplog: pytest.LogCaptureFixture) -> None:
+    session = start(rect=0)
+    before = bits(session.lm.model)
+    report = session.run()
+    assert same(bits(session.lm.model), before)
+    assert report["flagged"] == {"no_change": ["lamp", "ferry", "plum"]}
+    assert "3 of 3 edits changed no weight: lamp, ferry, plum" in caplog.text
+    assert report["weights"][WEIGHT]["changed"] == 0
+
+
+def test_an_update_lost_in_rounding_counts_as_no_change(start) -> None:
+    session = start(ROWS[:2], dtype=torch.bfloat16)
+    watch(session, lambda call, proposal: scaled(proposal, 1e-9 if call == 0 else 1.0))
+    report = session.run()
+    assert report["flagged"] == {"no_change": ["lamp"]}
+    assert report["steps"][0]["weights"][WEIGHT]["changed"] == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_non_finite_update_is_not_applied_and_named(
+    start, caplog: pytest.LogCaptureFixture, value: float
+) -> None:
+    def spoil(call: int, proposal: Proposal) -> Proposal:
+        if call != 1:
+            return proposal
+        update = proposal.updates[WEIGHT]
+        left = update.left.clone()
+        left[3, 0] = value
+        details = [detail | {"loss": value} for detail in proposal.details]
+        return Proposal({WEIGHT: LowRank(left, update.right)}, details)
+
+    session = start(rect=0.5)
+    watch(session, spoil)
+    report = session.run()
+    assert report["flagged"] == {"not_finite": ["ferry"]}
+    assert "non-finite update, which was not applied: ferry" in caplog.text
+    assert report["steps"][1]["applied"] is False
+    assert report["edits"][1]["before"] == report["edits"][1]["after"]
+    strict_json(session.report_json())
+
+    others = start([ROWS[0], ROWS[2]], rect=0.5)
+    others.run()
+    assert torch.equal(weight(session), weight(others)), "as if the spoilt edit had not been there"
+
+
+def test_one_bad_layer_keeps_the_whole_step_out(start) -> None:
+    def spoil(call: int, proposal: Proposal) -> Proposal:
+        bad = LowRank(proposal.updates[WEIGHT].left * float("nan"), proposal.updates[WEIGHT].right)
+        return Proposal({**proposal.updates, WEIGHT: bad}, proposal.details)
+
+    session = start(ROWS[:1], hparams={"layers": [0, 1]})
+    before = bits(session.lm.model)
+    watch(session, spoil)
+    assert session.run()["flagged"] == {"not_finite": ["lamp"]}
+    assert same(bits(session.lm.model), before)
+
+
+def test_an_update_beyond_what_float16_can_hold_is_not_applied(start) -> None:
+    session = start(ROWS[:2], dtype=torch.float16)
+    watch(session, lambda call, proposal: scaled(proposal, 1e6 if call == 0 else 1.0))
+    report = session.run()
+    assert report["flagged"].get("not_finite") == ["lamp"]
+    assert torch.isfinite(weight(session)).all()
+    strict_json(session.report_json())
+
+
+def test_an_update_that_breaks_the_model_leaves_a_report_that_is_json(start) -> None:
+    session = start(ROWS[:2])
+    watch(session, lambda call, proposal: scaled(proposal, 1e30))
+    session.run()
+    strict_json(session.report_json())
+
+
+def test_a_target_that_gained_nothing_is_named(start) -> None:
+    session = start(ROWS[:2])
+    watch(session, lambda call, proposal: scaled(proposal, -1.0 if call == 0 else 1.0))
+    report = session.run()
+    assert report["flagged"] == {"no_gain": ["lamp"]}
+    first = report["edits"][0]
+    assert first["after"]["target_probability"] <= first["before"]["target_probability"]
+
+
+# --------------------------------------------------------------------------------------------- too long
+
+
+def test_prompts_too_long_for_the_model_are_left_out_and_counted(start) -> None:
+    long = "a very long way " * 40
+    row = ROWS[0] | {
+        "paraphrase_prompts": [long + "The Lamp of Ilse is in", "The Lamp of Ilse hangs in"],
+        "neighborhood_prompts": [long, "The Jug of Ilse was painted in", long + "x"],
+    }
+    short = ROWS[0] | {"paraphrase_prompts": row["paraphrase_prompts"][1:]}
+    report = start([row, ROWS[1]]).run()
+    assert report["prompts_too_long"] == 3
+    assert report["edits"][0]["end"] == start([short, ROWS[1]]).run()["edits"][0]["end"]
+
+
+def test_an_edit_whose_prompts_are_all_too_long_lacks_those_metrics(start) -> None:
+    long = "a very long way " * 40
+    report = start([ROWS[0] | {"paraphrase_prompts": [long], "neighborhood_prompts": [long]}]).run()
+    assert set(report["at_the_end"]) == {"reliability", "target_probability"}
+
+
+@pytest.mark.parametrize(
+    ("hparams", "row"),
+    [
+        ({}, ROWS[2] | {"prompt": "on and on and on, " * 30 + "{} is"}),
+        ({"context_templates": ["{}", "of all " * 60 + "{}"]}, ROWS[2]),
+        # Fewer characters than the other template, but far more tokens.
+        ({"context_templates": ["{}", "The city is large. " * 6 + "{}", "#~" * 50 + "{}"]}, ROWS[2]),
+    ],
+)
+def test_a_row_too_long_is_named_before_anything_is_edited(
+    start, hparams: dict[str, Any], row: dict[str, Any]
+) -> None:
+    session = start([ROWS[0], row] if not hparams else [row], hparams)
+    before = bits(session.lm.model)
+    proposals = watch(session)
+    with pytest.raises(UserError, match=r"facts\.json row \d: .*tokens") as error:
+        session.run()
+    assert "\n" not in str(error.value)
+    assert proposals == []
+    assert same(bits(session.lm.model), before)
+
+
+def test_a_checkpoint_is_what_a_run_of_the_edits_so_far_gives(start) -> None:
+    seen: list[tuple[dict[str, Any], Tensor]] = []
+    session = start(rect=0.4)
+    weight = session.lm.weight(WEIGHT)
+    whole = session.run(
+        checkpoints=[1, 2], on_checkpoint=lambda report: seen.append((report, weight.detach().clone()))
+    )
+    assert [report["n_edits"] for report, _ in seen] == [1, 2] and whole["n_edits"] == 3
+    for n, (report, at_checkpoint) in enumerate(seen, start=1):
+        alone = start(ROWS[:n], rect=0.4)
+        again = alone.run()
+        assert torch.equal(alone.lm.weight(WEIGHT), at_checkpoint)
+        assert report["run"] == again["run"]
+        for key in ("at_the_end", "right_after_each_edit", "weights", "flagged"):
+            assert report[key] == again[key]
+
+
+class Stop(BaseException):
+    """A sudden end: not even saved on the way out, as Ctrl-C is."""
+
+
+def untimed(report: dict[str, Any]) -> dict[str, Any]:
+    steps = [{k: v for k, v in step.items() if "seconds" not in k} for step in report["steps"]]
+    return {key: value for key, value in report.items() if key != "seconds_per_edit"} | {"steps": steps}
+
+
+@pytest.mark.parametrize("dies_at", [1, 2, 3])
+def test_a_run_that_dies_at_a_checkpoint_comes_back_to_it(start, tmp_path: Path, dies_at: int) -> None:
+    def run(session: EditSession, cache: EditCache | None, checkpoints: list[int], die: int = 0) -> dict:
+        seen = {}
+
+        def reached(report: dict[str, Any]) -> None:
+            n = report["n_edits"]
+            if n == die:
+                raise Stop
+            seen[n] = (untimed(report), session.lm.weight(WEIGHT).detach().clone())
+
+        session.run(cache, checkpoints=checkpoints, on_checkpoint=reached)
+        return seen
+
+    reference = run(start(rect=0.4), None, [1, 2, 3])
+    cache, session = EditCache(tmp_path), start(rect=0.4)
+    original = session.lm.weight(WEIGHT).detach().clone()
+    with pytest.raises(Stop):
+        run(session, cache, [1, 2, 3], die=dies_at)
+    assert torch.equal(session.lm.weight(WEIGHT), original)
+    again = start(rect=0.4)
+    proposals = watch(again)
+    seen = run(again, cache, [n for n in (1, 2, 3) if n >= dies_at])
+    assert len(proposals) == 3 - dies_at
+    assert seen.keys() == {n for n in (1, 2, 3) if n >= dies_at}
+    for n, (report, weight) in seen.items():
+        assert report == reference[n][0]
+        assert torch.equal(weight, reference[n][1])
+
+
+def test_a_saved_state_beyond_a_checkpoint_is_not_used(start, tmp_path: Path) -> None:
+    cache = EditCache(tmp_path)
+
+    def die(report: dict[str, Any]) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        start().run(cache, checkpoints=[2], on_checkpoint=die)
+    seen: list[int] = []
+    session = start()
+    proposals = watch(session)
+    session.run(cache, checkpoints=[1, 3], on_checkpoint=lambda report: seen.append(report["n_edits"]))
+    assert seen == [1, 3] and len(proposals) == 3
+
+
+def test_a_finished_run_serves_the_checkpoint_at_its_end_alone(start, tmp_path: Path) -> None:
+    cache = EditCache(tmp_path)
+    start().run(cache)
+    for checkpoints, edited in (([3], 0), ([2, 3], 3)):
+        session, seen, steps = start(), [], []
+        proposals = watch(session)
+        session.run(
+            cache, checkpoints, on_checkpoint=lambda r, s=seen: s.append(r["n_edits"]), on_step=steps.append
+        )
+        assert seen == checkpoints and len(proposals) == edited
+        assert steps == ([3] if not edited else [0, 1, 2, 3])
+
+
+def test_a_failure_at_the_checkpoint_of_a_finished_run_restores_the_model(start, tmp_path: Path) -> None:
+    cache = EditCache(tmp_path)
+    start().run(cache)
+    session = start()
+    original = session.lm.weight(WEIGHT).detach().clone()
+
+    def die(report: dict[str, Any]) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        session.run(cache, checkpoints=[3], on_checkpoint=die)
+    assert torch.equal(session.lm.weight(WEIGHT), original)
+
+
+def test_what_a_method_remembers_is_saved_with_a_checkpoint(start, tmp_path: Path) -> None:
+    """With a method whose updates grow with the number of steps it has seen."""
+
+    def forgetful(session: EditSession) -> EditSession:
+        method = session.method
+
+        def propose(lm: Any, edits: Any, hparams: Any, context: Any) -> Proposal:
+            proposal = method.propose(lm, edits, hparams, context)
+            seen = float(context.state.get("steps", torch.zeros(1)))
+            updates = {name: Dense(update.dense() * (1 + seen)) for name, update in proposal.updates.items()}
+            return Proposal(updates, proposal.details)
+
+        def after_step(lm: Any, edits: Any, hparams: Any, context: Any) -> None:
+            context.state["steps"] = context.state.get("steps", torch.zeros(1)) + 1
+
+        session.method = dataclasses.replace(method, propose=propose, after_step=after_step)
+        return session
+
+    def die(report: dict[str, Any]) -> None:
+        raise Stop
+
+    whole = forgetful(start())
+    whole.run()
+    cache = EditCache(tmp_path)
+    with pytest.raises(Stop):
+        forgetful(start()).run(cache, checkpoints=[2], on_checkpoint=die)
+    again = forgetful(start())
+    again.run(cache)
+    assert torch.equal(again.lm.weight(WEIGHT), whole.lm.weight(WEIGHT))
+
+
+# -- PRUNE, whose accumulated update is kept in factors ----------------------------------------------
+
+
+def enlarged(session: EditSession) -> EditSession:
+    """Its updates are large enough to be restrained."""
+
+    def enlarge(call: int, proposal: Proposal) -> Proposal:
+        updates = {n: LowRank(30 * u.left, u.right) for n, u in proposal.updates.items()}
+        return Proposal(updates, proposal.details)
+
+    watch(session, enlarge)
+    return session
+
+
+def test_prune_in_factors_gives_what_the_dense_form_gives(start, monkeypatch) -> None:
+    from harness_rect.regularizers import Prune
+
+    module = sys.modules["harness_rect.regularizers.prune"]
+    sessions = [enlarged(start(regularizer="prune")) for _ in range(2)]
+    calls = []
+    factors = module.prune_factors
+    monkeypatch.setattr(module, "prune_factors", lambda *a, **k: calls.append(a) or factors(*a, **k))
+    first = sessions[0].run()
+    assert len(calls) == len(ROWS)
+    monkeypatch.setattr(Prune, "_accumulated", lambda *arguments: None)
+    second = sessions[1].run()
+    restrained = [
+        w["applied_norm"] < 0.9 * w["update_norm"] for s in first["steps"] for w in s["weights"].values()
+    ]
+    assert any(restrained)
+    a, b = (weight(s) for s in sessions)
+    assert (a - b).norm() / b.norm() < 1e-4
+    assert first["n_edits"] == second["n_edits"]
+
+
+def test_an_interrupted_prune_goes_on_with_its_factors(start, tmp_path, monkeypatch) -> None:
+    whole = enlarged(start(regularizer="prune"))
+    whole.run()
+    monkeypatch.setattr("harness_rect.session.stream.SAVE_SECONDS", 0.0)
+    cut = enlarged(start(regularizer="prune"))
+    step = stream.take_step
+
+    def stop_late(editing: Any, index: int, edits: Any) -> Any:
+        if index == 2:
+            raise RuntimeError("cut off")
+        return step(editing, index, edits)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="cut off"):
+        patch.setattr(stream, "take_step", stop_late)
+        cut.run(EditCache(tmp_path / "cache"))
+    resumed = enlarged(start(regularizer="prune"))
+    resumed.run(EditCache(tmp_path / "cache"))
+    assert torch.equal(weight(resumed), weight(whole))
+
+
+# -- SPHERE, which changes one factor -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_sphere_in_factors_gives_what_the_dense_form_gives(family, start, monkeypatch) -> None:
+    module = sys.modules["harness_rect.regularizers.sphere"]
+    calls = []
+    factors = module.sphere_factors
+    monkeypatch.setattr(module, "sphere_factors", lambda *a, **k: calls.append(a) or factors(*a, **k))
+    sessions = [start(regularizer="sphere", family=family) for _ in range(2)]
+
+    def densely(call: int, proposal: Proposal) -> Proposal:
+        return Proposal({n: Dense(u.dense()) for n, u in proposal.updates.items()}, proposal.details)
+
+    watch(sessions[1], densely)
+    first = sessions[0].run()
+    assert len(calls) == len(ROWS)
+    sessions[1].run()
+    assert len(calls) == len(ROWS)
+    for step in first["steps"]:
+        assert all(0 < w["applied_norm"] < w["update_norm"] for w in step["weights"].values())
+    a, b = (weight(s, sessions[0].weight_names[0]) for s in sessions)
+    assert (a - b).norm() / b.norm() < 1e-5
+
+
+def test_a_caller_in_inference_mode_gets_the_same_edits(start) -> None:
+    plain, inside = start(), start()
+    plain.run()
+    with torch.inference_mode():
+        inside.run()
+    assert torch.equal(weight(inside), weight(plain))
