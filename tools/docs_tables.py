@@ -1,0 +1,50 @@
+"""Write the tables of the documentation that are made from the code: python -m tools.docs_tables
+
+A table stands in README.md or docs/ between ``<!-- table: NAME -->`` and ``<!-- end of table -->``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from harness_rect.regularizers import REGULARIZERS
+
+ROOT = Path(__file__).parent.parent
+REGION = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
+
+
+def pages() -> list[Path]:
+    """The files that may hold tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def rewritten(text: str) -> str:
+    """A page with its tables as the code has them now."""
+    return REGION.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}\n{match[3]}", text)
+
+
+def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def regularizers() -> str:
+    kinds = [kind for name, kind in REGULARIZERS.items() if name != "none"]
+    return markdown(
+        ["name", "paper", "settings", "what is left of an update dW"],
+        [
+            [f"`{kind.name}`", kind.paper, ", ".join(f"`{name}`" for name in kind.model_fields), kind.summary]
+            for kind in kinds
+        ],
+    )
+
+
+#: Name in the pages -> what makes the table.
+TABLES: dict[str, Callable[[], str]] = {"regularizers": regularizers}
+
+
+if __name__ == "__main__":
+    for page in pages():
+        page.write_text(rewritten(page.read_text(encoding="utf-8")), encoding="utf-8")
