@@ -3,40 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializeAsAny,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
 from harness_rect.errors import UserError, did_you_mean
 from harness_rect.methods import METHODS
 from harness_rect.regularizers import REGULARIZERS, NoRegularizer, Regularizer, parse_share
-
-Model = TypeVar("Model", bound=BaseModel)
-
-
-def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
-    """Validate ``values`` and turn pydantic's report into one line naming the first wrong key."""
-    try:
-        return model(**values)
-    except ValidationError as error:
-        raise UserError(f"{where}: {first_problem(error)}" if where else first_problem(error)) from None
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first problem of a validation as ``key: what is wrong (got ...)``."""
-    first = error.errors()[0]
-    key = ".".join(map(str, first["loc"]))
-    message = first["msg"].removeprefix("Value error, ")
-    got = "" if first["type"] in {"missing", "value_error"} else f" (got {first['input']!r})"
-    return f"{key}: {message}{got}" if key else message + got
+from harness_rect.validation import validated
 
 
 class EditConfig(BaseModel):

@@ -15,11 +15,11 @@ from typing import Any
 
 import yaml
 
-from harness_rect.config import validated
 from harness_rect.errors import UserError, did_you_mean
 from harness_rect.methods import METHODS, Method
 from harness_rect.methods.base import HyperParameters
 from harness_rect.models import EditableLM
+from harness_rect.validation import validated
 
 log = logging.getLogger(__name__)
 

@@ -32,8 +32,10 @@ from harness_rect.evaluation.shared_passes import Ids, carriers, score
 from harness_rect.models.architecture import check_editable, refuse_config
 from harness_rect.models.load import load_errors
 from harness_rect.moments.provider import layout_name
-from harness_rect.session import EditSession, check_edits, check_output, save_checkpoint
+from harness_rect.session.checkpoint import check_output, save_checkpoint
+from harness_rect.session.report import EditReport
 from harness_rect.session.runs import EditCache
+from harness_rect.session.stream import EditSession, check_edits
 
 log = logging.getLogger("harness_rect.edited_hf")
 
@@ -123,7 +125,8 @@ class EditedHF(HFLM):
                 check_editable(self.model)
                 self._edit(config, stream, layout_name(name))
             if saves:
-                save_checkpoint(Path(str(save_edited)), self.model, self.tokenizer, self._edit_report)
+                report = EditReport.read(self._edit_report)
+                save_checkpoint(Path(str(save_edited)), self.model, self.tokenizer, report)
 
     def _edit(self, config: EditConfig, stream: Any, model_name: str) -> None:
         """Edit on the first process and give every other process the same weights."""

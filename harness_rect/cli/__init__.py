@@ -12,10 +12,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from harness_rect import __version__
 from harness_rect.errors import UserError
+
+if TYPE_CHECKING:
+    from harness_rect.session.report import EditReport
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -162,8 +165,9 @@ def _edit(arguments: argparse.Namespace) -> None:
     from harness_rect.config import EditConfig
     from harness_rect.edits import load_edits
     from harness_rect.moments.provider import layout_name
-    from harness_rect.session import EditSession, check_edits, check_output, save_checkpoint
+    from harness_rect.session.checkpoint import check_output, save_checkpoint
     from harness_rect.session.runs import EditCache
+    from harness_rect.session.stream import EditSession, check_edits
 
     config = EditConfig.from_args(
         "command line",
@@ -185,19 +189,19 @@ def _edit(arguments: argparse.Namespace) -> None:
     check_edits(config, stream)
     model, tokenizer = _load(arguments)
     session = EditSession(model, tokenizer, config, stream, layout_name(arguments.model))
-    report = session.run(EditCache.from_spec(config.edit_cache))
-    save_checkpoint(arguments.output, model, tokenizer, report)
-    _print_summary(report, arguments.output)
+    session.run(EditCache.from_spec(config.edit_cache))
+    save_checkpoint(arguments.output, model, tokenizer, session.report)
+    _print_summary(session.report, arguments.output)
 
 
-def _print_summary(report: dict[str, Any], output: Path) -> None:
+def _print_summary(report: EditReport, output: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{report['n_edits']} edits by {report['method']}")
+    table = Table(title=f"{report.n_edits} edits by {report.method}")
     for heading in ("metric", "before", "right after each", "at the end"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
-    moments = [report["before_each_edit"], report["right_after_each_edit"], report["at_the_end"]]
+    moments = [report.before_each_edit, report.right_after_each_edit, report.at_the_end]
     for metric in sorted({name for scores in moments for name in scores}):
         values = [scores.get(metric) for scores in moments]
         cells = ["-" if value is None else f"{value:.3g}" for value in values]
@@ -226,7 +230,7 @@ def _stats(arguments: argparse.Namespace) -> None:
     from harness_rect.moments import MomentProvider
     from harness_rect.moments.collect import DEFAULT_TOKENS, texts_of
     from harness_rect.processes import Processes
-    from harness_rect.session import check_parent
+    from harness_rect.session.checkpoint import check_parent
 
     cuda = torch.cuda.is_available() and (arguments.device or "cuda").startswith("cuda")
     processes = Processes.launched(cuda)
@@ -267,11 +271,10 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _train_mend(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from harness_rect.config import validated
     from harness_rect.edits import load_edits
     from harness_rect.models import EditableLM
     from harness_rect.moments.provider import layout_name
-    from harness_rect.session import check_parent
+    from harness_rect.session.checkpoint import check_parent
     from harness_rect.training.mend import (
         MendTrainer,
         MendTraining,
@@ -280,6 +283,7 @@ def _train_mend(arguments: argparse.Namespace) -> None:
         hold_out,
         training_rows,
     )
+    from harness_rect.validation import validated
 
     names = ("rank", "steps", "batch_size", "lr", "edit_lr", "c_edit", "c_loc", "patience", "seed")
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness_rect.errors import UserError
+from harness_rect.session.report import EditReport
 
 #: Entries of a task's results that are numbers and no metrics.
 _NO_METRICS = {"sample_len", "sample_count"}
@@ -112,6 +113,15 @@ class Results:
         """What ``edited_hf`` reports of its edits; empty for any other model."""
         found = self.file.config.get("edit")
         return found if isinstance(found, dict) else {}
+
+    @cached_property
+    def edit_report(self) -> EditReport | None:
+        """What ``edited_hf`` reports of its edits; None for any other model.
+
+        Raises:
+            UserError: it is no edit report; the message names the file and the field.
+        """
+        return EditReport.read(self.edit, f"{self.path}: config.edit") if self.edit else None
 
     @property
     def model_class(self) -> str | None:

@@ -1,7 +1,19 @@
 """Editing a model by a stream of facts: see :class:`~harness_rect.session.stream.EditSession`."""
 
-from harness_rect.session.checkpoint import check_output, check_parent, save_checkpoint
-from harness_rect.session.runs import EditCache
-from harness_rect.session.stream import EditSession, check_edits
+from __future__ import annotations
 
-__all__ = ["EditCache", "EditSession", "check_edits", "check_output", "check_parent", "save_checkpoint"]
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness_rect.session.stream import EditSession
+
+__all__ = ["EditSession"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch and transformers when they are needed; ``session.report`` is read without them."""
+    if name == "EditSession":
+        from harness_rect.session.stream import EditSession
+
+        return EditSession
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

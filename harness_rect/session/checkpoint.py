@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -12,11 +11,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from harness_rect.errors import UserError
+from harness_rect.session.report import EditReport
 
 
-def save_checkpoint(
-    folder: Path, model: Any, tokenizer: PreTrainedTokenizerBase, report: dict[str, Any]
-) -> None:
+def save_checkpoint(folder: Path, model: Any, tokenizer: PreTrainedTokenizerBase, report: EditReport) -> None:
     """Write a Hugging Face checkpoint and ``edit_report.json``; the folder appears only when complete.
 
     Raises:
@@ -28,7 +26,7 @@ def save_checkpoint(
     try:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        (temporary / "edit_report.json").write_text(report_text(report), encoding="utf-8")
+        (temporary / "edit_report.json").write_text(report.to_json(), encoding="utf-8")
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
@@ -55,8 +53,3 @@ def check_parent(path: Path) -> None:
     ancestor = next(parent for parent in path.absolute().parents if parent.exists())
     if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
         raise UserError(f"{path}: cannot be created; {ancestor} is not a folder that can be written")
-
-
-def report_text(report: dict[str, Any] | None) -> str:
-    """A report as the text of ``edit_report.json``."""
-    return json.dumps(report, indent=2, ensure_ascii=False) + "\n"

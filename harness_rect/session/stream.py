@@ -12,7 +12,6 @@ is rounded once to the model's dtype.
 from __future__ import annotations
 
 import logging
-import math
 import platform
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -38,7 +37,7 @@ from harness_rect.methods import METHODS, Context
 from harness_rect.models import EditableLM
 from harness_rect.moments import MomentProvider, SecondMoment
 from harness_rect.regularizers import Regularizer
-from harness_rect.session.checkpoint import report_text
+from harness_rect.session.report import SCHEMA_VERSION, UNEDITED, EditReport
 from harness_rect.session.runs import EditCache
 from harness_rect.session.step import FLAGS, Editing, take_step
 from harness_rect.session.weights import EditedWeights
@@ -93,7 +92,7 @@ class EditSession:
         self._templates: list[Any] = []
         self._moments: MomentProvider | None = None
         self._moments_loaded = False
-        self.report: dict[str, Any] | None = None
+        self.report: EditReport = UNEDITED
 
     # -- running ----------------------------------------------------------------------------------
 
@@ -132,7 +131,7 @@ class EditSession:
                     state = self._from_cache(key, *arguments) or self._apply(key, *arguments)
         self.report = state
         self._warn_about_failures(state)
-        return state
+        return state.to_dict()
 
     def _from_cache(
         self,
@@ -141,7 +140,7 @@ class EditSession:
         checkpoints: Collection[int],
         on_checkpoint: Callable[[dict[str, Any]], None] | None,
         on_step: Callable[[int], None] | None,
-    ) -> dict[str, Any] | None:
+    ) -> EditReport | None:
         """A finished run, if one is kept and no checkpoint lies before its end."""
         earlier = any(n < len(self.edits) for n in checkpoints)
         found = None if cache is None or earlier else cache.load(key, self.weight_names)
@@ -150,17 +149,17 @@ class EditSession:
         log.info("edits taken from the cache: %s", cache.path(key))
         weights, state = found
         # The same edits and numbers may have been read from other files then.
-        state |= self._origins() | {"from_cache": True}
+        report = EditReport.read(state | self._origins() | {"from_cache": True})
         self._weights.install(weights)
         try:
             if on_step is not None:
                 on_step(len(self.edits))
             if on_checkpoint is not None and checkpoints:
-                on_checkpoint(state)
+                on_checkpoint(report.to_dict())
         except BaseException:
             self.revert()
             raise
-        return state
+        return report
 
     def _apply(
         self,
@@ -169,7 +168,7 @@ class EditSession:
         checkpoints: Collection[int],
         on_checkpoint: Callable[[dict[str, Any]], None] | None,
         on_step: Callable[[int], None] | None,
-    ) -> dict[str, Any]:
+    ) -> EditReport:
         """Edit and measure; the model is restored if anything goes wrong."""
         templates = [t for group in self._templates for t in ([group] if isinstance(group, str) else group)]
         probed = {edit.id: probes(self.lm, edit, templates) for edit in self.edits}
@@ -200,13 +199,13 @@ class EditSession:
             batches = [self.edits[i : i + size] for i in range(0, len(self.edits), size)]
             saved = time.monotonic()
             memory = dict(context.state)  # after the last whole step; a method may add to it early in a step
-            state: dict[str, Any] | None = None
+            state: EditReport | None = None
 
             def reach_checkpoint() -> None:
                 nonlocal state
                 if on_checkpoint is not None and len(per_edit) in checkpoints:
                     state = self._state(steps, per_edit, editing)
-                    on_checkpoint(state)
+                    on_checkpoint(state.to_dict())
 
             with _shown(on_step, len(self.edits)) as show:
                 show(len(per_edit))
@@ -228,7 +227,7 @@ class EditSession:
             if state is None:
                 state = self._state(steps, per_edit, editing)
             if cache:
-                cache.save(key, weights.masters, state)
+                cache.save(key, weights.masters, state.to_dict())
             return state
         except BaseException as error:
             # In the middle of a commit weights and records do not belong together.
@@ -307,7 +306,7 @@ class EditSession:
         steps: list[dict[str, Any]],
         per_edit: list[dict[str, Any]],
         editing: Editing,
-    ) -> dict[str, Any]:
+    ) -> EditReport:
         """The report of the stream up to here, with every edit so far measured again."""
         description = self._description(self.edits[: len(per_edit)])
         end = measure(self.lm, editing.probed, editing.baseline, [record["id"] for record in per_edit])
@@ -317,29 +316,33 @@ class EditSession:
         for record in per_edit:
             for flag in record["flags"]:
                 flagged.setdefault(flag, []).append(record["id"])
-        state = {
-            **description,
-            **self._origins(),
-            "run": digest(description),
-            "from_cache": False,
-            "n_edits": len(per_edit),
-            "flagged": flagged,
-            "prompts_too_long": sum(editing.probed[record["id"]].unreadable for record in per_edit),
-            "right_after_each_edit": averages([record["after"] for record in per_edit]),
-            "at_the_end": averages([record["end"] for record in per_edit]),
-            "before_each_edit": averages([record["before"] for record in per_edit]),
-            "weights": {name: self._totals(name, master) for name, master in editing.weights.masters.items()},
-            "seconds_per_edit": sum(seconds) / max(1, len(per_edit)),
-            "edits": per_edit,
-            "steps": list(steps),
-            "versions": {
-                "harness_rect": harness_rect.__version__,
-                "torch": str(torch.__version__),
-                "transformers": transformers.__version__,
-                "python": platform.python_version(),
-            },
-        }
-        return _finite(state)
+        return EditReport.model_validate(
+            {
+                "schema_version": SCHEMA_VERSION,
+                **description,
+                **self._origins(),
+                "run": digest(description),
+                "from_cache": False,
+                "n_edits": len(per_edit),
+                "flagged": flagged,
+                "prompts_too_long": sum(editing.probed[record["id"]].unreadable for record in per_edit),
+                "right_after_each_edit": averages([record["after"] for record in per_edit]),
+                "at_the_end": averages([record["end"] for record in per_edit]),
+                "before_each_edit": averages([record["before"] for record in per_edit]),
+                "weights": {
+                    name: self._totals(name, master) for name, master in editing.weights.masters.items()
+                },
+                "seconds_per_edit": sum(seconds) / max(1, len(per_edit)),
+                "edits": per_edit,
+                "steps": list(steps),
+                "versions": {
+                    "harness_rect": harness_rect.__version__,
+                    "torch": str(torch.__version__),
+                    "transformers": transformers.__version__,
+                    "python": platform.python_version(),
+                },
+            }
+        )
 
     def _origins(self) -> dict[str, Any]:
         """Where this run's ingredients were read from; the report's only part that is no function of them."""
@@ -356,17 +359,13 @@ class EditSession:
         stored = {"dtype": str(self.lm.weight(name).dtype).removeprefix("torch.")}
         return weight_change(master, self._weights.originals[name].float()) | stored
 
-    def _warn_about_failures(self, state: dict[str, Any]) -> None:
-        for flag, ids in state["flagged"].items():
-            log.warning("%d of %d edits %s: %s", len(ids), state["n_edits"], FLAGS[flag], ", ".join(ids))
-        if state["prompts_too_long"]:
+    def _warn_about_failures(self, report: EditReport) -> None:
+        for flag, ids in report.flagged.items():
+            log.warning("%d of %d edits %s: %s", len(ids), report.n_edits, FLAGS[flag], ", ".join(ids))
+        if report.prompts_too_long:
             log.warning(
-                "%d prompts are longer than the model can read and were left out", state["prompts_too_long"]
+                "%d prompts are longer than the model can read and were left out", report.prompts_too_long
             )
-
-    def report_json(self) -> str:
-        """The report as JSON text."""
-        return report_text(self.report)
 
 
 def regularizer_description(regularizer: Regularizer) -> dict[str, Any]:
@@ -381,15 +380,6 @@ def check_edits(config: EditConfig, edits: Sequence[Edit]) -> None:
     check = METHODS[config.method].check
     if check is not None:
         check(edits)
-
-
-def _finite(value: Any) -> Any:
-    """``value``, a JSON tree, with None for numbers that JSON cannot say."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

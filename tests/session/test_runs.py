@@ -20,6 +20,7 @@ from harness_rect.errors import UserError
 from harness_rect.methods.base import Proposal
 from harness_rect.session import EditSession
 from harness_rect.session import stream as session_module
+from harness_rect.session.report import EditReport
 from harness_rect.session.runs import EditCache
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,11 +88,10 @@ def weight(session: EditSession) -> Tensor:
     return session.lm.weight(WEIGHT).detach()
 
 
-def without_times(report: dict[str, Any] | None) -> dict[str, Any]:
+def without_times(report: EditReport) -> dict[str, Any]:
     """What must be the same however often a run was interrupted."""
-    assert report is not None
-    steps = [{k: v for k, v in step.items() if not k.endswith("seconds")} for step in report["steps"]]
-    return {k: v for k, v in report.items() if k not in {"seconds_per_edit", "from_cache"}} | {"steps": steps}
+    times = {"seconds_per_edit": True, "from_cache": True}
+    return report.model_dump(exclude=times | {"steps": {"__all__": {"seconds", "measuring_seconds"}}})
 
 
 # ------------------------------------------------------------------------------------------- found again
@@ -100,14 +100,12 @@ def without_times(report: dict[str, Any] | None) -> dict[str, Any]:
 def test_a_finished_run_is_found_again(run, files: dict[str, Path]) -> None:
     first, calls = run()
     assert len(calls) == 4
-    assert first.report["from_cache"] is False
+    assert first.report.from_cache is False
     second, calls = run()
     assert calls == []
-    assert second.report["from_cache"] is True
+    assert second.report.from_cache is True
     assert torch.equal(weight(first), weight(second))
-    assert {k: v for k, v in second.report.items() if k != "from_cache"} == {
-        k: v for k, v in first.report.items() if k != "from_cache"
-    }
+    assert first.report.to_dict() == second.report.to_dict() | {"from_cache": False}
     assert sorted(p.suffix for p in files["runs"].iterdir()) == [".lock", ".safetensors"]
 
 
@@ -131,7 +129,7 @@ def test_the_same_edits_in_another_file_are_the_same_run_under_their_own_name(
     other.write_text("\n".join(map(json.dumps, ROWS)))
     session, calls = run(edits=str(other))
     assert calls == []
-    assert session.report["edits_spec"] == str(other)
+    assert session.report.edits_spec == str(other)
 
 
 @pytest.mark.parametrize(

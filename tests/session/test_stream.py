@@ -378,7 +378,7 @@ def test_norms_and_shares_of_every_step_and_of_the_whole(start) -> None:
 def test_the_report_says_what_the_run_consisted_of(start) -> None:
     session = start([*ROWS, ROWS[0]], rect="40%", edit_seed=7)
     report = session.run()
-    assert report == strict_json(session.report_json()), "plain JSON all through"
+    assert report == strict_json(session.report.to_json()), "plain JSON all through"
     assert report["method"] == "rome"
     assert report["hparams"]["v_num_grad_steps"] == 4
     assert report["hparams"]["context_templates"] == TEMPLATES
@@ -443,7 +443,7 @@ def test_a_non_finite_update_is_not_applied_and_named(
     assert "non-finite update, which was not applied: ferry" in caplog.text
     assert report["steps"][1]["applied"] is False
     assert report["edits"][1]["before"] == report["edits"][1]["after"]
-    strict_json(session.report_json())
+    strict_json(session.report.to_json())
 
     others = start([ROWS[0], ROWS[2]], rect=0.5)
     others.run()
@@ -468,14 +468,14 @@ def test_an_update_beyond_what_float16_can_hold_is_not_applied(start) -> None:
     report = session.run()
     assert report["flagged"].get("not_finite") == ["lamp"]
     assert torch.isfinite(weight(session)).all()
-    strict_json(session.report_json())
+    strict_json(session.report.to_json())
 
 
 def test_an_update_that_breaks_the_model_leaves_a_report_that_is_json(start) -> None:
     session = start(ROWS[:2])
     watch(session, lambda call, proposal: scaled(proposal, 1e30))
     session.run()
-    strict_json(session.report_json())
+    strict_json(session.report.to_json())
 
 
 def test_a_target_that_gained_nothing_is_named(start) -> None:

@@ -18,10 +18,11 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from harness_rect.config import EditConfig, validated
+from harness_rect.config import EditConfig
 from harness_rect.edits import Edit, EditStream, load_edits
 from harness_rect.errors import UserError
 from harness_rect.io.files import written_whole
+from harness_rect.validation import validated
 
 #: lm-eval's own seeds of random, numpy, torch and few-shot sampling.
 SEEDS = (0, 1234, 1234, 1234)
