@@ -1,47 +1,67 @@
-"""One validated description of an editing run, the same from model_args, commands, sweeps and Python."""
+"""The arguments of an editing run: declared once, validated in one place.
+
+The fields of :class:`EditConfig` and the fields of the registered regularizers are the arguments of
+``--model_args``, of ``harness-rect edit``, of a sweep's entries and of Python. :func:`arguments` lists them
+with their help texts.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
 from harness_rect.errors import UserError, did_you_mean
 from harness_rect.methods import METHODS
 from harness_rect.regularizers import REGULARIZERS, NoRegularizer, Regularizer, parse_share
 from harness_rect.validation import validated
 
+log = logging.getLogger(__name__)
+
+#: A name or path; paths and numbers are taken as their text.
+Text = Annotated[str | None, BeforeValidator(lambda value: value if value is None else str(value))]
+
 
 class EditConfig(BaseModel):
-    """What to edit, how, and where what is computed on the way is kept.
+    """What to edit and how, and where finished runs are kept.
 
-    The fields, with the fields of the regularizers, are the arguments of ``--model_args``, the commands,
-    sweeps and Python; the descriptions are the help texts. A regularizer is given by its name, with its
-    settings beside it: ``EditConfig(regularizer="rect", keep=0.4, ...)``.
+    A regularizer is given by its name, with its settings beside it:
+    ``EditConfig(regularizer="rect", keep=0.4, ...)``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str = Field(default="rome", description="editing method, or none")
-    edits: str | None = Field(
+    edits: Text = Field(
         default=None,
-        description="tiny, zsre, counterfact or a .json/.jsonl file, each with an optional [start:stop:step]",
+        description="facts to edit: tiny, zsre, counterfact or a .json/.jsonl file, each with an optional"
+        " [start:stop:step]",
     )
     edit_batch_size: int = Field(
-        default=1,
-        ge=1,
-        description="facts an edit: 1 is instance editing, more is batch editing; edits accumulate",
+        default=1, ge=1, description="facts edited together; the edits of all batches accumulate"
     )
     regularizer: SerializeAsAny[Regularizer] = Field(
-        default=NoRegularizer(), description="what trims each update before it is applied"
+        default=NoRegularizer(), description="what is applied to each update before it is added to the weight"
     )
-    hparams: str | None = Field(
-        default=None, description="hyper-parameters: a preset name or a published JSON or YAML file"
+    hparams: Text = Field(
+        default=None,
+        description="hyper-parameters: a preset name, or a JSON or YAML file as published for the method",
     )
-    stats: str | None = Field(default=None, description="folder of second moments")
-    edit_cache: str | None = Field(
-        default=None, description="folder where edit runs are kept and found again, or off"
+    stats: Text = Field(default=None, description="folder of second moments")
+    edit_cache: Text = Field(
+        default=None, description="folder for finished edit runs, which are found again there, or off"
     )
     edit_seed: int = Field(default=0, ge=0, lt=2**63, description="seed of everything random in editing")
 
@@ -51,14 +71,11 @@ class EditConfig(BaseModel):
         """Make the regularizer from its name and the settings beside it."""
         if not isinstance(values, Mapping) or isinstance(values.get("regularizer"), Regularizer):
             return values
-        rest = {key: value for key, value in values.items() if key not in cls._settings_names()}
-        settings = {key: value for key, value in values.items() if key not in rest and value is not None}
+        names = settings().keys()
+        rest = {key: value for key, value in values.items() if key not in names}
+        given = {key: value for key, value in values.items() if key in names and value is not None}
         name = rest.pop("regularizer", None)
-        return rest | {"regularizer": make_regularizer("none" if name is None else str(name), settings)}
-
-    @staticmethod
-    def _settings_names() -> set[str]:
-        return {field for kind in REGULARIZERS.values() for field in kind.model_fields}
+        return rest | {"regularizer": make_regularizer("none" if name is None else str(name), given)}
 
     @field_validator("method")
     @classmethod
@@ -91,9 +108,6 @@ class EditConfig(BaseModel):
             if {"regularizer", "keep"} & given.keys():
                 raise UserError("rect= is short for regularizer=rect,keep=: give one or the other")
             given |= {"regularizer": "rect", "keep": share}
-        for key in ("edits", "hparams", "stats", "edit_cache"):
-            if key in given:
-                given[key] = str(given[key])
         return validated(cls, given, where)
 
 
@@ -115,3 +129,63 @@ def make_regularizer(name: str, settings: Mapping[str, Any]) -> Regularizer:
         if field.is_required() and setting not in settings:
             raise UserError(f"regularizer={name} needs {setting}=, {field.description}")
     return validated(kind, settings, "")
+
+
+def settings() -> dict[str, dict[str, FieldInfo]]:
+    """Setting -> {regularizer: its field}, of all registered regularizers."""
+    found: dict[str, dict[str, FieldInfo]] = {}
+    for name in REGULARIZERS:
+        try:
+            fields = REGULARIZERS[name].model_fields
+        except UserError as error:  # another package's, which nobody may have asked for
+            log.warning("%s", error)
+            continue
+        for setting, field in fields.items():
+            found.setdefault(setting, {})[name] = field
+    return found
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of an editing run.
+
+    Attributes:
+        type: int, float or str; what a command line converts it to. Settings of regularizers are str.
+        default: the value where it is not given; None where that depends on other arguments.
+        help: its help text, without the default.
+    """
+
+    name: str
+    type: type
+    default: Any
+    help: str
+
+
+def arguments() -> dict[str, Argument]:
+    """All arguments of an editing run by name, with the settings of other packages' regularizers."""
+    found: list[Argument] = []
+    for name, field in EditConfig.model_fields.items():
+        text, default = field.description or "", field.default
+        if name == "method":
+            text = f"{text}: {', '.join(METHODS)}"
+        if name == "regularizer":
+            text, default = f"{text}: {', '.join(REGULARIZERS)}", field.default.name
+            found.append(Argument("rect", str, None, RECT))
+        found.append(Argument(name, int if field.annotation is int else str, default, text))
+        if name == "regularizer":
+            found += [_setting(setting, users) for setting, users in settings().items()]
+    return {argument.name: argument for argument in found}
+
+
+#: Help text of the one argument that is short for others.
+RECT = "share of each update that RECT keeps: 0.4 or 40%; short for regularizer=rect,keep=0.4"
+
+
+def _setting(name: str, users: Mapping[str, FieldInfo]) -> Argument:
+    """A setting of one or several regularizers; those that describe it alike are named together."""
+    by_text: dict[str, list[str]] = {}
+    for user, field in users.items():
+        by_text.setdefault(field.description or name, []).append(user)
+    text = "; ".join(f"{text} ({', '.join(names)})" for text, names in by_text.items())
+    defaults = {None if field.is_required() else field.default for field in users.values()}
+    return Argument(name, str, defaults.pop() if len(defaults) == 1 else None, text)

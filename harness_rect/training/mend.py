@@ -67,25 +67,26 @@ Factors = dict[str, tuple[Tensor, Tensor]]
 
 
 class MendTraining(BaseModel):
-    """Settings of a training.
-
-    rank: of the hypernetworks' layers. steps: at most so many, of ``batch_size`` facts each. lr: Adam's, for
-    the networks. edit_lr: minus the start of every weight's scalar. patience: validations without a better
-    loss before training stops. layers: blocks whose MLP matrices are edited.
-    """
+    """Settings of a training; the options of ``harness-rect train-mend`` are made from these fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    layers: list[int] = Field(min_length=1)
-    rank: int = Field(default=32, ge=1)
-    steps: int = Field(default=1000, ge=1)
-    batch_size: int = Field(default=16, ge=1)
-    lr: float = Field(default=1e-3, gt=0)
-    edit_lr: float = Field(default=1e-3, gt=0)
-    c_edit: float = Field(default=1.0, ge=0)
-    c_loc: float = Field(default=1.0, ge=0)
-    patience: int = Field(default=10, ge=1)
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    layers: list[int] = Field(min_length=1, description="blocks whose MLP matrices are edited")
+    rank: int = Field(default=32, ge=1, description="rank of the networks' layers")
+    steps: int = Field(default=1000, ge=1, description="maximum number of steps")
+    batch_size: int = Field(default=16, ge=1, description="facts a step, each an edit of its own")
+    lr: float = Field(default=1e-3, gt=0, description="learning rate of Adam for the networks")
+    edit_lr: float = Field(default=1e-3, gt=0, description="minus the initial value of every weight's scalar")
+    c_edit: float = Field(default=1.0, ge=0, description="weight of the edit loss at paraphrases")
+    c_loc: float = Field(default=1.0, ge=0, description="weight of the divergence at locality prompts")
+    patience: int = Field(
+        default=10,
+        ge=1,
+        description=f"validations, of {VALIDATIONS}, without a lower loss after which training stops",
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="seed of the networks' initial weights and the order of facts"
+    )
 
 
 def default_layers(n_layers: int) -> list[int]:

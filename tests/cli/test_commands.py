@@ -17,14 +17,17 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from pydantic import Field
 
 from harness_rect import cli
+from harness_rect.cli.common import parse_layers
 from harness_rect.config import EditConfig
 from harness_rect.errors import UserError
 from harness_rect.hparams import preset_names
 from harness_rect.methods import METHODS
 from harness_rect.methods.base import Proposal
 from harness_rect.models import EditableLM
+from harness_rect.regularizers import REGULARIZERS, NoRegularizer
 from harness_rect.session import EditSession
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,6 +163,12 @@ def test_slices_choose_the_edits(place: Path, command) -> None:
             {"regularizer": "random", "keep": 0.5, "edit_seed": 5},
         ),
         ({"method": "r_rome"}, {"method": "r_rome"}),
+        ({"rect": "30%"}, {"rect": 0.3}),
+        ({"regularizer": "prune", "base": "1.5"}, {"regularizer": "prune", "base": 1.5}),
+        (
+            {"regularizer": "sphere", "alpha": "0.3", "beta": 0.9},
+            {"regularizer": "sphere", "alpha": 0.3, "beta": 0.9},
+        ),
     ],
 )
 def test_options_mean_what_they_mean_in_python(
@@ -214,7 +223,7 @@ def test_an_existing_output_is_refused_before_any_work(
     def no_work(*arguments: Any, **more: Any) -> None:
         raise AssertionError("the model is being loaded")
 
-    monkeypatch.setattr(cli, "_load", no_work)
+    monkeypatch.setattr("harness_rect.cli.edit.load_model", no_work)
     before = files_below(place)
     assert cli.main(command("edit")) == 2
     assert "exists already" in capsys.readouterr().err
@@ -234,6 +243,8 @@ def test_an_existing_output_is_refused_before_any_work(
         ("edit", {"regularizer": "rect", "keep": "40"}, "keep=40: expected a share"),
         ("edit", {"regularizer": "rekt", "keep": "0.4"}, "rekt"),
         ("edit", {"regularizer": "rect", "keep": "0.4", "rect_convention": "papers"}, "papers"),
+        ("edit", {"regularizer": "sphere", "alpha": "2"}, "alpha: Input should be less than or equal to 1"),
+        ("edit", {"regularizer": "prune", "alpha": "0.3"}, "regularizer=prune does not use it"),
         ("edit", {"hparams": "gpt9-xl"}, "gpt9-xl"),
         ("edit", {"hparams": "lost.json"}, "lost.json"),
         ("edit", {"stats": "lost", "hparams": "moments.json"}, "stats=lost: no such folder"),
@@ -364,22 +375,52 @@ def test_stats_are_float32_unless_asked(place: Path, command) -> None:
     ("text", "layers"), [("5", [5]), ("13-15", [13, 14, 15]), ("8,3,5", [3, 5, 8]), ("1-2, 2-3", [1, 2, 3])]
 )
 def test_layers_are_numbers_lists_and_ranges(text: str, layers: list[int]) -> None:
-    assert cli.parse_layers(text) == layers
+    assert parse_layers(text) == layers
 
 
 @pytest.mark.parametrize("text", ["", "a", "3-", "-3", "1,,2", "5-3", "1.5"])
 def test_layers_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="--layers"):
-        cli.parse_layers(text)
+        parse_layers(text)
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as exit:
+        cli.main(arguments)
+    assert exit.value.code == 0
+    return capsys.readouterr().out
 
 
 def test_help_and_version_name_the_commands(capsys) -> None:
-    for arguments, word in (
-        (["--help"], "stats"),
-        (["edit", "--help"], "--rect-convention"),
-        (["--version"], "0."),
-    ):
-        with pytest.raises(SystemExit) as exit:
-            cli.main(arguments)
-        assert exit.value.code == 0
-        assert word in capsys.readouterr().out
+    assert all(name in shown(capsys, "--help") for name in cli.COMMANDS)
+    assert shown(capsys, "--version").startswith("0.")
+    for name in cli.COMMANDS:
+        assert f"usage: harness-rect {name}" in shown(capsys, name, "--help")
+
+
+def test_the_help_of_edit_has_every_argument_with_its_help_text_and_default(
+    capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clip(NoRegularizer):
+        name = "clip"
+        limit: float = Field(default=0.25, description="largest element, 100% of it")
+
+    monkeypatch.setitem(REGULARIZERS, "clip", Clip)
+    text = " ".join(shown(capsys, "edit", "--help").split())
+    for name in ("method", "edits", "edit-batch-size", "rect", "regularizer", "keep", "rect-convention"):
+        assert f" --{name} " in text
+    for name in ("hparams", "stats", "edit-cache", "seed", "base", "alpha", "beta"):
+        assert f" --{name} " in text
+    assert "--limit LIMIT largest element, 100% of it (clip) (default 0.25)" in text
+    assert all(name in text for name in (*METHODS, *REGULARIZERS))
+
+
+def test_the_commands_are_listed_without_importing_what_they_need() -> None:
+    code = (
+        "import sys, harness_rect.cli as cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'pydantic', 'rich', 'importlib.metadata') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

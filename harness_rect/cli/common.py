@@ -1,0 +1,72 @@
+"""What several commands share: the model of ``--model``, options made from declared fields, layer lists."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+import transformers
+
+from harness_rect import embedded
+from harness_rect.errors import UserError
+from harness_rect.models.architecture import refuse_config
+from harness_rect.models.load import load_errors
+
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    names = " or ".join(embedded.MODELS)
+    parser.add_argument(
+        "--model", required=True, help=f"hub name or folder of a causal language model, or {names}"
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: cuda if there is one)")
+    parser.add_argument(
+        "--dtype", default="auto", help="float32, bfloat16, float16 or auto (as stored, the default)"
+    )
+
+
+def add_option(parser: argparse.ArgumentParser, name: str, text: str, default: Any, **more: Any) -> None:
+    """Add an option whose help text says the declared default; it is None where it is not given."""
+    if default is not None:
+        text += f" (default {default:g})" if isinstance(default, float) else f" (default {default})"
+    # argparse formats help texts.
+    parser.add_argument(f"--{name.replace('_', '-')}", help=text.replace("%", "%%"), **more)
+
+
+def load_model(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """The model and tokenizer of ``--model``; one that cannot be edited is refused before it is loaded."""
+    name = embedded.resolve_model(arguments.model)
+    if arguments.dtype not in DTYPES:
+        raise UserError(f"--dtype {arguments.dtype}: expected one of {', '.join(DTYPES)}")
+    dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
+    try:
+        device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--device {arguments.device}: cannot be used here: {reason}") from None
+    with load_errors(f"--model {arguments.model}"):
+        refuse_config(transformers.AutoConfig.from_pretrained(name))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    model.to(device)  # type: ignore[arg-type]  # the stub of a wrapped method
+    return model.eval(), tokenizer
+
+
+def parse_layers(text: str) -> list[int]:
+    """Block numbers from "5", "3,5,8" or "13-17", sorted and without repetition.
+
+    Raises:
+        UserError: for anything else.
+    """
+    layers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise UserError(f"--layers {text}: expected numbers such as 5, 3,5,8 or 13-17")
+        layers |= set(range(int(first), int(last or first) + 1))
+    if not layers:
+        raise UserError(f"--layers {text}: an empty range")
+    return sorted(layers)

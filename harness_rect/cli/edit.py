@@ -1,0 +1,65 @@
+"""``harness-rect edit``: edit a model and write it as a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from harness_rect import config
+from harness_rect.cli.common import add_model_options, add_option, load_model
+from harness_rect.edits import load_edits
+from harness_rect.errors import UserError
+from harness_rect.moments.provider import layout_name
+from harness_rect.session.checkpoint import check_output, save_checkpoint
+from harness_rect.session.report import EditReport
+from harness_rect.session.runs import EditCache
+from harness_rect.session.stream import EditSession, check_edits
+
+#: The options that are not called like the argument they set.
+OPTIONS = {"edit_seed": "seed"}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_model_options(parser)
+    for name, argument in config.arguments().items():
+        required = name in {"method", "edits"}
+        default = None if required else argument.default
+        option = OPTIONS.get(name, name)
+        add_option(parser, option, argument.help, default, type=argument.type, required=required, dest=name)
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for the checkpoint and edit_report.json"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Edit, write the checkpoint and print how the edits did."""
+    given = {name: getattr(arguments, name) for name in config.arguments()}
+    described = config.EditConfig.from_args("command line", **given)
+    if described.method == "none":
+        raise UserError("--method none edits nothing; choose a method")
+    check_output(arguments.output)
+    stream = load_edits(arguments.edits)
+    check_edits(described, stream)
+    model, tokenizer = load_model(arguments)
+    session = EditSession(model, tokenizer, described, stream, layout_name(arguments.model))
+    session.run(EditCache.from_spec(described.edit_cache))
+    save_checkpoint(arguments.output, model, tokenizer, session.report)
+    _print_summary(session.report, arguments.output)
+
+
+def _print_summary(report: EditReport, output: Path) -> None:
+    table = Table(title=f"{report.n_edits} edits by {report.method}")
+    for heading in ("metric", "before", "right after each", "at the end"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    times = [report.before_each_edit, report.right_after_each_edit, report.at_the_end]
+    for metric in sorted({name for scores in times for name in scores}):
+        values = [scores.get(metric) for scores in times]
+        if metric == "locality":  # before an edit it is 1 by definition
+            values[0] = None
+        table.add_row(metric, *("-" if value is None else f"{value:.3g}" for value in values))
+    console = Console()
+    console.print(table)
+    console.print(f"checkpoint and edit_report.json: {output}", soft_wrap=True)

@@ -1,0 +1,68 @@
+"""``harness-rect train-mend``: train the networks that MEND edits with."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from harness_rect.cli.common import add_model_options, add_option, load_model, parse_layers
+from harness_rect.edits import load_edits
+from harness_rect.models import EditableLM
+from harness_rect.moments.provider import layout_name
+from harness_rect.session.checkpoint import check_parent
+from harness_rect.training.mend import (
+    MendTrainer,
+    MendTraining,
+    check_output,
+    default_layers,
+    hold_out,
+    training_rows,
+)
+from harness_rect.validation import validated
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_model_options(parser)
+    parser.add_argument(
+        "--train",
+        required=True,
+        help="training rows: zsre (ZsRE's training rows) or a file, with [start:stop]",
+    )
+    parser.add_argument("--val", help="held-out rows (default: the last tenth of --train, at most 500)")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for mend.safetensors and mend.yaml"
+    )
+    parser.add_argument(
+        "--layers", help="blocks whose MLP matrices are edited: 45-47 (default: the last three)"
+    )
+    for name, field in MendTraining.model_fields.items():
+        if name != "layers":
+            add_option(parser, name, field.description or "", field.default, type=field.annotation)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train, and write the networks' best state."""
+    names = MendTraining.model_fields.keys() - {"layers"}
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    layers = parse_layers(arguments.layers) if arguments.layers is not None else [0]
+    settings = validated(MendTraining, given | {"layers": layers}, "command line")  # before any work
+    check_output(arguments.output)
+    check_parent(arguments.output / "file")
+    train = load_edits(training_rows(arguments.train)).edits
+    if arguments.val is None:
+        train, held_out = hold_out(train)
+    else:
+        held_out = load_edits(training_rows(arguments.val)).edits
+    model, tokenizer = load_model(arguments)
+    lm = EditableLM(model, tokenizer)
+    if arguments.layers is None:
+        settings = settings.model_copy(update={"layers": default_layers(lm.architecture.n_layers)})
+    described = MendTrainer(lm, train, held_out, settings, layout_name(arguments.model)).run(arguments.output)
+    scores = ", ".join(f"{name} {value:.3g}" for name, value in described.validation.items())
+    console = Console()
+    console.print(
+        f"best of {described.training['last_step']} steps on held-out rows: {scores}", soft_wrap=True
+    )
+    console.print(f"edit with: --method mend --hparams {arguments.output}", soft_wrap=True)
