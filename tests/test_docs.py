@@ -2,45 +2,80 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
-import torch
-from support.tiny_models import make_edit
+from hatchling.build import build_wheel
 
 from harness_rect.config import EditConfig
-from harness_rect.methods import METHODS
-from harness_rect.session import EditSession
+from harness_rect.methods import METHODS, Method
+from harness_rect.regularizers import REGULARIZERS, Regularizer
 
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_the_example_method_edits_by_its_gradient(family, make_lm):
-    text = (DOCS / "adding_a_method.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    try:
-        exec(compile(code, "adding_a_method.md", "exec"), {"__name__": "example"})
-        lm = make_lm(family)
-        weight = lm.weight(lm.architecture.weight_name(1))
-        before = weight.detach().clone()
-        edit = make_edit()
-        prompt, target = lm.encoder.continuation(edit.text, edit.target)
-        weight.requires_grad_(True)
-        logits = lm.model(torch.tensor([prompt + target[:-1]])).logits[0, len(prompt) - 1 :]
-        (gradient,) = torch.autograd.grad(
-            torch.nn.functional.cross_entropy(logits, torch.tensor(target)), weight
-        )
-        weight.requires_grad_(False)
-        report = EditSession(
-            lm.model, lm.encoder.tokenizer, EditConfig(method="step", edits="one"), [edit]
-        ).run()
-        torch.testing.assert_close(weight.detach() - before, -0.1 * gradient, rtol=1e-3, atol=1e-5)
-        assert report["flagged"] == {}
-    finally:
-        METHODS.pop("step", None)
+#: Fenced blocks: language, the file that a reader puts it into, and text.
+BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def registries(monkeypatch):
+    """The tables of methods and regularizers are as before when the test is over."""
+    for registry in (METHODS, REGULARIZERS):
+        monkeypatch.setattr(registry, "_objects", dict(registry._objects))
+        monkeypatch.setattr(registry, "_plugins", None)
+
+
+def follow(guide: Path, folder: Path, monkeypatch) -> dict[str, Any]:
+    """Do what a guide says in ``folder``; the names that its Python blocks without a file define.
+
+    Python files of this package become modules of it, whose methods and regularizers are registered.
+    """
+    monkeypatch.chdir(folder)
+    scope: dict[str, Any] = {"__name__": guide.stem}
+    for language, file, text in BLOCK.findall(guide.read_text(encoding="utf-8")):
+        code = compile(text, file or guide.name, "exec") if language == "python" else None
+        if code is not None and file:
+            module = ModuleType(file.removesuffix(".py").replace("/", "."))
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+            exec(code, vars(module))
+            for entry in vars(module).values():
+                if isinstance(entry, Method):
+                    METHODS[entry.name] = entry
+                elif inspect.isclass(entry) and issubclass(entry, Regularizer) and entry is not Regularizer:
+                    REGULARIZERS[entry.name] = entry
+        elif code is not None:
+            exec(code, scope)
+        if file:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_text(text, encoding="utf-8")
+    return scope
+
+
+@pytest.mark.parametrize("guide", sorted(DOCS.glob("adding_*.md")), ids=lambda path: path.stem)
+def test_the_example_of_a_guide_passes_its_own_tests(guide, tmp_path, monkeypatch, registries, request):
+    scope = follow(guide, tmp_path, monkeypatch)
+    tests = [value for name, value in scope.items() if name.startswith("test_")]
+    assert tests
+    for test in tests:
+        test(**{name: request.getfixturevalue(name) for name in inspect.signature(test).parameters})
+
+
+def test_the_example_of_another_package_adds_a_regularizer(tmp_path, monkeypatch, registries):
+    follow(DOCS / "adding_a_regularizer.md", tmp_path, monkeypatch)
+    package = tmp_path / "norm-clip"
+    (tmp_path / "harness_rect/regularizers/norm_clip.py").rename(package / "norm_clip.py")
+    monkeypatch.chdir(package)
+    monkeypatch.syspath_prepend(package / build_wheel(str(package)))
+    del REGULARIZERS["norm_clip"]
+    config = EditConfig.from_args(edits="tiny", regularizer="norm_clip", max_ratio="0.005")
+    assert config.regularizer.max_ratio == 0.005
+    assert type(config.regularizer).__module__ == "norm_clip"
 
 
 def test_the_generated_tables_are_up_to_date():
