@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -28,6 +29,31 @@ def pytest_configure() -> None:
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(_CACHE, ignore_errors=True)
+
+
+class _FullRuns(logging.Handler):
+    """Collects the warnings that a model is searched by full runs."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.seen: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from harness_rect.models.suffix import FULL_RUN_WARNING
+
+        if record.msg == FULL_RUN_WARNING:
+            self.seen.append(record.getMessage())
+
+
+@pytest.fixture(autouse=True)
+def no_full_runs(request):
+    """A test fails where a search falls back to full runs, unless it is marked ``full_runs``."""
+    handler, logger = _FullRuns(), logging.getLogger("harness_rect")
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)
+    if handler.seen and not request.node.get_closest_marker("full_runs"):
+        pytest.fail(f"{handler.seen[0]}: several times the cost")
 
 
 @pytest.fixture(scope="session")

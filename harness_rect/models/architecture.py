@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
+from harness_rect.compat.transformers import Conv1D
 from harness_rect.errors import UserError
 
 # A matrix under one of these belongs to attention, whose output projection has the same output width.

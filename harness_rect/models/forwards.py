@@ -13,10 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import FastGELUActivation, NewGELUActivation
 
-#: Modules that compute 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) step by step.
-STEPWISE_GELU = (NewGELUActivation, FastGELUActivation)
+from harness_rect.compat.transformers import STEPWISE_GELU
 
 
 @contextmanager

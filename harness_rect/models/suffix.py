@@ -26,9 +26,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
+from harness_rect.compat.transformers import DynamicLayer, cache_arguments, cache_of
 from harness_rect.models.forwards import forward_of
 from harness_rect.models.lm import EditableLM, hidden_of
 
@@ -41,6 +40,8 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 5e-2, tor
 TOKENS_COMPARED = 2048
 #: Places for which log-probabilities are computed at once.
 PLACES_AT_ONCE = 8
+#: Logged when a model is searched by full runs: several times the cost.
+FULL_RUN_WARNING = "%s cannot be run from the middle (%s); searches run it in full"
 _FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, IndexError)
 
 
@@ -78,15 +79,15 @@ class Suffix:
 
         rows, offsets: (n,) int64, no place twice. Differentiable in whatever hooks add on the way.
         """
-        more: dict[str, Any] = {} if self.positions is None else {"position_ids": self.positions}
+        more: dict[str, Any] = {"use_cache": False}
+        if self.positions is not None:
+            more["position_ids"] = self.positions
         handed_out: list[_Holding] = []
         if self.cache:
-            past = DynamicCache()
             # Of the skipped blocks only the length of what they hold is asked for.
             every = range(self.skipped + len(self.cache))
             handed_out = [_Holding(*self.cache[max(0, i - self.skipped)], self.ids.shape[1]) for i in every]
-            past.layers = list(handed_out)
-            more["past_key_values"] = past
+            more |= cache_arguments(self.lm.model, cache_of(handed_out))
         places = self.places(rows, offsets)
         with (
             skipping(self.lm, self.skipped, self.entry),
@@ -96,11 +97,7 @@ class Suffix:
             logits = self.lm.with_head_at(
                 rows,
                 places,
-                lambda: (
-                    self.lm.model(
-                        input_ids=self.ids, attention_mask=self.mask, use_cache=bool(self.cache), **more
-                    ).logits
-                ),
+                lambda: self.lm.model(input_ids=self.ids, attention_mask=self.mask, **more).logits,
             )
         for layer in handed_out:
             layer.check_untouched()
@@ -280,9 +277,7 @@ def whole_run(
     lm: EditableLM, sequences: Sequence[Sequence[int]], starts: Sequence[int], reason: CannotResume
 ) -> Suffix:
     """A :class:`Suffix` that runs everything each time, for a model of which nothing can be left out."""
-    log.warning(
-        "%s cannot be run from the middle (%s); searches run it in full", type(lm.model).__name__, reason
-    )
+    log.warning(FULL_RUN_WARNING, type(lm.model).__name__, reason)
     batch = lm.batch(sequences)
     columns = torch.tensor(starts, device=batch.ids.device)
     return Suffix(lm, columns, batch.ids, batch.mask, None, 0, None, ())
@@ -308,9 +303,8 @@ def _prepare(
     batch = lm.batch(sequences, [earlier - start for start in starts])
     ids, mask = batch.ids, batch.mask
     positions = (mask.cumsum(1) - 1) * mask
-    past = DynamicCache()  # not of the model's config: sliding windows would forget the earlier tokens
     kept = [_Keeping(earlier if layer >= skipped else 0) for layer in range(lm.architecture.n_layers)]
-    past.layers = list(kept)
+    past = cache_of(kept)
     held: dict[nn.Module, Tensor] = {}
 
     def hold(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -330,8 +324,7 @@ def _prepare(
                     input_ids=ids,
                     attention_mask=mask,
                     position_ids=positions,
-                    past_key_values=past,
-                    use_cache=True,
+                    **cache_arguments(lm.model, past),
                 ).logits
             ),
         )

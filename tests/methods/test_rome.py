@@ -369,6 +369,7 @@ def test_every_token_of_a_target_counts_the_same(make_lm):
     assert trace["kl"] == pytest.approx(0, abs=1e-6) and trace["decay"] == 0
 
 
+@pytest.mark.full_runs
 def test_a_prompt_longer_than_the_model_is_one_line(make_lm):
     lm = make_lm("gpt2")
     edit = make_edit("{} is " + "large " * LENGTH, "The city", "Paris")

@@ -85,6 +85,7 @@ def test_a_change_in_the_middle_is_seen_as_in_a_whole_run(family, dtype, skipped
         assert off.mean() < 0.05
 
 
+@pytest.mark.full_runs
 @pytest.mark.parametrize("at_block", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_finds_what_each_fact_finds_alone_in_whole_runs(family, at_block, make_lm, monkeypatch):
@@ -189,6 +190,7 @@ def test_many_facts_are_split_into_batches_that_fit(make_lm, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.full_runs
 def test_a_model_that_cannot_start_in_the_middle_runs_whole_and_says_so(make_lm, monkeypatch, caplog):
     lm = make_lm("gpt2")
     sequences, starts, rows, offsets = batch(lm)
@@ -204,6 +206,7 @@ def test_a_model_that_cannot_start_in_the_middle_runs_whole_and_says_so(make_lm,
     torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.full_runs
 def test_a_wrong_middle_is_noticed_and_the_search_runs_in_full(make_lm, monkeypatch, caplog):
     lm = make_lm("gpt2")
     sequences, starts, rows, offsets = batch(lm)
@@ -242,6 +245,7 @@ def test_a_hook_of_the_users_on_a_skipped_block_counts_once(make_lm, caplog):
     assert not caplog.records
 
 
+@pytest.mark.full_runs
 @pytest.mark.parametrize("loss_layer", [None, 2])
 def test_a_wrong_middle_is_noticed_whatever_the_loss_reads(loss_layer, make_lm, monkeypatch, caplog):
     lm = make_lm("llama", num_hidden_layers=4)
@@ -295,6 +299,7 @@ def test_blocks_are_themselves_again_afterwards(make_lm):
     assert torch.equal(lm.model(torch.tensor([sequences[0]])).logits, before)
 
 
+@pytest.mark.full_runs
 def test_prompts_that_are_too_long_are_refused_as_ever(make_lm):
     lm = make_lm("gpt2")
     with pytest.raises(UserError, match="longer than the 96"):
@@ -315,6 +320,7 @@ def compared_with_whole_runs(lm, monkeypatch, **changes):
     return found, search()
 
 
+@pytest.mark.full_runs
 def test_attention_that_overwrites_its_keys_is_run_in_full(make_lm, monkeypatch, caplog):
     def halved(module, query, key, value, mask, **more):
         key.mul_(0.5)
@@ -329,6 +335,7 @@ def test_attention_that_overwrites_its_keys_is_run_in_full(make_lm, monkeypatch,
     assert (found - wanted).norm() / wanted.norm() < 1e-4
 
 
+@pytest.mark.full_runs
 def test_where_padding_changes_a_model_the_kl_term_starts_from_its_whole_runs(make_lm, monkeypatch, caplog):
     lm = make_lm("gpt2", n_layer=4)
 
@@ -342,6 +349,7 @@ def test_where_padding_changes_a_model_the_kl_term_starts_from_its_whole_runs(ma
     assert (found - wanted).norm() / wanted.norm() < 1e-4
 
 
+@pytest.mark.full_runs
 def test_logits_in_another_order_than_they_were_computed_in(make_lm, monkeypatch):
     lm = make_lm("gpt2", n_layer=3)
     head = lm.model.get_output_embeddings()
