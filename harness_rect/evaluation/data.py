@@ -39,6 +39,7 @@ from datasets import Dataset, load_dataset
 
 from harness_rect import embedded
 from harness_rect.errors import UserError, one_line_errors
+from harness_rect.evaluation.catalogue import TASKS
 
 log = logging.getLogger(__name__)
 
@@ -351,12 +352,20 @@ class Source:
     """Where one task finds its rows and how a row becomes documents."""
 
     task: str
-    file: str  # our JSONL name in a `data` folder
-    paper_file: str  # the name in the paper's own data folder (a folder itself, for the dialogues)
     read_paper: Callable[[Path], Rows]
     hub: tuple[str, str | None, str]  # dataset, configuration, split
     columns: tuple[tuple[str, ...], ...]  # each needed column, with the names it goes by
     adapt: Callable[[Row], list[Document]]
+
+    @property
+    def file(self) -> str:
+        """Our JSON Lines file in a ``data`` folder."""
+        return TASKS[self.task].file
+
+    @property
+    def paper_file(self) -> str:
+        """The file in the paper's own data folder; a folder itself, for the dialogues."""
+        return TASKS[self.task].paper_file
 
     def wanted(self) -> str:
         """The needed columns in words, for error messages."""
@@ -365,8 +374,6 @@ class Source:
 
 REASONING = Source(
     "rect_reasoning",
-    "gsm8k.jsonl",
-    "test-reasoning.jsonl",
     _read_jsonl,
     ("openai/gsm8k", "main", "test"),
     (("question",), ("answer",)),
@@ -374,8 +381,6 @@ REASONING = Source(
 )
 NLI = Source(
     "rect_nli",
-    "rte.jsonl",
-    "test-NLI.tsv",
     _read_tsv,
     ("nyu-mll/glue", "rte", "train"),  # the paper evaluates on RTE's training rows
     (("sentence1",), ("sentence2",), ("label",)),
@@ -383,8 +388,6 @@ NLI = Source(
 )
 OPEN_DOMAIN_QA = Source(
     "rect_open_domain_qa",
-    "nq_open.jsonl",
-    "test-OpenDomainQA.jsonl",
     _read_jsonl,
     # Gold passages in place of the paper's model-written ones. Its test split is the part of NQ-open's
     # development set (which the paper uses) that has a gold passage.
@@ -394,8 +397,6 @@ OPEN_DOMAIN_QA = Source(
 )
 CLOSED_DOMAIN_QA = Source(
     "rect_closed_domain_qa",
-    "boolq.jsonl",
-    "test-ClosedDomainQA.jsonl",
     _read_jsonl,
     ("google/boolq", None, "validation"),
     (("question",), ("passage",), ("answer", "label")),
@@ -403,8 +404,6 @@ CLOSED_DOMAIN_QA = Source(
 )
 DIALOGUE = Source(
     "rect_dialogue",
-    "mutual.jsonl",
-    "test-dialogue",
     _read_dialogue_folder,
     ("EleutherAI/mutual", "mutual", "validation"),
     (("article",), ("options",), ("answers",)),
@@ -412,8 +411,6 @@ DIALOGUE = Source(
 )
 SUMMARIZATION = Source(
     "rect_summarization",
-    "samsum.jsonl",
-    "test-summarization.json",
     _read_json_list,
     ("knkarthick/samsum", None, "validation"),  # the paper's 818 rows are the validation split
     (("dialogue",), ("summary",)),
@@ -421,8 +418,6 @@ SUMMARIZATION = Source(
 )
 NER = Source(
     "rect_ner",
-    "conll2003.jsonl",
-    "test-NER.txt",
     _read_conll,
     ("lhoestq/conll2003", None, "test"),
     (("tokens",), ("ner_tags",)),
@@ -430,8 +425,6 @@ NER = Source(
 )
 SENTIMENT = Source(
     "rect_sentiment",
-    "sst2.jsonl",
-    "test-SentimentAnalysis.tsv",
     _read_sentiment_tsv,
     ("nyu-mll/glue", "sst2", "validation"),
     (("sentence",), ("label",)),

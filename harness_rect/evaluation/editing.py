@@ -317,9 +317,3 @@ class CounterfactTask(EditingTask):
         if {"es", "ps", "ns"} <= scores.keys():
             scores["edit_score"] = (scores["es"], scores["ps"], scores["ns"])
         return scores
-
-
-def edit_score(items: Sequence[tuple[float, float, float]]) -> float:
-    """S: harmonic mean of the means of es, ps and ns over edits; 0 if one of them is 0."""
-    means = [sum(column) / len(items) for column in zip(*items, strict=True)]
-    return len(means) / sum(1 / m for m in means) if all(means) else 0.0

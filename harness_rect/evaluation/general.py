@@ -6,7 +6,7 @@ each metric of the task's YAML; ``score`` repeats the headline metric. Only what
 scored, never the prompt.
 
 Values are averaged by lm-eval's ``mean``, so that it can give standard errors; the two NER metrics are ratios
-of sums and have aggregations of their own (for which lm-eval reports no standard error).
+of sums (:mod:`harness_rect.evaluation.aggregations`), for which lm-eval reports no standard error.
 """
 
 from __future__ import annotations
@@ -158,28 +158,6 @@ def entity_counts(gold: Iterable[str], output: str) -> tuple[int, int, int]:
     wanted = Counter(map(_entity_key, gold))
     listed = Counter(listed_entities(output))
     return (wanted & listed).total(), listed.total(), wanted.total()
-
-
-def entity_f1(counts: Iterable[tuple[int, int, int]]) -> float:
-    """Micro F1 over all ``(matched, predicted, gold)``; 0 where nothing is predicted and nothing is gold."""
-    matched = predicted = gold = 0
-    for m, p, g in counts:
-        matched, predicted, gold = matched + m, predicted + p, gold + g
-    return 2 * matched / (predicted + gold) if predicted + gold else 0.0
-
-
-def macro_recall(founds: Iterable[tuple[str, int, int]]) -> float:
-    """What the script computes, from ``(type, found, gold)``: found / gold for each type, then the mean.
-
-    Types without a gold entity are left out of the mean; without any gold entity it is 0.
-    """
-    found: Counter[str] = Counter()
-    gold: Counter[str] = Counter()
-    for kind, n_found, n_gold in founds:
-        found[kind] += n_found
-        gold[kind] += n_gold
-    recalls = [found[kind] / n for kind, n in gold.items() if n]
-    return sum(recalls) / len(recalls) if recalls else 0.0
 
 
 def ner(doc: Doc, results: Sequence[str]) -> dict[str, tuple[Any, int, int]]:

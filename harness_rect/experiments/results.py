@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness_rect.errors import UserError
+from harness_rect.evaluation.catalogue import TASKS, is_repetition
 from harness_rect.session.report import EditReport
 
 #: Entries of a task's results that are numbers and no metrics.
@@ -184,22 +185,17 @@ class Results:
     def headline(self, name: str) -> Key:
         """The first metric that the task defines, under the first filter that the file has it for."""
         keys = list(self._scored[name])
-        for defined in self.file.configs.get(name, {}).get("metric_list") or ():
-            for key in keys:
-                if isinstance(defined, dict) and key.metric == defined.get("metric"):
-                    return key
-        return keys[0]
+        said = self.file.configs.get(name, {}).get("metric_list") or ()
+        defined = [one.get("metric") for one in said if isinstance(one, dict)]
+        if not defined and name in TASKS:
+            defined = [metric.name for metric in TASKS[name].metrics]
+        return next((key for metric in defined for key in keys if key.metric == metric), keys[0])
 
     def metrics(self, name: str) -> list[Key]:
-        """All metrics but repetitions: ``score`` of our tasks is their headline, ``<m>_rows`` counts rows."""
+        """The headline and all other metrics but repetitions, see :func:`.catalogue.is_repetition`."""
         headline = self.headline(name)
-        names = {key.metric for key in self._scored[name]}
-
-        def repeats(key: Key) -> bool:
-            copy = name.startswith("rect_") and key.metric == "score" and key != headline
-            return copy or (key.metric.endswith("_rows") and key.metric.removesuffix("_rows") in names)
-
-        return [headline, *(key for key in self._scored[name] if key != headline and not repeats(key))]
+        others = (key for key in self._scored[name] if key != headline)
+        return [headline, *(key for key in others if not is_repetition(name, key.metric))]
 
     def higher_is_better(self, name: str, metric: str) -> bool:
         """The task's word for it; metrics without one are taken to be better when higher."""

@@ -16,7 +16,7 @@ from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file
 
 from harness_rect.errors import UserError
-from harness_rect.evaluation.editing import edit_score, edits_for_tasks, load_tokenizer
+from harness_rect.evaluation.editing import edits_for_tasks, load_tokenizer
 
 TASKS = Path(__file__).parents[2] / "tasks"
 GOLDENS = Path(__file__).parents[1] / "data" / "goldens"
@@ -155,12 +155,6 @@ def test_what_a_row_lacks_is_none_in_its_sample(evaluate) -> None:
     assert full.keys() == lacking.keys()
     assert lacking["ps"] is None and lacking["es"] is not None
     assert lacking["ps_rows"] == 0
-
-
-def test_the_edit_score_is_the_harmonic_mean_of_the_means() -> None:
-    assert edit_score([(1.0, 0.5, 1.0), (0.0, 0.5, 1.0)]) == pytest.approx(3 / (1 / 0.5 + 1 / 0.5 + 1))
-    assert edit_score([(1.0, 0.0, 1.0)]) == 0
-    assert edit_score([(1.0, 1.0, 1.0)]) == 1
 
 
 def test_standard_errors_of_all_metrics_are_numbers(evaluate) -> None:

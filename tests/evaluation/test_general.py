@@ -182,18 +182,6 @@ def test_entity_counts(gold: list[str], output: str, counts: tuple[int, int, int
     assert general.entity_counts(gold, output) == counts
 
 
-def test_entity_f1_is_micro() -> None:
-    # 3 matched of 4 predicted and 6 gold in all; the mean of the single F1 values would be another number
-    assert general.entity_f1([(2, 2, 2), (1, 2, 4)]) == pytest.approx(2 * 3 / (4 + 6))
-    assert general.entity_f1([(0, 0, 0)]) == 0.0
-
-
-def test_macro_recall_is_the_mean_over_types_with_gold_entities() -> None:
-    founds = [("Person", 1, 2), ("Person", 1, 1), ("Location", 0, 1), ("Organization", 0, 0)]
-    assert general.macro_recall(founds) == pytest.approx((2 / 3 + 0) / 2)
-    assert general.macro_recall([("Person", 0, 0)]) == 0.0
-
-
 def test_ner() -> None:
     doc: dict[str, Any] = {"entity_type": "Person", "text": "Ada saw Bob", "entities": ["Ada", "Bob", "Cy"]}
     # "Adam" holds "Ada": enough for the script's recall, not for F1; the second line counts for recall only.

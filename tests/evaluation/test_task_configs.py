@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +15,20 @@ import yaml
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
-TASKS = Path(__file__).parents[2] / "tasks"
+from harness_rect.evaluation.catalogue import GROUPS, TASKS
 
-# max_gen_toks and metrics of each task, the headline metric first.
-GENERAL: dict[str, tuple[int, list[str]]] = {
-    "rect_reasoning": (5, ["solve_rate"]),
-    "rect_nli": (1, ["acc", "valid_rate"]),
-    "rect_open_domain_qa": (20, ["em"]),
-    "rect_closed_domain_qa": (1, ["acc", "valid_rate"]),
-    "rect_dialogue": (1, ["acc", "valid_rate"]),
-    "rect_summarization": (25, ["rouge", "rouge1", "rouge2", "rougeL"]),
-    "rect_ner": (10, ["f1", "recall_macro"]),
-    "rect_sentiment": (1, ["acc", "valid_rate"]),
+FOLDER = Path(__file__).parents[2] / "tasks"
+
+# The longest answer of each task, in tokens.
+MAX_GEN_TOKS = {
+    "rect_reasoning": 5,
+    "rect_nli": 1,
+    "rect_open_domain_qa": 20,
+    "rect_closed_domain_qa": 1,
+    "rect_dialogue": 1,
+    "rect_summarization": 25,
+    "rect_ner": 10,
+    "rect_sentiment": 1,
 }
 
 ROWS: dict[str, list[dict[str, Any]]] = {
@@ -168,7 +172,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _manager(folder: Path) -> TaskManager:
     metadata = {"data": str(folder), "pretrained": "any", "method": "rome"}
-    return TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
+    return TaskManager(include_path=str(FOLDER), include_defaults=False, metadata=metadata)
 
 
 @pytest.fixture(scope="module")
@@ -178,23 +182,23 @@ def outcome(folder: Path) -> dict[str, Any]:
     )
 
 
-@pytest.mark.parametrize("task", GENERAL)
+@pytest.mark.parametrize("task", MAX_GEN_TOKS)
 def test_prompts_to_the_letter(outcome: dict[str, Any], task: str) -> None:
     samples = sorted(outcome["samples"][task], key=lambda sample: sample["doc_id"])
     assert [sample["arguments"][0][0] for sample in samples] == PROMPTS[task]
     assert [sample["target"] for sample in samples] == TARGETS[task]
-    settings = {"do_sample": False, "until": [], "max_gen_toks": GENERAL[task][0]}
+    settings = {"do_sample": False, "until": [], "max_gen_toks": MAX_GEN_TOKS[task]}
     assert all(sample["arguments"][0][1] == settings for sample in samples)
 
 
-@pytest.mark.parametrize("task", GENERAL)
+@pytest.mark.parametrize("task", MAX_GEN_TOKS)
 def test_results(outcome: dict[str, Any], task: str) -> None:
     results = outcome["results"][task]
     found = {key.split(",")[0]: value for key, value in results.items() if key.endswith(",none")}
     values = {name: value for name, value in found.items() if not name.endswith("_stderr")}
-    headline = EXPECTED[task][GENERAL[task][1][0]]
-    assert values == pytest.approx({**EXPECTED[task], "score": headline})
-    assert list(EXPECTED[task]) == GENERAL[task][1]
+    metrics = [metric.name for metric in TASKS[task].metrics]
+    assert values == pytest.approx({**EXPECTED[task], "score": EXPECTED[task][metrics[0]]})
+    assert list(EXPECTED[task]) == metrics
     for name in values:
         assert (found[f"{name}_stderr"] == "N/A") == (task == "rect_ner")
     assert set(outcome["higher_is_better"][task].values()) == {True}
@@ -203,17 +207,17 @@ def test_results(outcome: dict[str, Any], task: str) -> None:
 
 
 def test_general_is_the_plain_mean_of_scores(outcome: dict[str, Any]) -> None:
-    scores = [EXPECTED[task][metrics[0]] for task, (_, metrics) in GENERAL.items()]
+    scores = [EXPECTED[task][TASKS[task].headline.name] for task in MAX_GEN_TOKS]
     assert outcome["groups"]["rect_general"]["score,none"] == pytest.approx(sum(scores) / 8)
-    assert outcome["group_subtasks"]["rect_general"] == list(GENERAL)
+    assert outcome["group_subtasks"]["rect_general"] == list(MAX_GEN_TOKS)
 
 
 def test_dummy_model_and_quiet_configs(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         results = lm_eval.simple_evaluate(
-            model="dummy", tasks=list(GENERAL), task_manager=_manager(folder), bootstrap_iters=0
+            model="dummy", tasks=list(MAX_GEN_TOKS), task_manager=_manager(folder), bootstrap_iters=0
         )["results"]
-    assert {task: results[task]["score,none"] for task in GENERAL} == dict.fromkeys(GENERAL, 0.0)
+    assert {task: results[task]["score,none"] for task in MAX_GEN_TOKS} == dict.fromkeys(MAX_GEN_TOKS, 0.0)
     texts = [record.getMessage() for record in caplog.records]
     assert "rect_nli: 1 of 4 rows skipped" in " ".join(texts)
     # lm-eval announces --metadata to every task with a custom data set; nothing else may be odd.
@@ -225,40 +229,54 @@ def test_dummy_model_and_quiet_configs(folder: Path, caplog: pytest.LogCaptureFi
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads ``!function x.y`` as the string."""
+    """Reads ``!function x.y`` as that text."""
 
 
-_Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+_Loader.add_constructor("!function", lambda loader, node: f"!function {loader.construct_scalar(node)}")
 
 
 def _config(name: str) -> dict[str, Any]:
-    config: dict[str, Any] = yaml.load((TASKS / f"{name}.yaml").read_text(encoding="utf-8"), Loader=_Loader)
+    config: dict[str, Any] = yaml.load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"), Loader=_Loader)
     return config
 
 
-@pytest.mark.parametrize("task", GENERAL)
-def test_task_files(task: str) -> None:
-    config = _config(task)
-    assert config["task"] == task
-    assert config["output_type"] == "generate_until"
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_file_agrees_with_the_catalogue(name: str) -> None:
+    config, task = _config(name), TASKS[name]
+    assert config["task"] == name
+    expected = [(m.name, m.aggregation.function, m.higher_is_better) for m in task.metrics]
+    if task.repeats_headline:
+        expected.append(("score", *expected[0][1:]))
+    assert [tuple(entry.values()) for entry in config["metric_list"]] == expected
+    assert all(
+        list(entry) == ["metric", "aggregation", "higher_is_better"] for entry in config["metric_list"]
+    )
+    assert config["output_type"] == ("generate_until" if task.kind == "general" else "loglikelihood")
+    assert bool(task.file) == bool(task.paper_file) == (task.kind == "general")
     assert config["num_fewshot"] == 0
     assert config["test_split"] == "test"
     assert config["metadata"] == {"version": 1.0}
-    assert [entry["metric"] for entry in config["metric_list"]] == [*GENERAL[task][1], "score"]
-    for entry in config["metric_list"]:
-        assert set(entry) == {"metric", "aggregation", "higher_is_better"}
-    assert config["metric_list"][0]["aggregation"] == config["metric_list"][-1]["aggregation"]
 
 
-def test_groups() -> None:
-    general, editing, suite = map(_config, ("rect_general", "rect_editing", "rect_suite"))
-    assert general["task"] == list(GENERAL)
-    assert general["aggregate_metric_list"] == [
-        {"metric": "score", "aggregation": "mean", "weight_by_size": False}
-    ]
-    assert editing["task"] == ["rect_zsre", "rect_counterfact"]
-    assert "aggregate_metric_list" not in editing
-    assert suite["task"] == ["rect_general", "rect_editing"]
-    for name in ("rect_general", "rect_editing", "rect_suite"):
-        assert _config(name)["group"] == name
-        assert _config(name)["metadata"] == {"version": 1.0}
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_group_file_agrees_with_the_catalogue(name: str) -> None:
+    config, group = _config(name), GROUPS[name]
+    assert config["group"] == name
+    assert tuple(config["task"]) == group.members
+    mean = [{"metric": "score", "aggregation": "mean", "weight_by_size": False}]
+    assert config.get("aggregate_metric_list") == (mean if group.mean_title else None)
+    if group.mean_title:
+        assert all(TASKS[task].repeats_headline for task in group.members)
+    assert config["metadata"] == {"version": 1.0}
+
+
+def test_every_file_is_in_the_catalogue() -> None:
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == {*TASKS, *GROUPS}
+    for task in TASKS.values():
+        assert task.name in GROUPS[task.group].members
+
+
+def test_reading_the_catalogue_imports_no_library() -> None:
+    code = f"import sys; sys.path = {sys.path}; import harness_rect.evaluation.catalogue; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & {"numpy", "torch", "lm_eval", "transformers", "datasets", "yaml"}

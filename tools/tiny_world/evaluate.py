@@ -65,7 +65,7 @@ def task_scores(model: Any, data: Path, limit: int | None = None) -> Scores:
 
 
 def _jackknife_f1(counts: Sequence[tuple[int, int, int]]) -> float:
-    from harness_rect.evaluation.general import entity_f1
+    from harness_rect.evaluation.aggregations import entity_f1
 
     # The four questions about a sentence are left out together: they are not independent.
     sentences = [counts[i : i + 4] for i in range(0, len(counts), 4)]

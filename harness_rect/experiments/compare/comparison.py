@@ -15,6 +15,7 @@ from typing import Any
 
 from harness_rect import embedded
 from harness_rect.errors import UserError
+from harness_rect.evaluation.catalogue import TASKS, is_editing
 from harness_rect.experiments.compare.pairing import Paired, Unpairable, document_difference, pair, pair_group
 from harness_rect.experiments.compare.significance import (
     RESAMPLES,
@@ -26,7 +27,6 @@ from harness_rect.experiments.compare.significance import (
 )
 from harness_rect.experiments.results import Key, Results, labels
 
-EDITING_TASKS = ("rect_zsre", "rect_counterfact")
 SEEDS = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
 
 
@@ -305,7 +305,7 @@ def _of_the_task(base: Results, other: Results, task: str) -> list[tuple[str, An
         ("num_fewshot", *(one.file.n_shot.get(task, _UNKNOWN) for one in sides)),
         ("number of documents", *(_UNKNOWN if n is None else n for n in rows)),
     ]
-    if task not in EDITING_TASKS:
+    if not is_editing(task):
         found.append(("data", *(_data(one, task) for one in sides)))
     elif any(one.samples(task) is None for one in sides):  # else the documents themselves are compared
         hashes = [one.edit.get("edits_sha256") for one in sides]
@@ -319,7 +319,7 @@ def _data(results: Results, task: str) -> Any:
     config = results.file.configs.get(task)
     if config is None:
         return _UNKNOWN
-    if task.startswith("rect_"):
+    if task in TASKS:
         metadata = results.metadata(task)
         spec = metadata.get("data")
         if spec in (None, ""):

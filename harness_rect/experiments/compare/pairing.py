@@ -7,16 +7,15 @@ reports, or the metric is not compared by its samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
+from harness_rect.evaluation.aggregations import MEAN
+from harness_rect.evaluation.catalogue import TASKS, aggregation
 from harness_rect.experiments.compare.significance import Array, Stratum
 from harness_rect.experiments.results import Key, Results, Sample
-
-Finish = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
@@ -38,68 +37,6 @@ class Paired:
 
 class Unpairable(Exception):
     """Why samples cannot be used; the message completes a row's ``method``."""
-
-
-# ----------------------------------------------------------------------------------- aggregations by sums
-
-
-def mean(sums: Array) -> Array:
-    """Columns value, 1."""
-    return sums[..., 0] / sums[..., 1]
-
-
-def micro_f1(sums: Array) -> Array:
-    """Columns matched, predicted, gold; 0 where nothing is predicted and nothing is gold."""
-    size = sums[..., 1] + sums[..., 2]
-    return np.divide(2 * sums[..., 0], size, out=np.zeros_like(size), where=size > 0)
-
-
-def macro_recall(sums: Array) -> Array:
-    """Columns found of each type, then gold of each type; types without gold are left out of the mean."""
-    found, gold = np.split(sums, 2, axis=-1)
-    recalls = np.divide(found, gold, out=np.zeros_like(gold), where=gold > 0)
-    types = (gold > 0).sum(-1)
-    return recalls.sum(-1) / np.maximum(types, 1)
-
-
-def harmonic(sums: Array) -> Array:
-    """Columns es, ps, ns, 1: the harmonic mean of the three means, 0 if one of them is 0."""
-    means = sums[..., :-1] / sums[..., -1:]
-    positive = (means > 0).all(-1)
-    return np.where(positive, means.shape[-1] / (1 / np.where(means > 0, means, 1.0)).sum(-1), 0.0)
-
-
-def _triples(values: Sequence[Any]) -> Array:
-    return np.array(values, dtype=float).reshape(len(values), 3)
-
-
-def _type_columns(values: Sequence[tuple[str, int, int]]) -> Array:
-    """(type, found, gold) of each document -> found and gold in the columns of its type."""
-    types = sorted({kind for kind, _, _ in values})
-    columns = np.zeros((len(values), 2 * len(types)))
-    for row, (kind, found, gold) in enumerate(values):
-        place = types.index(kind)
-        columns[row, place], columns[row, len(types) + place] = found, gold
-    return columns
-
-
-def _with_ones(values: Sequence[Any]) -> Array:
-    columns = np.array(values, dtype=float).reshape(len(values), -1)
-    return np.column_stack([columns, np.ones(len(values))])
-
-
-#: Metrics of our tasks that are not means: how their documents become columns, and what to do with the sums.
-CORPUS_METRICS: dict[tuple[str, str], tuple[Callable[[Sequence[Any]], Array], Finish]] = {
-    ("rect_ner", "f1"): (_triples, micro_f1),
-    ("rect_ner", "score"): (_triples, micro_f1),
-    ("rect_ner", "recall_macro"): (_type_columns, macro_recall),
-    ("rect_counterfact", "edit_score"): (_with_ones, harmonic),
-}
-#: Tasks whose documents come in clusters that must stay together: four NER documents share a sentence.
-CLUSTERED = {"rect_ner": "sentences"}
-
-
-# ---------------------------------------------------------------------------------------------- pairing
 
 
 def document_difference(base: Results, other: Results, task: str) -> tuple[str, str] | None:
@@ -149,11 +86,11 @@ def pair(base: Results, other: Results, task: str, key: Key) -> Paired:
         raise Unpairable("the documents differ")
     if [s.doc_id for s in sides[0]] != [s.doc_id for s in sides[1]] or not sides[0]:
         raise Unpairable("the samples lack this metric")
-    task_columns, finish = CORPUS_METRICS.get((task, key.metric), (_with_ones, mean))
+    combined = aggregation(task, key.metric)
     for results, side in zip((base, other), sides, strict=True):
         try:
-            rows = task_columns([s.values[key.metric] for s in side])
-            value = float(finish(rows.sum(0)))
+            values = [s.values[key.metric] for s in side]
+            value, rows = combined(values), np.array(combined.columns(values), dtype=float)
         except (TypeError, ValueError, IndexError):
             raise Unpairable("its samples are no numbers that are averaged") from None
         reported = results.scores(task)[key].value
@@ -161,16 +98,17 @@ def pair(base: Results, other: Results, task: str, key: Key) -> Paired:
             raise Unpairable("its samples do not average to the reported score")
         columns.append(rows)
     first, second = columns
+    if first.shape != second.shape:
+        raise Unpairable("the documents differ")
     outcomes = None
-    if finish is mean and np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all():
+    if combined is MEAN and np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all():
         change = second[:, 0] - first[:, 0]
         outcomes = int((change < 0).sum()), int((change > 0).sum())
-    unit = "documents"
-    if task in CLUSTERED:
-        unit = CLUSTERED[task]
+    unit = TASKS[task].unit if task in TASKS else "documents"
+    if unit != "documents":
         clusters = [s.doc_id if s.text is None else s.text for s in sides[0]]
         first, second = _summed(first, clusters), _summed(second, clusters)
-    return Paired(Stratum(first, second, finish), len(sides[0]), unit, outcomes)
+    return Paired(Stratum(first, second, combined.finish), len(sides[0]), unit, outcomes)
 
 
 def _summed(columns: Array, clusters: Sequence[Hashable]) -> Array:

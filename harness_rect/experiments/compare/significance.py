@@ -22,6 +22,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,17 +51,21 @@ class Stratum:
     """One task's documents under two models.
 
     base, other: (units, columns) float64, what each unit adds to the sums.
-    finish: (..., columns) sums -> (...) the task's score.
+    finish: the column sums -> the task's score, as an ``Aggregation`` has it.
     weight: the share of this task in the statistic.
     """
 
     base: Array
     other: Array
-    finish: Callable[[Array], Array]
+    finish: Callable[[Sequence[Any]], Any]
     weight: float = 1.0
 
+    def score(self, sums: Array) -> Array:
+        """(..., columns) sums -> (...) scores."""
+        return np.asarray(self.finish(list(np.moveaxis(sums, -1, 0))))
+
     def change(self, base_sums: Array, other_sums: Array) -> Array:
-        return self.weight * (self.finish(other_sums) - self.finish(base_sums))
+        return self.weight * (self.score(other_sums) - self.score(base_sums))
 
 
 def mcnemar(gained: int, lost: int, n: int) -> Inference:

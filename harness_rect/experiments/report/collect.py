@@ -19,24 +19,13 @@ import numpy as np
 from scipy import stats
 
 from harness_rect import embedded
+from harness_rect.evaluation.catalogue import GENERAL, TASKS, is_editing
 from harness_rect.experiments import results
-from harness_rect.experiments.compare.comparison import EDITING_TASKS, find_differences, retention
+from harness_rect.experiments.compare.comparison import find_differences, retention
 from harness_rect.experiments.compare.pairing import Unpairable, pair
 from harness_rect.experiments.compare.significance import CONFIDENCE
 from harness_rect.experiments.results import Results, Score
 
-#: The eight general tasks in the paper's order, with their names on figures.
-EIGHT = {
-    "rect_reasoning": "Reasoning",
-    "rect_nli": "NLI",
-    "rect_open_domain_qa": "Open-domain QA",
-    "rect_closed_domain_qa": "Closed-domain QA",
-    "rect_dialogue": "Dialogue",
-    "rect_summarization": "Summarization",
-    "rect_ner": "NER",
-    "rect_sentiment": "Sentiment",
-}
-MEAN_GROUP = "rect_general"
 #: Editing metrics that are drawn, and the two moments at which a stream is scored.
 EDITING_METRICS = ("reliability", "generalization", "locality")
 MOMENTS = {"right_after_each_edit": "right after each edit", "at_the_end": "at the end"}
@@ -256,7 +245,9 @@ class Study:
         return estimate(found, "edits", bounded=metric in EDITING_METRICS)
 
     def _bounded(self, task: str | None) -> bool:
-        return self.mean_of == list(EIGHT) if task is None else task in EIGHT
+        if task is None:
+            return self.mean_of == list(GENERAL.members)
+        return task in TASKS and TASKS[task].headline.share
 
     def ability(self, series: Series, n_edits: int) -> Estimate | None:
         means = [run.mean for run in self.at(series, n_edits) if run.mean]
@@ -269,13 +260,9 @@ class Study:
 
     @property
     def mean_label(self) -> str:
-        if self.mean_of == list(EIGHT):
-            return "Mean of the eight"
+        if self.mean_of == list(GENERAL.members):
+            return GENERAL.mean_title
         return f"Mean of {len(self.mean_of)} task{'s' if len(self.mean_of) > 1 else ''}"
-
-
-def task_label(task: str) -> str:
-    return EIGHT.get(task, task)
 
 
 def _score(run: Run, task: str | None) -> Score | None:
@@ -313,7 +300,11 @@ def collect(folder: Path | str, on_file: Callable[[int, int], None] | None = Non
     tasks = _tasks(runs)
     edited = [run for run in runs if run.series] or runs
     everywhere = [task for task in tasks if all(task in run.scores for run in edited)]
-    mean_of = list(EIGHT) if set(EIGHT) <= set(tasks) else [t for t in everywhere if _goes_up(runs, t)]
+    mean_of = (
+        list(GENERAL.members)
+        if set(GENERAL.members) <= set(tasks)
+        else [t for t in everywhere if _goes_up(runs, t)]
+    )
     study = Study(folder, runs, tasks, mean_of, notes=notes)
     _read_samples(study, step)
     study.runs = [replace(run, mean=_mean(run, mean_of)) for run in study.runs]
@@ -322,9 +313,9 @@ def collect(folder: Path | str, on_file: Callable[[int, int], None] | None = Non
 
 def _run(one: Results, folder: Path) -> Run:
     edit = one.edit
-    tasks = [task for task in one.tasks if task not in EDITING_TASKS]
+    tasks = [task for task in one.tasks if not is_editing(task)]
     headlines = {task: one.headline(task) for task in tasks}
-    group = one.groups.get(MEAN_GROUP)
+    group = one.groups.get(GENERAL.name)
     n_edits = int(edit.get("n_edits") or 0)
     root = folder if folder.is_dir() else folder.parent
     model = _model(one)
@@ -342,7 +333,7 @@ def _run(one: Results, folder: Path) -> Run:
         scores={task: one.scores(task)[key] for task, key in headlines.items()},
         metrics={task: key.metric for task, key in headlines.items()},
         higher_is_better={task: one.higher_is_better(task, key.metric) for task, key in headlines.items()},
-        reported_mean=one.scores(MEAN_GROUP)[one.headline(MEAN_GROUP)] if group else None,
+        reported_mean=one.scores(GENERAL.name)[one.headline(GENERAL.name)] if group else None,
         editing=_editing(edit),
         weights=_weights(edit),
         provenance=_provenance(one),
@@ -534,9 +525,9 @@ def _merged(older: Run, newer: Run) -> Run:
 
 
 def _tasks(runs: Iterable[Run]) -> list[str]:
-    """The eight first, in the paper's order, then all others as they come."""
+    """The tasks of this package first, in the catalogue's order, then all others as they come."""
     found = list(dict.fromkeys(task for run in runs for task in run.scores))
-    return [*(task for task in EIGHT if task in found), *(task for task in found if task not in EIGHT)]
+    return [*(task for task in TASKS if task in found), *(task for task in found if task not in TASKS)]
 
 
 def _goes_up(runs: Iterable[Run], task: str) -> bool:
@@ -552,7 +543,7 @@ def _mean(run: Run, tasks: Sequence[str]) -> Score | None:
     stderr = None
     if None not in stderrs:
         stderr = math.hypot(*(s for s in stderrs if s is not None)) / len(scores)
-    if run.reported_mean is not None and tasks == list(EIGHT):
+    if run.reported_mean is not None and tasks == list(GENERAL.members):
         return Score(run.reported_mean.value, stderr)
     return Score(float(np.mean([score.value for score in scores])), stderr)
 
@@ -597,14 +588,14 @@ def _with_stderrs(run: Run, one: Results) -> Run:
             continue
         units = len(stratum.base)
         if units > 1:
-            left_out = stratum.finish(stratum.base.sum(0) - stratum.base)
+            left_out = stratum.score(stratum.base.sum(0) - stratum.base)
             spread = math.sqrt((units - 1) / units * float(((left_out - left_out.mean()) ** 2).sum()))
             found[task] = Score(run.scores[task].value, spread)
     return replace(run, scores={**run.scores, **found})
 
 
 def _differences(base: Results, one: Results, run: Run, base_run: Run) -> list[str]:
-    shared = [task for task in one.tasks if task in base.tasks and task not in EDITING_TASKS]
+    shared = [task for task in one.tasks if task in base.tasks and not is_editing(task)]
     found = find_differences(base, one, shared, expected=("edit_seed",))
     return [
         f"{run.file} and {base_run.file} differ, so their scores should not be compared: {line}"

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from harness_rect.evaluation.catalogue import title as task_title
 from harness_rect.experiments.report.collect import (
     EDITING_METRICS,
     MOMENTS,
@@ -22,7 +23,6 @@ from harness_rect.experiments.report.collect import (
     Study,
     Weight,
     regularizer_order,
-    task_label,
 )
 from harness_rect.experiments.report.drawing import (
     INK,
@@ -84,14 +84,14 @@ def curves(
     panels = [
         Panel(
             f"{name}-{i}",
-            study.mean_label if task is None else task_label(task),
+            study.mean_label if task is None else task_title(task),
             _curve_description(points[task], lines),
-            _curve(study.mean_label if task is None else task_label(task), points[task], lines),
+            _curve(study.mean_label if task is None else task_title(task), points[task], lines),
         )
         for i, task in enumerate(tasks)
     ]
     rows = [
-        [study.mean_label if task is None else task_label(task), lines[series][0], str(n), interval(point)]
+        [study.mean_label if task is None else task_title(task), lines[series][0], str(n), interval(point)]
         for task in tasks
         for series, drawn in points[task].items()
         for n, point in drawn
@@ -284,7 +284,7 @@ def side_by_side(study: Study, setting: Setting, name: str, styles: Mapping[str,
             continue
         score = (base.mean if task is None else base.scores.get(task)) if base else None
         unedited = score.value if score else None
-        label = study.mean_label if task is None else task_label(task)
+        label = study.mean_label if task is None else task_title(task)
         said = "; ".join(f"{labels[s]} {number(p.value)}" for s, p in points.items())
         panels.append(
             Panel(

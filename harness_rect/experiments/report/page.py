@@ -12,6 +12,7 @@ import jinja2
 import numpy as np
 
 import harness_rect
+from harness_rect.evaluation.catalogue import title as task_title
 from harness_rect.experiments.report import figures
 from harness_rect.experiments.report.collect import (
     MOMENTS,
@@ -21,7 +22,6 @@ from harness_rect.experiments.report.collect import (
     Series,
     Setting,
     Study,
-    task_label,
 )
 from harness_rect.experiments.report.drawing import Plate, inline_svg, swatch
 from harness_rect.experiments.report.figures import interval, number
@@ -77,7 +77,7 @@ def render(study: Study, chapters: Sequence[Section]) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.globals.update(
-        inline_svg=inline_svg, swatch=swatch, task_label=task_label, flips_label=_flips_label
+        inline_svg=inline_svg, swatch=swatch, task_title=task_title, flips_label=_flips_label
     )
     models = list(dict.fromkeys(run.model for run in study.runs))
     return environment.get_template("template.html.j2").render(
@@ -348,7 +348,7 @@ def _flip_table(study: Study) -> Table:
             cells.append(f"{lost} / {gained} of {documents}" if documents else "-")
         rows.append([_flips_label(flips), *cells])
     caption = "Right to wrong / wrong to right, of all documents"
-    return Table(caption, ("series", *map(task_label, tasks)), rows)
+    return Table(caption, ("series", *map(task_title, tasks)), rows)
 
 
 def _flips_label(flips: Flips) -> str:

@@ -1,4 +1,4 @@
-"""Samples as sums: corpus metrics agree with the tasks' aggregations, and what cannot be paired is not."""
+"""The documents of two evaluations, paired; and what cannot be paired."""
 
 from __future__ import annotations
 
@@ -6,32 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support.lm_eval_files import content, mean_task, with_group, write
 
-from harness_rect.evaluation.editing import edit_score
-from harness_rect.evaluation.general import entity_f1, macro_recall
-from harness_rect.experiments.compare.pairing import CORPUS_METRICS, Unpairable, pair, pair_group
+from harness_rect.evaluation.aggregations import entity_f1
+from harness_rect.experiments.compare.pairing import Unpairable, pair, pair_group
 from harness_rect.experiments.results import Key, load
-
-COUNT = st.integers(0, 3)
-SHARE = st.floats(0, 1).filter(lambda value: value == 0 or value > 1e-6)
-
-
-@pytest.mark.parametrize(
-    ("task", "metric", "aggregation", "value"),
-    [
-        ("rect_ner", "f1", entity_f1, st.tuples(COUNT, COUNT, COUNT)),
-        ("rect_ner", "recall_macro", macro_recall, st.tuples(st.sampled_from("PLO"), COUNT, COUNT)),
-        ("rect_counterfact", "edit_score", edit_score, st.tuples(SHARE, SHARE, SHARE)),
-    ],
-)
-@given(data=st.data())
-def test_sums_give_what_the_tasks_aggregation_gives(task, metric, aggregation, value, data) -> None:
-    values = data.draw(st.lists(value, min_size=1, max_size=8))
-    columns, finish = CORPUS_METRICS[task, metric]
-    assert float(finish(columns(values).sum(0))) == pytest.approx(aggregation(values))
 
 
 def two(tmp_path: Path, first: dict, second: dict, name: str = "task"):

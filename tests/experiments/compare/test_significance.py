@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from harness_rect.experiments.compare.pairing import mean, micro_f1
+from harness_rect.evaluation.aggregations import ENTITY_F1, MEAN
 from harness_rect.experiments.compare.significance import (
     Stratum,
     holm,
@@ -29,7 +29,7 @@ LEAST, MOST = (int(stats.binom.ppf(q, TRIALS, 0.05)) for q in (0.0005, 0.9995))
 def stratum(base, other, weight: float = 1.0) -> Stratum:
     """A mean over documents."""
     ones = np.ones(len(base))
-    return Stratum(np.column_stack([base, ones]), np.column_stack([other, ones]), mean, weight)
+    return Stratum(np.column_stack([base, ones]), np.column_stack([other, ones]), MEAN.finish, weight)
 
 
 # -------------------------------------------------------------------------------------------- McNemar
@@ -107,7 +107,7 @@ def test_the_p_value_of_micro_f1_recomputes_it_for_all_swaps_of_sentences() -> N
         pairs = [(b, a) if swap else (a, b) for a, b, swap in zip(base, other, swaps, strict=True)]
         return f1([b for _, b in pairs]) - f1([a for a, _ in pairs])
 
-    found = paired_bootstrap([Stratum(np.array(base, float), np.array(other, float), micro_f1)])
+    found = paired_bootstrap([Stratum(np.array(base, float), np.array(other, float), ENTITY_F1.finish)])
     assert found.p == pytest.approx(brute_force_p(8, change))
 
 
@@ -122,7 +122,7 @@ def test_units_on_which_the_models_agree_change_no_p_value_but_still_count_in_th
             Stratum(
                 np.concatenate([agreed, base])[order],
                 np.concatenate([agreed, other])[order],
-                micro_f1,
+                ENTITY_F1.finish,
             )
         ]
     )
@@ -190,7 +190,7 @@ def test_the_interval_of_micro_f1_resamples_sentences_with_both_models_answers()
 
     draws = np.array([change(rng.integers(0, 50, 50)) for _ in range(4000)])
     jackknife = np.array([change(np.delete(np.arange(50), i)) for i in range(50)])
-    found = paired_bootstrap([Stratum(base, other, micro_f1)])
+    found = paired_bootstrap([Stratum(base, other, ENTITY_F1.finish)])
     assert (found.low, found.high) == pytest.approx(bca(draws, jackknife, change(range(50))), abs=0.01)
 
 

@@ -1,0 +1,91 @@
+"""How the values of a task's documents become one metric: each aggregation once, as a function of sums.
+
+lm-eval aggregates with the functions at the end of this file (``aggregation: !function`` in a task's YAML).
+``harness-rect compare`` resamples documents and so needs the same metric for many sums at once; it uses the
+:class:`Aggregation`. Needs the standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """A metric of n documents that is a function of sums over them.
+
+    Attributes:
+        function: what the YAML names as the metric's ``aggregation``.
+        columns: the n values -> n rows of k numbers.
+        finish: the k column sums -> the metric. Each sum is a number, or an array with one element for each
+            resample.
+    """
+
+    function: str
+    columns: Callable[[Sequence[Any]], Sequence[Sequence[float]]]
+    finish: Callable[[Sequence[Any]], Any]
+
+    def __call__(self, values: Iterable[Any]) -> float:
+        rows = self.columns(list(values))
+        return float(self.finish([sum(column) for column in zip(*rows, strict=True)]))
+
+
+def _mean(sums: Sequence[Any]) -> Any:
+    total, count = sums
+    return total / count
+
+
+def _micro_f1(sums: Sequence[Any]) -> Any:
+    matched, predicted, gold = sums
+    size = predicted + gold
+    return 2 * matched / (size + (size == 0))  # without entities nothing is matched: 0 / 1
+
+
+def _found_and_gold(values: Sequence[tuple[str, int, int]]) -> list[list[float]]:
+    """(type, found, gold) of each document -> found for each type, then gold for each type."""
+    types = list(dict.fromkeys(kind for kind, _, _ in values))
+    return [[n * (kind == t) for n in (found, gold) for t in types] for kind, found, gold in values]
+
+
+def _macro_recall(sums: Sequence[Any]) -> Any:
+    half = len(sums) // 2
+    found, gold = sums[:half], sums[half:]
+    types = sum(g > 0 for g in gold)
+    return sum(f / (g + (g == 0)) for f, g in zip(found, gold, strict=True)) / (types + (types == 0))
+
+
+def _harmonic_mean(sums: Sequence[Any]) -> Any:
+    *totals, count = sums
+    means = [total / count for total in totals]
+    zeros = sum(mean == 0 for mean in means)
+    return (zeros == 0) * len(means) / sum(1 / (mean + (mean == 0)) for mean in means)
+
+
+_HERE = "!function harness_rect.evaluation.aggregations"
+
+MEAN = Aggregation("mean", lambda values: [(v, 1) for v in values], _mean)
+ENTITY_F1 = Aggregation(f"{_HERE}.entity_f1", list, _micro_f1)
+MACRO_RECALL = Aggregation(f"{_HERE}.macro_recall", _found_and_gold, _macro_recall)
+EDIT_SCORE = Aggregation(
+    f"{_HERE}.edit_score", lambda values: [(*value, 1) for value in values], _harmonic_mean
+)
+
+
+def entity_f1(counts: Iterable[tuple[int, int, int]]) -> float:
+    """Micro F1 over the ``(matched, predicted, gold)`` of all documents; 0 without any entity."""
+    return ENTITY_F1(counts)
+
+
+def macro_recall(counts: Iterable[tuple[str, int, int]]) -> float:
+    """The mean over entity types of found / gold, from the ``(type, found, gold)`` of all documents.
+
+    This is what the paper's script computes. Types without a gold entity are left out; without any it is 0.
+    """
+    return MACRO_RECALL(counts)
+
+
+def edit_score(values: Iterable[tuple[float, float, float]]) -> float:
+    """S (Meng et al. 2022): the harmonic mean of the means of es, ps and ns over all edits; 0 if one is 0."""
+    return EDIT_SCORE(values)

@@ -1,0 +1,211 @@
+"""Every task of this package, once: names, titles, metrics, files and groups.
+
+``compare``, ``report``, the tables of the documentation and the reader of task data take what they need to
+know of a task from here, and a test compares it with the YAML files. Adding a task means
+
+* ``tasks/NAME.yaml``, and the task's line in the YAML of its group;
+* the functions that this YAML names: rows (:mod:`.data`), scoring (:mod:`.general`, or a class as in
+  :mod:`.editing`), and an aggregation (:mod:`.aggregations`) for a metric that is not a mean of documents;
+* one entry of ``TASKS`` below.
+
+This file needs the standard library only, so that reading it costs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from harness_rect.evaluation.aggregations import EDIT_SCORE, ENTITY_F1, MACRO_RECALL, MEAN, Aggregation
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a task reports.
+
+    Attributes:
+        name: as in the YAML and in results files.
+        title: what it is, in words.
+        aggregation: how the documents' values become the metric.
+        higher_is_better: the direction of an improvement.
+        share: whether it lies in [0, 1].
+    """
+
+    name: str
+    title: str
+    aggregation: Aggregation = MEAN
+    higher_is_better: bool = True
+    share: bool = True
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes:
+        name: as in ``--tasks``.
+        title: its name in tables and figures.
+        metrics: the headline first, in the YAML's order.
+        kind: "general" measures an ability of the model, "editing" the applied edits.
+        group: the group that lists it.
+        file: the JSON Lines file that it reads in a ``data`` folder; empty where it reads the edits.
+        paper_file: the file, or folder, of the paper's own data that it reads instead.
+        unit: what the documents with the same ``text`` are together, where they are not independent.
+        repeats_headline: whether the headline is also reported as ``score``, of which the group has the mean.
+    """
+
+    name: str
+    title: str
+    metrics: tuple[Metric, ...]
+    kind: Literal["general", "editing"] = "general"
+    group: str = "rect_general"
+    file: str = ""
+    paper_file: str = ""
+    unit: str = "documents"
+    repeats_headline: bool = True
+
+    @property
+    def headline(self) -> Metric:
+        return self.metrics[0]
+
+    def metric(self, name: str) -> Metric | None:
+        """The metric of this name; ``score`` is the headline. None for any other name."""
+        if name == SCORE and self.repeats_headline:
+            return self.headline
+        return next((metric for metric in self.metrics if metric.name == name), None)
+
+
+#: The second name of the headline, so that tasks with different headlines have a mean.
+SCORE = "score"
+#: ``<metric>_rows`` counts the edits that have a metric, where some lack what it needs.
+ROWS = "_rows"
+
+_ACCURACY = (Metric("acc", "accuracy"), Metric("valid_rate", "share of answers that can be parsed"))
+
+
+def _editing(name: str, title: str, *metrics: Metric) -> Task:
+    return Task(name, title, metrics, kind="editing", group="rect_editing", repeats_headline=False)
+
+
+_TASKS = (
+    Task(
+        "rect_reasoning",
+        "Reasoning",
+        (Metric("solve_rate", "share of problems whose number is in the answer"),),
+        file="gsm8k.jsonl",
+        paper_file="test-reasoning.jsonl",
+    ),
+    Task("rect_nli", "NLI", _ACCURACY, file="rte.jsonl", paper_file="test-NLI.tsv"),
+    Task(
+        "rect_open_domain_qa",
+        "Open-domain QA",
+        (Metric("em", "share of answers that contain the expected one"),),
+        file="nq_open.jsonl",
+        paper_file="test-OpenDomainQA.jsonl",
+    ),
+    Task(
+        "rect_closed_domain_qa",
+        "Closed-domain QA",
+        _ACCURACY,
+        file="boolq.jsonl",
+        paper_file="test-ClosedDomainQA.jsonl",
+    ),
+    Task("rect_dialogue", "Dialogue", _ACCURACY, file="mutual.jsonl", paper_file="test-dialogue"),
+    Task(
+        "rect_summarization",
+        "Summarization",
+        (
+            Metric("rouge", "mean of the three ROUGE F-measures"),
+            Metric("rouge1", "ROUGE-1 F-measure"),
+            Metric("rouge2", "ROUGE-2 F-measure"),
+            Metric("rougeL", "ROUGE-L F-measure"),
+        ),
+        file="samsum.jsonl",
+        paper_file="test-summarization.json",
+    ),
+    Task(
+        "rect_ner",
+        "NER",
+        (
+            Metric("f1", "micro F1 of entities", ENTITY_F1),
+            Metric("recall_macro", "recall of entities in the text, mean over types", MACRO_RECALL),
+        ),
+        file="conll2003.jsonl",
+        paper_file="test-NER.txt",
+        unit="sentences",
+    ),
+    Task(
+        "rect_sentiment", "Sentiment", _ACCURACY, file="sst2.jsonl", paper_file="test-SentimentAnalysis.tsv"
+    ),
+    _editing(
+        "rect_zsre",
+        "zsRE",
+        Metric("reliability", "share of target tokens predicted at the edit prompt"),
+        Metric("generalization", "the same at rephrased prompts"),
+        Metric("neighborhood_acc", "share of reference tokens predicted at locality prompts"),
+    ),
+    _editing(
+        "rect_counterfact",
+        "CounterFact",
+        Metric("es", "efficacy: the new target is likelier than the old one"),
+        Metric("ps", "the same at paraphrases"),
+        Metric("ns", "neighborhood: the reference is likelier than the new target"),
+        Metric("edit_score", "harmonic mean of es, ps and ns", EDIT_SCORE),
+        Metric("em", "difference of the probabilities that es compares", share=False),
+        Metric("pm", "the same at paraphrases", share=False),
+        Metric("nm", "difference of the probabilities that ns compares", share=False),
+    ),
+)
+
+#: Name -> task, in the order of tables and figures.
+TASKS = {task.name: task for task in _TASKS}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tasks that are asked for together. mean_title: of the mean of their ``score``, where there is one."""
+
+    name: str
+    members: tuple[str, ...]
+    mean_title: str = ""
+
+
+def _members(group: str) -> tuple[str, ...]:
+    return tuple(task.name for task in _TASKS if task.group == group)
+
+
+GENERAL = Group("rect_general", _members("rect_general"), "Mean of the eight")
+#: Name -> group; members are tasks or groups.
+GROUPS = {
+    group.name: group
+    for group in (
+        GENERAL,
+        Group("rect_editing", _members("rect_editing")),
+        Group("rect_suite", ("rect_general", "rect_editing")),
+    )
+}
+
+
+def is_editing(task: str) -> bool:
+    """Whether a task, of any package, measures the applied edits."""
+    return task in TASKS and TASKS[task].kind == "editing"
+
+
+def is_repetition(task: str, metric: str) -> bool:
+    """Whether a metric of a task repeats another one (``score``) or counts its rows (``<metric>_rows``)."""
+    known = TASKS.get(task)
+    if known is None:
+        return False
+    counted = metric.endswith(ROWS) and known.metric(metric.removesuffix(ROWS)) is not None
+    return counted or (metric == SCORE and known.repeats_headline)
+
+
+def title(task: str) -> str:
+    """The title of a task; of one that is not ours, its name."""
+    return TASKS[task].title if task in TASKS else task
+
+
+def aggregation(task: str, metric: str) -> Aggregation:
+    """How a metric combines documents; a mean, for tasks and metrics that are not ours."""
+    found = TASKS[task].metric(metric) if task in TASKS else None
+    return found.aggregation if found else MEAN
