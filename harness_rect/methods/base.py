@@ -25,11 +25,14 @@ class HyperParameters(BaseModel):
 class Proposal:
     """What a method wants to change.
 
-    updates: weight name -> update. details: for each edit, in order, what the search did (plain numbers).
+    updates: weight name -> update; empty if all edits are skipped.
+    details: for each edit, in order, what the search did (plain numbers).
+    skipped: indices of the edits that the method leaves out.
     """
 
     updates: dict[str, Update]
     details: list[dict[str, Any]]
+    skipped: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,14 @@ class Method:
 
     default_hparams: hyper-parameters for a model without a preset.
     propose: the updates of one step; leaves the model as it was.
+    prepare: (model, hyper-parameters, model name, seed) -> the hyper-parameters, completed by what has to be
+        measured on the unedited model.
     contexts: the templates of these hyper-parameters, sampled with a seed where they fix none; what it
         returns is also a valid ``context_templates``.
     needs_statistics: which layers' second moments these hyper-parameters read.
     weights: names of the weights these hyper-parameters edit.
-    after_step: called with the model as the step left it, trimmed and rounded; for methods with a memory.
+    after_step: called with the model as the step left it, trimmed and rounded, and the edits that were not
+        skipped; for methods with a memory.
     check: raises UserError for edits the method cannot use, before anything else is done.
     batches: whether several facts can be edited in one update.
     at_subject: whether it writes at the subject's last token, which the last block is too late for.
@@ -80,6 +86,7 @@ class Method:
     hparams: type[HyperParameters]
     default_hparams: Callable[[Architecture], dict[str, Any]]
     propose: Callable[[EditableLM, Sequence[Edit], Any, Context], Proposal]
+    prepare: Callable[[EditableLM, Any, str, int], Any] | None = None
     contexts: Callable[[EditableLM, Any, int], list[Any]] = bare_context
     needs_statistics: Callable[[Any], list[int]] = lambda hparams: []
     weights: Callable[[EditableLM, Any], list[str]] = down_projections

@@ -36,7 +36,8 @@ from harness_rect.methods.base import Context, Method, Proposal
 from harness_rect.methods.contexts import check_templates, sample_templates
 from harness_rect.methods.fact_reader import FactReader
 from harness_rect.methods.key_history import Prior, remember_keys, solve_with_history
-from harness_rect.methods.value_search import Request, SearchHyperParameters, search_values
+from harness_rect.methods.nas import NasHyperParameters, anchored, with_reference_norms
+from harness_rect.methods.value_search import Request, search_values
 from harness_rect.models import Architecture, EditableLM
 from harness_rect.models.forwards import fused_gelu
 from harness_rect.precision import in_double
@@ -44,9 +45,11 @@ from harness_rect.updates import LowRank, Update
 
 #: The two context types: the bare prompt, and this many sampled texts of at most so many tokens.
 SAMPLED_CONTEXTS, SAMPLED_LENGTH = 5, 10
+#: NAS skips a fact whose value is so many times larger than usual.
+NAS_LIMIT = 2
 
 
-class MassEditHyperParameters(SearchHyperParameters):
+class MassEditHyperParameters(NasHyperParameters):
     """Hyper-parameters that MEMIT, EMMET and AlphaEdit share, named as in their published files.
 
     layers: consecutive or not, edited in order; z is read at the output of the last.
@@ -112,6 +115,40 @@ def contexts(lm: EditableLM, hparams: MassEditHyperParameters, seed: int) -> lis
 Adjust = Callable[[int, Tensor], Tensor]
 
 
+def _search(
+    lm: EditableLM, reader: FactReader, hparams: MassEditHyperParameters
+) -> tuple[Tensor, Tensor, list[dict[str, Any]]]:
+    """(v0, z, what each search did).
+
+    v0 is the output of the last edited block at the bare prompts, z the one wanted there: (facts, d_model).
+    """
+    last = max(hparams.layers)
+    with fused_gelu(lm.model):
+        bare = reader.bare_outputs(last)
+        found = search_values(
+            lm,
+            [Request(edit, v0) for edit, v0 in zip(reader.edits, bare, strict=True)],
+            [template for group in reader.groups for template in group],
+            last,
+            hparams,
+            at_block=True,
+            loss_layer=hparams.v_loss_layer,
+        )
+    return bare, torch.stack([v0 + d for v0, (d, _) in zip(bare, found, strict=True)]), [t for _, t in found]
+
+
+def _prepare(
+    lm: EditableLM, hparams: MassEditHyperParameters, model_name: str, seed: int
+) -> NasHyperParameters:
+    """With the norm that NAS needs, measured on this model."""
+    groups = contexts(lm, hparams, seed) if hparams.nas else []
+
+    def values(edits: Sequence[Edit], layer: int) -> Tensor:
+        return _search(lm, FactReader(lm, edits, groups), hparams)[1]
+
+    return with_reference_norms(lm, hparams, model_name, [max(hparams.layers)], groups, values)
+
+
 def edit_layers(
     lm: EditableLM,
     edits: Sequence[Edit],
@@ -122,20 +159,17 @@ def edit_layers(
     """Updates of all layers for one batch of facts. The model is as it was when this returns."""
     layers = sorted(set(hparams.layers))
     last = layers[-1]
-    flat = [template for group in context.templates for template in group]
     reader = FactReader(lm, edits, context.templates)
-    with fused_gelu(lm.model):
-        bare = reader.bare_outputs(last)
-        found = search_values(
-            lm,
-            [Request(edit, v0) for edit, v0 in zip(edits, bare, strict=True)],
-            flat,
-            last,
-            hparams,
-            at_block=True,
-            loss_layer=hparams.v_loss_layer,
-        )
-    targets = torch.stack([v0 + d for v0, (d, _) in zip(bare, found, strict=True)])
+    bare, values, traces = _search(lm, reader, hparams)
+    targets, skipped = anchored(values, hparams, NAS_LIMIT)
+    if hparams.nas:
+        traces = [t | {"value_norm": v.norm().item()} for t, v in zip(traces, values, strict=True)]
+    if skipped:
+        kept = [i for i in range(len(edits)) if i not in skipped]
+        if not kept:
+            return Proposal({}, traces, skipped)
+        reader = FactReader(lm, [edits[i] for i in kept], context.templates)
+        bare, targets = bare[kept], targets[kept]
     updates: dict[str, Update] = {}
     names = [lm.architecture.weight_name(layer) for layer in layers]
     with fused_gelu(lm.model), lm.weights_restored(names[:-1]):
@@ -149,7 +183,7 @@ def edit_layers(
             updates[name] = update.smaller(torch.promote_types(weight.dtype, torch.float32))
             if layer != last:
                 weight += updates[name].dense().to(weight)
-    return Proposal(updates, [trace for _, trace in found])
+    return Proposal(updates, traces, skipped)
 
 
 #: (hyper-parameters, context, layer) -> how A^-1 of that layer is applied (see key_history).
@@ -214,6 +248,7 @@ MEMIT = Method(
     hparams=MemitHyperParameters,
     default_hparams=default_hparams,
     propose=partial(propose_with, prior_of=_prior),
+    prepare=_prepare,
     contexts=contexts,
     needs_statistics=lambda hparams: sorted(set(hparams.layers)),
     after_step=_after_step,

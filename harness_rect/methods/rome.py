@@ -28,19 +28,24 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor
 
 from harness_rect.edits import Edit
 from harness_rect.methods.base import Context, Method, Proposal
 from harness_rect.methods.contexts import BARE, check_templates, sample_templates
-from harness_rect.methods.value_search import SearchHyperParameters, search_value, until_subject
+from harness_rect.methods.nas import NasHyperParameters, anchored, with_reference_norms
+from harness_rect.methods.value_search import Request, search_value, search_values, until_subject
 from harness_rect.models import Architecture, EditableLM
 from harness_rect.models.forwards import fused_gelu
 from harness_rect.updates import LowRank, Update
 
+#: NAS skips a fact whose value is so many times larger than usual.
+NAS_LIMIT = 5
 
-class RomeHyperParameters(SearchHyperParameters):
+
+class RomeHyperParameters(NasHyperParameters):
     """Hyper-parameters of ROME, named as in its published files.
 
     layers: blocks edited one after the other, each with the updates of those before it in place.
@@ -109,10 +114,12 @@ def propose(
     detail: dict[str, Any] = {}
     names = [lm.architecture.weight_name(layer) for layer in layers]
     with fused_gelu(lm.model), lm.weights_restored(names[:-1]):
-        for layer, name in zip(layers, names, strict=True):
+        for index, (layer, name) in enumerate(zip(layers, names, strict=True)):
             update, detail[str(layer)] = _layer_update(
-                lm, edit, hparams, context, layer, average_key_everywhere
+                lm, edit, hparams, context, index, average_key_everywhere
             )
+            if update is None:
+                return Proposal({}, [{"layers": detail}], skipped=[0])
             updates[name] = update
             if layer != layers[-1]:
                 weight = lm.weight(name).data
@@ -125,21 +132,46 @@ def _layer_update(
     edit: Edit,
     hparams: RomeHyperParameters,
     context: Context,
-    layer: int,
+    index: int,
     average_key_everywhere: bool,
-) -> tuple[LowRank, dict[str, Any]]:
-    """dW of one layer for the model as it is now, and what the search did."""
+) -> tuple[LowRank | None, dict[str, Any]]:
+    """dW of one layer for the model as it is now, None if NAS skips the fact; and what the search did.
+
+    Args:
+        index: of the layer among the edited ones.
+    """
+    layer = sorted(set(hparams.layers))[index]
     averaged, bare = _keys(lm, edit, context.templates, layer)
     u = averaged.key
     if hparams.mom2_adjustment:
         u = context.second_moment(layer).solve(averaged.key)
     u = u / u.norm()
     d, trace = search_value(lm, edit, context.templates, layer, bare.output, hparams, at_block=False)
+    if hparams.nas:
+        (value,), skipped = anchored((bare.output + d).unsqueeze(0), hparams, NAS_LIMIT, index)
+        trace["value_norm"] = (bare.output + d).norm().item()
+        if skipped:
+            return None, trace
+        d = value - bare.output
     replaced = averaged if average_key_everywhere else bare
     overlap = replaced.key @ u
     r = (bare.output + d - replaced.output) / overlap
     update = LowRank(*lm.oriented(layer, r.unsqueeze(1), u.unsqueeze(1)))
     return update, {**trace, "key_overlap": overlap.item(), "key_norm": replaced.key.norm().item()}
+
+
+def _prepare(lm: EditableLM, hparams: RomeHyperParameters, model_name: str, seed: int) -> NasHyperParameters:
+    """With the norm that NAS needs, measured on this model."""
+    templates = contexts(lm, hparams, seed) if hparams.nas else []
+
+    def values(edits: Sequence[Edit], layer: int) -> Tensor:
+        batch = lm.batch([until_subject(lm, edit, BARE) for edit in edits])
+        _, v0 = lm.down_projection_io([layer], batch, batch.last)[layer]
+        requests = [Request(edit, v) for edit, v in zip(edits, v0, strict=True)]
+        found = search_values(lm, requests, templates, layer, hparams, at_block=False)
+        return v0 + torch.stack([d for d, _ in found])
+
+    return with_reference_norms(lm, hparams, model_name, sorted(set(hparams.layers)), templates, values)
 
 
 def _needs_statistics(hparams: RomeHyperParameters) -> list[int]:
@@ -152,6 +184,7 @@ ROME = Method(
     default_hparams=default_hparams,
     contexts=contexts,
     propose=partial(propose, average_key_everywhere=False),
+    prepare=_prepare,
     needs_statistics=_needs_statistics,
     at_subject=True,
     presets="rome",

@@ -37,12 +37,10 @@ KL_PROMPT = "{} is a"
 
 
 class SearchHyperParameters(HyperParameters):
-    """Hyper-parameters of the search, named as in the files of ROME and MEMIT, and two of follow-up work.
+    """Hyper-parameters of the search, named as in the files of ROME and MEMIT, and one of follow-up work.
 
     mpes: stop as soon as every target token is the most probable one in all contexts (ENCORE, Gupta et al.
     2025).
-    norm_anchor: give v0 + d the norm of v0 when the search is done, so that values cannot grow with
-        the number of edits (norm-anchor scaling).
     """
 
     fact_token: Literal["subject_last"] = "subject_last"
@@ -52,7 +50,6 @@ class SearchHyperParameters(HyperParameters):
     clamp_norm_factor: float = Field(default=4.0, gt=0)
     kl_factor: float = Field(default=0.0625, ge=0)
     mpes: bool = False
-    norm_anchor: bool = False
 
 
 #: Tokens of the first pass of one batched search on a CPU, and what of a GPU's free memory a search may take.
@@ -484,14 +481,12 @@ def _search(
         if len(remaining) <= share * len(active):
             parts = [smaller for part in parts if (smaller := part.select(remaining)) is not None]
             active = remaining
-    return [_finished(*results[i], v0[i], float(first_nll[i]), settings) for i in range(count)]
+    return [_finished(*results[i], v0[i], float(first_nll[i])) for i in range(count)]
 
 
 def _finished(
-    d: Tensor, trace: dict[str, Any], v0: Tensor, first_nll: float, settings: SearchHyperParameters
+    d: Tensor, trace: dict[str, Any], v0: Tensor, first_nll: float
 ) -> tuple[Tensor, dict[str, Any]]:
-    if settings.norm_anchor:
-        d = (v0 + d) * (v0.norm() / (v0 + d).norm()) - v0
     return d, {**trace, "first_nll": first_nll, "v0_norm": v0.norm().item(), "d_norm": d.norm().item()}
 
 

@@ -55,7 +55,7 @@ class StepRecord(_Part):
 
     Attributes:
         edits: ids of the edits made together.
-        applied: False if an update was not finite; then no weight was changed.
+        applied: False if an update was not finite or all edits were skipped; then no weight was changed.
         weights: statistics of each updated weight.
         seconds: time to compute and apply the updates.
         measuring_seconds: time to measure the edits before and after.
@@ -73,7 +73,7 @@ class EditRecord(_Part):
 
     Attributes:
         search: numbers that the method reports of its search.
-        flags: what went wrong: not_finite, no_change, no_gain.
+        flags: what went wrong: skipped, not_finite, no_change, no_gain.
     """
 
     id: str

@@ -22,6 +22,7 @@ from harness_rect.updates import Update
 
 #: What can be wrong with an edit, and how the warning says it.
 FLAGS = {
+    "skipped": "were skipped by the method",
     "not_finite": "had a non-finite update, which was not applied",
     "no_change": "changed no weight",
     "no_gain": "did not make their target more probable",
@@ -67,11 +68,12 @@ def take_step(
         trimmed[name], statistics[name] = _trimmed(editing, index, position, name, update)
     # All or nothing: half an edit would be neither the method's result nor the model before it.
     editing.committing = True
-    if applied := all(of["finite"] for of in statistics.values()):
+    if applied := bool(statistics) and all(of["finite"] for of in statistics.values()):
         for name, result in trimmed.items():
             statistics[name]["changed"] = weights.add(name, result)
         if editing.method.after_step is not None:
-            editing.method.after_step(lm, edits, editing.hparams, context)
+            done = [edit for i, edit in enumerate(edits) if i not in proposal.skipped]
+            editing.method.after_step(lm, done, editing.hparams, context)
     else:
         context.state.clear()
         context.state.update(remembered)
@@ -92,7 +94,9 @@ def take_step(
             "before": before[edit.id],
             "after": after[edit.id],
             "search": proposal.details[i],
-            "flags": _flags(before[edit.id], after[edit.id], statistics),
+            "flags": ["skipped"]
+            if i in proposal.skipped
+            else _flags(before[edit.id], after[edit.id], statistics),
         }
         for i, edit in enumerate(edits)
     ]

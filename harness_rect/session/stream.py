@@ -16,6 +16,7 @@ import platform
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ class EditSession:
         self._weights = EditedWeights(self.lm, self.weight_names)
         self._templates: list[Any] = []
         self._moments: MomentProvider | None = None
-        self._moments_loaded = False
+        self._prepared = False
         self.report: EditReport = UNEDITED
 
     # -- running ----------------------------------------------------------------------------------
@@ -120,7 +121,7 @@ class EditSession:
         if self._weights.originals:
             raise UserError("this session has edited its model already; revert() first")
         with torch.inference_mode(False), self.lm.frozen():
-            self.load_moments()
+            self.prepare()
             self._templates = self.method.contexts(self.lm, self.hparams.values, self.config.edit_seed)
             key = digest(self._description(self.edits))
             arguments = (cache, checkpoints, on_checkpoint, on_step)
@@ -242,11 +243,18 @@ class EditSession:
 
     # -- what the run consists of -----------------------------------------------------------------
 
-    def load_moments(self) -> None:
-        """Find or compute the second moments this run needs, once; :meth:`run` does it by itself."""
-        if not self._moments_loaded:
-            self._moments = self._load_moments()
-            self._moments_loaded = True
+    def prepare(self) -> None:
+        """Find or compute what this run needs of the unedited model, once; :meth:`run` does it by itself."""
+        if self._prepared:
+            return
+        self._moments = self._load_moments()
+        if self.method.prepare is not None:
+            with torch.inference_mode(False):
+                values = self.method.prepare(
+                    self.lm, self.hparams.values, self._model_name, self.config.edit_seed
+                )
+            self.hparams = replace(self.hparams, values=values)
+        self._prepared = True
 
     def _load_moments(self) -> MomentProvider | None:
         layers = self.method.needs_statistics(self.hparams.values)
@@ -276,7 +284,7 @@ class EditSession:
 
         Templates that the hyper-parameters leave to sampling are None: model, method and seed fix them.
         """
-        self.load_moments()
+        self.prepare()
         return self._description(self.edits[:n_edits]) | {
             "hparams": self.hparams.values.model_dump(mode="json")
         }

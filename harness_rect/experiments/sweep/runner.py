@@ -250,7 +250,7 @@ class Checked:
                 session = make_session(lm, of)  # also checks its hyper-parameters
                 moments = (of.config.method, of.config.hparams, of.config.stats)
                 if moments not in read and not planning:  # what is missing is found now, not after hours
-                    session.load_moments()
+                    session.prepare()
                     read.add(moments)
             results = read_results(evaluation.file)
             if evaluation.trajectory is None or results is not None:

@@ -1,0 +1,158 @@
+"""Norm-anchored scaling (NAS, arXiv 2602.02543): every value gets the usual norm on the unedited model.
+
+With v* = v0 + d the value that a search finds and mu the mean |v*| of searches for reference facts on the
+unedited model, those above the 95th percentile left out,
+
+    v* <- mu v* / |v*|        and the fact is skipped if |v*| > limit * mu
+
+where limit is 2 for MEMIT and its variants and 5 for ROME. mu is measured once for each model, set of
+hyper-parameters and reference facts, and kept in the user's cache.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Callable, Sequence
+
+import torch
+from pydantic import Field, PositiveFloat, model_validator
+from torch import Tensor
+
+import harness_rect
+from harness_rect import embedded
+from harness_rect.edits import Edit, fingerprint, load_edits
+from harness_rect.errors import UserError
+from harness_rect.fingerprint import digest, model_fingerprint
+from harness_rect.io.cache import cache_folder
+from harness_rect.io.files import written_whole
+from harness_rect.io.progress import progress_bar
+from harness_rect.methods.value_search import SearchHyperParameters
+from harness_rect.models import EditableLM
+from harness_rect.models.forwards import fused_gelu
+
+log = logging.getLogger(__name__)
+
+#: Norms above this quantile are left out of the mean.
+QUANTILE = 0.95
+#: Reference facts where none are named: for embedded models a hundred of their own.
+REFERENCE, EMBEDDED_REFERENCE = "counterfact", "tiny[900:1000]"
+#: Facts searched between two updates of the progress bar.
+CHUNK = 50
+
+
+class NasHyperParameters(SearchHyperParameters):
+    """Hyper-parameters of the search and of norm-anchored scaling.
+
+    nas: give each value the norm mu, and skip facts whose value is far larger.
+    nas_norm: mu; a list has one for each edited layer of ROME, in order. None: measured.
+    nas_facts: the reference facts, as ``edits=`` takes them. None: CounterFact, or facts of the embedded
+        model's own.
+    nas_samples: how many of them are drawn (all, if there are fewer), with seed 0.
+    """
+
+    nas: bool = False
+    nas_norm: PositiveFloat | list[PositiveFloat] | None = None
+    nas_facts: str | None = None
+    nas_samples: int = Field(default=1000, ge=1)
+
+    @model_validator(mode="after")
+    def _nas_is_on(self) -> NasHyperParameters:
+        if self.nas_norm is not None and not self.nas:
+            raise ValueError("nas_norm: expected nas: true beside it")
+        return self
+
+
+#: (facts, layer) -> the values v* that searches find, (facts, d_model).
+FindValues = Callable[[Sequence[Edit], int], Tensor]
+
+
+def with_reference_norms(
+    lm: EditableLM,
+    hparams: NasHyperParameters,
+    model_name: str,
+    layers: Sequence[int],
+    templates: Sequence[object],
+    find_values: FindValues,
+) -> NasHyperParameters:
+    """The hyper-parameters with ``nas_norm`` measured, or taken from the cache, where NAS needs it.
+
+    Args:
+        lm: the unedited model.
+        layers: where values are searched. templates: the contexts of the searches.
+
+    Raises:
+        UserError: the reference facts cannot be read, or ``nas_norm`` has not one norm for each layer.
+    """
+    given = hparams.nas_norm
+    if isinstance(given, list) and len(given) != len(layers):
+        raise UserError(f"nas_norm: expected one number, or {len(layers)}, one for each layer (got {given})")
+    if not hparams.nas or given is not None:
+        return hparams
+    facts = _reference_facts(hparams, model_name)
+    key = digest(
+        {
+            "model": model_fingerprint(lm.model),
+            "hparams": hparams.model_dump(mode="json"),
+            "layers": layers,
+            "templates": templates,
+            "facts": fingerprint(facts),
+            "token_ids": [lm.encoder.ids(fact.text + fact.target) for fact in facts],
+            "harness_rect": harness_rect.__version__,
+        }
+    )
+    path = cache_folder("nas") / f"{key[:32]}.json"
+    try:
+        norms = json.loads(path.read_text(encoding="utf-8"))
+        log.info("NAS: mu %s from the cache: %s", norms, path)
+    except (OSError, ValueError):
+        norms = _measured(lm, facts, layers, find_values)
+        log.info("NAS: mu %s, measured on %d facts", norms, len(facts))
+        with written_whole(path) as temporary:
+            temporary.write_text(json.dumps(norms), encoding="utf-8")
+    return hparams.model_copy(update={"nas_norm": norms})
+
+
+def _reference_facts(hparams: NasHyperParameters, model_name: str) -> list[Edit]:
+    default = EMBEDDED_REFERENCE if embedded.is_embedded(model_name) else REFERENCE
+    facts = list(load_edits(hparams.nas_facts or default))
+    return random.Random(0).sample(facts, min(len(facts), hparams.nas_samples))
+
+
+def _measured(
+    lm: EditableLM, facts: Sequence[Edit], layers: Sequence[int], find_values: FindValues
+) -> list[float]:
+    norms = []
+    with progress_bar() as progress, lm.frozen(), fused_gelu(lm.model):
+        bar = progress.add_task("values on the unedited model", total=len(facts) * len(layers))
+        for layer in layers:
+            found = []
+            for start in range(0, len(facts), CHUNK):
+                part = facts[start : start + CHUNK]
+                found.append(find_values(part, layer).double().norm(dim=1).cpu())
+                progress.advance(bar, len(part))
+            norms.append(mean_norm(torch.cat(found)))
+    return norms
+
+
+def mean_norm(norms: Tensor) -> float:
+    """mu: the mean of ``norms`` (facts,), those above their 95th percentile left out."""
+    return float(norms[norms <= norms.quantile(QUANTILE)].mean())
+
+
+def anchored(
+    values: Tensor, hparams: NasHyperParameters, limit: float, index: int = 0
+) -> tuple[Tensor, list[int]]:
+    """Values with the norm mu, and which facts are to be skipped; as they are, and none, without NAS.
+
+    Args:
+        values: v*, (facts, d_model). limit: of |v*| / mu. index: of the layer in ``nas_norm``.
+    """
+    if not hparams.nas:
+        return values, []
+    mu = hparams.nas_norm[index] if isinstance(hparams.nas_norm, list) else hparams.nas_norm
+    if mu is None:
+        raise ValueError("nas_norm is measured by the method's prepare")
+    norms = values.norm(dim=1, keepdim=True)
+    return values * (mu / norms), (norms.squeeze(1) > limit * mu).nonzero().flatten().tolist()
