@@ -57,13 +57,19 @@ class EditConfig(BaseModel):
     )
     hparams: Text = Field(
         default=None,
-        description="hyper-parameters: a preset name, or a JSON or YAML file as published for the method",
+        description="hyper-parameters: a preset name, or a JSON or YAML file as published for the method;"
+        " otherwise the preset of the model's family is used",
     )
-    stats: Text = Field(default=None, description="folder of second moments")
+    stats: Text = Field(
+        default=None,
+        description="folder of second moments; otherwise they are computed and kept in the user's cache",
+    )
     edit_cache: Text = Field(
-        default=None, description="folder for finished edit runs, which are found again there, or off"
+        default=None,
+        description="folder where finished edit runs are kept and found again, or off; otherwise the user's"
+        " cache",
     )
-    edit_seed: int = Field(default=0, ge=0, lt=2**63, description="seed of everything random in editing")
+    edit_seed: int = Field(default=0, ge=0, lt=2**63, description="seed of all random choices in editing")
 
     @model_validator(mode="before")
     @classmethod

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from harness_rect import config
 from harness_rect.regularizers import REGULARIZERS
 
 ROOT = Path(__file__).parent.parent
@@ -41,8 +42,18 @@ def regularizers() -> str:
     )
 
 
+def arguments() -> str:
+    return markdown(
+        ["argument", "meaning", "default"],
+        [
+            [f"`{argument.name}`", argument.help, "" if argument.default is None else f"`{argument.default}`"]
+            for argument in config.arguments().values()
+        ],
+    )
+
+
 #: Name in the pages -> what makes the table.
-TABLES: dict[str, Callable[[], str]] = {"regularizers": regularizers}
+TABLES: dict[str, Callable[[], str]] = {"arguments": arguments, "regularizers": regularizers}
 
 
 if __name__ == "__main__":
