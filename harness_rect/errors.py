@@ -18,11 +18,16 @@ class UserError(ValueError):
     """What was asked cannot be done; ``str(error)`` is one line for the user."""
 
 
+def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name most like ``name``, None if none is at least ``cutoff`` (0 to 1) like it."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``did you mean 'x'?`` where a known name is close, else ``expected one of`` and all known names."""
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(names)}"
+    close = closest(name, names)
+    return f"did you mean {close!r}?" if close else f"expected one of {', '.join(names)}"
 
 
 def _inside_lm_eval_command() -> bool:

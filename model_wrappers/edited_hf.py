@@ -6,7 +6,6 @@ arguments, hands the model to an :class:`~harness_rect.session.EditSession`, and
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 import os
@@ -26,13 +25,14 @@ from harness_rect import embedded
 from harness_rect.compat.request_cache import separate_answers
 from harness_rect.config import EditConfig
 from harness_rect.edits import load_edits
-from harness_rect.errors import UserError, one_line_errors
+from harness_rect.errors import UserError, closest, one_line_errors
 from harness_rect.evaluation.editing import IdRequest
 from harness_rect.evaluation.shared_passes import Ids, carriers, score
+from harness_rect.io.files import check_output
 from harness_rect.models.architecture import check_editable, refuse_config
 from harness_rect.models.load import load_errors
 from harness_rect.moments.provider import layout_name
-from harness_rect.session.checkpoint import check_output, save_checkpoint
+from harness_rect.session.checkpoint import save_checkpoint
 from harness_rect.session.report import EditReport
 from harness_rect.session.runs import EditCache
 from harness_rect.session.stream import EditSession, check_edits
@@ -238,8 +238,8 @@ def _check_arguments(data: str | None, kwargs: dict[str, Any]) -> None:
     ]
     known = inspect.signature(HFLM.__init__).parameters
     for name in kwargs.keys() - known.keys():
-        if close := difflib.get_close_matches(name, ours, n=1, cutoff=0.75):
-            raise UserError(f"model_args: unknown argument {name!r}: did you mean {close[0]!r}?")
+        if close := closest(name, ours, cutoff=0.75):
+            raise UserError(f"model_args: unknown argument {name!r}: did you mean {close!r}?")
 
 
 def _check_before_loading(pretrained: object, editing: bool, kwargs: dict[str, Any]) -> None:

@@ -12,11 +12,11 @@ import transformers
 from harness_rect.cli.common import add_model_options, add_option, load_model, parse_layers
 from harness_rect.errors import UserError
 from harness_rect.fingerprint import model_fingerprint
+from harness_rect.io.files import check_parent
 from harness_rect.models import EditableLM
 from harness_rect.moments import MomentProvider
 from harness_rect.moments.collect import DEFAULT_TOKENS, texts_of
 from harness_rect.processes import Processes
-from harness_rect.session.checkpoint import check_parent
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness_rect.errors import UserError
 from harness_rect.evaluation.catalogue import TASKS, is_repetition
+from harness_rect.io.rows import json_lines
 from harness_rect.session.report import EditReport
 
 #: Entries of a task's results that are numbers and no metrics.
@@ -220,14 +221,8 @@ class Results:
         path = self.path.parent / f"samples_{task}{'_' + date.group() if date else ''}.jsonl"
         if not path.is_file():
             return None
-        try:
-            lines = path.read_text(encoding="utf-8").split("\n")  # U+2028 in an answer ends no line
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read: {error}") from None
-        return _by_filter(
-            ((f"{path}:{number}", _row(path, number, line)) for number, line in enumerate(lines, 1) if line),
-            task,
-        )
+        rows = json_lines(path, hint="was the evaluation interrupted?")
+        return _by_filter(((row.where, row.object()) for row in rows), task)
 
 
 def _scores(entries: Mapping[str, Any]) -> dict[Key, Score]:
@@ -245,16 +240,6 @@ def _scores(entries: Mapping[str, Any]) -> dict[Key, Score]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _row(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{number}: not JSON ({error.msg}); was the evaluation interrupted?") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{path}:{number}: expected a sample (a JSON object)")
-    return row
 
 
 def _by_filter(rows: Iterable[tuple[str, Mapping[str, Any]]], task: str) -> dict[str, list[Sample]]:

@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, and what is said while that takes long."""
+"""Reading rows, writing files whole, and resuming long work."""

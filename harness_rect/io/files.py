@@ -1,20 +1,23 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that appear complete or not at all, and checks that they can be written."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from harness_rect.errors import UserError
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; renamed to ``path`` at the end, removed on failure.
+    """A temporary file beside ``path`` to write to; renamed to ``path`` at the end, removed on failure.
 
-    The folder is made where it is missing. The file gets the permissions any new file gets, so that a
-    shared folder stays readable for others.
+    The folder is created where it is missing. The content is on the disk before the file gets its name, and
+    the file has the permissions any new file has, so that a shared folder stays readable for others.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -22,10 +25,68 @@ def written_whole(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        _settle(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def folder_written_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside ``folder`` to write to; renamed at the end, removed on failure.
+
+    ``folder`` must not exist, or be empty: see :func:`check_output`. Permissions are those of new files.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(folder.parent, folder.name) as temporary:
+        yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            _settle(path)
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+
+
+@contextmanager
+def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A hidden folder in ``parent``, removed at the end."""
+    temporary = Path(tempfile.mkdtemp(dir=parent, prefix=f".{name}.", suffix=".tmp"))
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _settle(path: Path) -> None:
+    """Give a file or folder the permissions of a new one, and bring a file's content to the disk."""
+    umask = os.umask(0)
+    os.umask(umask)
+    if path.is_dir():
+        path.chmod(0o777 & ~umask)
+        return
+    path.chmod(0o666 & ~umask)  # tempfile and safetensors write files only their owner can read
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def check_output(folder: Path) -> None:
+    """Check, before long work starts, that ``folder`` is new or empty and can be written.
+
+    Raises:
+        UserError: if not.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: exists already; give another folder or remove it")
+    check_parent(folder)
+
+
+def check_parent(path: Path) -> None:
+    """Check that ``path`` can be created, with the folders that are missing above it.
+
+    Raises:
+        UserError: if not.
+    """
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: cannot be created: {parent} is not a folder that can be written to")

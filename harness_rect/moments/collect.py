@@ -8,23 +8,20 @@ their sums at the end.
 
 from __future__ import annotations
 
-import json
 import logging
-import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from harness_rect.errors import UserError
 from harness_rect.io.progress import progress_bar
+from harness_rect.io.resume import Resumable
+from harness_rect.io.rows import as_text, json_lines, paragraphs
 from harness_rect.models import EditableLM
 from harness_rect.models.forwards import fused_gelu
 from harness_rect.models.lm import Batch, chunks, stop_forward, unflatten
-from harness_rect.moments.second_moment import write_arrays
 from harness_rect.precision import has_double
 from harness_rect.processes import ALONE, Processes
 
@@ -36,7 +33,6 @@ WINDOW = 512
 #: Width of the blocks of columns in which a sum is taken.
 BLOCK = 1024
 BATCH_TOKENS = 2048
-SAVE_SECONDS = 30.0
 
 
 def windows(lm: EditableLM, texts: Iterable[str], tokens: int) -> tuple[list[list[int]], int]:
@@ -97,7 +93,9 @@ def collect(
     rank, number = processes.rank, processes.number
     if number > 1:
         partial = partial.with_name(f"{partial.stem}.{rank}-of-{number}{partial.suffix}")
-    done, count = _resume(partial, fingerprint, sums)
+    layers = sorted(sums)
+    unfinished = Resumable(partial, f"{fingerprint} layers={layers} rank={rank} of {number}")
+    done, count = _resume(unfinished, sums)
     batches = _batches(sequences)[rank::number]
     deepest = max(layers)
 
@@ -114,7 +112,6 @@ def collect(
 
         return hook
 
-    saved = time.monotonic()
     with (
         progress_bar(processes.is_main) as progress,
         torch.no_grad(),
@@ -127,12 +124,12 @@ def collect(
             lm.run_hooked({layer: hook_for(layer, batch) for layer in layers}, batch)
             count += sum(batch.lengths)
             progress.advance(bar)
-            if time.monotonic() - saved > SAVE_SECONDS:
-                _save(partial, fingerprint, sums, index + 1, count)
-                saved = time.monotonic()
+            if unfinished.due:
+                tensors = {str(layer): total for layer, total in sums.items()}
+                unfinished.save(tensors, {"done": index + 1, "count": count})
     whole = {layer: _symmetric(processes.add_up(sums[layer]).double()) for layer in layers}
     tokens = int(processes.add_up(torch.tensor(count)))
-    partial.unlink(missing_ok=True)
+    unfinished.finish()
     return whole, tokens
 
 
@@ -146,29 +143,16 @@ def _symmetric(total: Tensor) -> Tensor:
     return total
 
 
-def _save(partial: Path, fingerprint: str, sums: dict[int, Tensor], done: int, count: int) -> None:
-    arrays = {f"sum.{layer}": total.cpu().numpy() for layer, total in sums.items()}
-    state = json.dumps({"fingerprint": fingerprint, "done": done, "count": count})
-    write_arrays(partial, arrays | {"state": np.asarray(state)})
-
-
-def _resume(partial: Path, fingerprint: str, sums: dict[int, Tensor]) -> tuple[int, int]:
+def _resume(unfinished: Resumable, sums: dict[int, Tensor]) -> tuple[int, int]:
     """Load the sums of an interrupted collection in place; (batches done, tokens counted)."""
-    if not partial.exists():
+    found = unfinished.load()
+    if found is None:
         return 0, 0
-    try:
-        with np.load(partial, allow_pickle=False) as arrays:
-            state = json.loads(str(arrays["state"]))
-            if state["fingerprint"] != fingerprint or any(f"sum.{layer}" not in arrays for layer in sums):
-                return 0, 0
-            saved = {layer: torch.from_numpy(arrays[f"sum.{layer}"]) for layer in sums}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        log.warning("%s is damaged (%s); the collection starts over", partial, type(error).__name__)
-        return 0, 0
+    tensors, state = found
     for layer, total in sums.items():
-        total.copy_(saved[layer])
-    log.info("going on with an interrupted collection after %d batches", state["done"])
-    return int(state["done"]), int(state["count"])
+        total.copy_(tensors[str(layer)])
+    log.info("resuming an interrupted collection after %d batches", state["done"])
+    return state["done"], state["count"]
 
 
 def texts_of(source: str) -> Iterator[str]:
@@ -183,7 +167,7 @@ def texts_of(source: str) -> Iterator[str]:
     """
     path = Path(source)
     if path.is_file():
-        return _jsonl_texts(path) if path.suffix == ".jsonl" else _plain_texts(path)
+        return _jsonl_texts(path) if path.suffix == ".jsonl" else paragraphs(path)
     if source in HUB_TEXTS:
         return _hub_texts(source)
     raise UserError(
@@ -197,30 +181,9 @@ HUB_TEXTS = {
 }
 
 
-def _plain_texts(path: Path) -> Iterator[str]:
-    paragraph: list[str] = []
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if line.strip():
-                paragraph.append(line)
-            elif paragraph:
-                yield "".join(paragraph)
-                paragraph = []
-    if paragraph:
-        yield "".join(paragraph)
-
-
 def _jsonl_texts(path: Path) -> Iterator[str]:
-    import jsonlines
-
-    try:
-        with jsonlines.open(path) as rows:
-            for number, row in enumerate(rows):
-                if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-                    raise UserError(f"{path}: row {number} has no text in a field 'text'")
-                yield row["text"]
-    except jsonlines.InvalidLineError as error:
-        raise UserError(f"{path}: line {error.lineno} is not JSON") from None
+    for row in json_lines(path):
+        yield as_text(row.object().get("text"), f"{row.where}: text")
 
 
 def _hub_texts(name: str) -> Iterator[str]:

@@ -185,13 +185,13 @@ class MomentProvider:
         fingerprint = json.dumps(self._sample() | {"layers": sorted(paths)}, sort_keys=True)
         folder = next(iter(paths.values())).parent
         sums, count = collect(
-            self.lm, sorted(paths), sequences, folder / ".partial.npz", fingerprint, processes
+            self.lm, sorted(paths), sequences, folder / ".partial.safetensors", fingerprint, processes
         )
         with processes.agreed():
             if processes.is_main:
                 for layer, path in paths.items():
                     total = sums[layer] if self.dtype == "float64" else sums[layer].float()
                     write_moment(path, total, count, documents, fingerprint)
-                for unfinished in folder.glob(".partial.*npz"):  # by another number of processes
+                for unfinished in folder.glob(".partial.*safetensors"):  # by another number of processes
                     unfinished.unlink(missing_ok=True)
         return count

@@ -131,11 +131,6 @@ def write_moment(path: Path, total: Tensor, count: int, documents: int, fingerpr
         "sample_size": np.asarray(documents),
         "fingerprint": np.asarray(fingerprint),
     }
-    write_arrays(path, arrays)
-
-
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """``np.savez``, whole or not at all."""
     with written_whole(path) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 

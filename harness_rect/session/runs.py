@@ -7,23 +7,18 @@ renamed, so a file that is there is whole.
 
 from __future__ import annotations
 
-import json
-import logging
 import tempfile
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from harness_rect.errors import UserError
 from harness_rect.io.cache import cache_folder
-from harness_rect.io.files import written_whole
+from harness_rect.io.resume import load_state, save_state
 
-log = logging.getLogger(__name__)
 OFF = "off"
 
 Saved = tuple[dict[str, Tensor], dict[str, Any]]
@@ -67,17 +62,17 @@ class EditCache:
 
     def load(self, key: str, names: list[str]) -> Saved | None:
         """(weights, report) of a finished run."""
-        return _read(self.path(key), key, names)
+        return _of(names, load_state(self.path(key), key))
 
     def save(self, key: str, weights: dict[str, Tensor], report: dict[str, Any]) -> None:
-        _write(self.path(key), key, weights, report)
+        save_state(self.path(key), key, weights, report)
         self._partial(key).unlink(missing_ok=True)
 
     def load_partial(
         self, key: str, names: list[str]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]] | None:
         """(weights so far, the method's memory, what was recorded so far) of an interrupted run."""
-        found = _read(self._partial(key), key, names)
+        found = _of(names, load_state(self._partial(key), key))
         if found is None:
             return None
         tensors, state = found
@@ -87,26 +82,11 @@ class EditCache:
     def save_partial(
         self, key: str, weights: dict[str, Tensor], memory: dict[str, Tensor], state: dict[str, Any]
     ) -> None:
-        _write(self._partial(key), key, weights | {MEMORY + n: t for n, t in memory.items()}, state)
+        save_state(self._partial(key), key, weights | {MEMORY + n: t for n, t in memory.items()}, state)
 
 
-def _write(path: Path, key: str, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
-    tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-    with written_whole(path) as temporary:
-        save_file(tensors, temporary, metadata={"key": key, "state": json.dumps(state)})
-
-
-def _read(path: Path, key: str, names: list[str]) -> Saved | None:
-    if not path.exists():
+def _of(names: list[str], saved: Saved | None) -> Saved | None:
+    """``saved`` if its weights are those of ``names``."""
+    if saved is None or {n for n in saved[0] if not n.startswith(MEMORY)} != set(names):
         return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            there = list(file.keys())
-            weights = {name for name in there if not name.startswith(MEMORY)}
-            if metadata.get("key") != key or weights != set(names):
-                return None
-            return {name: file.get_tensor(name) for name in there}, json.loads(metadata["state"])
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        log.warning("ignoring a damaged cache file %s (%s)", path, error)
-        return None
+    return saved

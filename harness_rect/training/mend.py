@@ -18,11 +18,9 @@ The state is saved on the way; an interrupted training goes on where it was and 
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,15 +29,13 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from harness_rect.edits import Edit, fingerprint
 from harness_rect.errors import UserError
 from harness_rect.fingerprint import digest, model_fingerprint
-from harness_rect.io.files import written_whole
 from harness_rect.io.progress import progress_bar
+from harness_rect.io.resume import Resumable
 from harness_rect.measure import EditProbes, Pair, probes
 from harness_rect.methods.gradients import inputs_and_gradients, targets_of, token_nll
 from harness_rect.methods.mend import active
@@ -53,7 +49,6 @@ log = logging.getLogger(__name__)
 
 #: The unfinished training, in the output folder.
 PARTIAL = ".training.safetensors"
-SAVE_SECONDS = 30.0
 #: Validations in a training that runs to its end.
 VALIDATIONS = 40
 #: Facts held out for validation where no file is given: a tenth, at most so many.
@@ -196,10 +191,9 @@ class MendTrainer:
 
     def run(self, folder: Path) -> Description:
         """Train, and write the best state by validation loss into ``folder``."""
-        partial, settings = folder / PARTIAL, self.settings
-        self._resume(partial)
+        unfinished, settings = Resumable(folder / PARTIAL, self._task), self.settings
+        self._resume(unfinished)
         every = max(1, settings.steps // VALIDATIONS)
-        saved = time.monotonic()
         with self.lm.frozen(), progress_bar() as bars:
             bar = bars.add_task("training MEND", total=settings.steps, completed=self.progress.step)
             while self.progress.step < settings.steps and self.progress.waited < settings.patience:
@@ -209,16 +203,14 @@ class MendTrainer:
                     scores = self._validated()
                     text = ", ".join(f"{name} {value:.3g}" for name, value in scores.items())
                     bars.console.print(f"step {self.progress.step}: {text}", highlight=False)
-                if time.monotonic() - saved > SAVE_SECONDS:
-                    self._save(partial)
-                    saved = time.monotonic()
+                if unfinished.due:
+                    self._save(unfinished)
         if self.progress.scores is None:
             raise UserError(
                 f"no validation loss was finite in {self.progress.step} steps: lower --edit-lr or --lr"
             )
         described = self._write(folder)
-        for path in folder.glob(f"{PARTIAL}*"):
-            path.unlink()
+        unfinished.finish()
         for path in folder.glob(f".{PARTIAL}.*.tmp"):  # of a run that was killed while saving
             path.unlink()
         return described
@@ -383,45 +375,39 @@ class MendTrainer:
             validation={name: round(value, 6) for name, value in (self.progress.scores or {}).items()},
         )
 
-    def _save(self, partial: Path) -> None:
+    def _save(self, unfinished: Resumable) -> None:
         tensors = {f"editor.{name}": tensor for name, tensor in self._snapshot().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         for key, running in self.running.items():
             tensors |= {f"running.{key}.{part}": tensor.clone() for part, tensor in vars(running).items()}
         for index, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{part}": tensor for part, tensor in state.items()}
-        about = {"task": self._task, "progress": json.dumps(vars(self.progress))}
-        with written_whole(partial) as temporary:
-            save_file({k: t.cpu().contiguous() for k, t in tensors.items()}, temporary, about)
+        unfinished.save(tensors, vars(self.progress))
 
-    def _resume(self, partial: Path) -> None:
-        """Take up an unfinished training of the same settings, model and facts."""
-        if not partial.is_file():
+    def _resume(self, unfinished: Resumable) -> None:
+        """Continue an unfinished training of the same settings, model and facts."""
+        found = unfinished.load()
+        if found is None:
+            if unfinished.path.is_file():
+                raise UserError(
+                    f"{unfinished.path}: a damaged state, or one of a training with other settings, model or"
+                    " facts; give another --output, or remove the file to start over"
+                )
             return
-        try:
-            with safe_open(partial, "pt") as file:
-                about = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{partial}: damaged ({error}); remove it to start over") from None
-        if about.get("task") != self._task:
-            raise UserError(
-                f"{partial.parent}: holds an unfinished training with other settings, model or facts; give"
-                f" another --output, or remove {partial} to start over"
-            )
-        self.progress = Progress(**json.loads(about["progress"]))
+        tensors, state = found
+        self.progress = Progress(**state)
         self.editor.load_state_dict(_under(tensors, "editor"))
         self.best = {name: t.to(self.lm.input_device) for name, t in _under(tensors, "best").items()}
         for key in self.running:
             device = self.running[key].mean.device
             parts = {n: t.to(device) for n, t in _under(tensors, f"running.{key}").items()}
             self.running[key] = Running(**parts)
-        state = self.optimiser.state_dict()
+        adam = self.optimiser.state_dict()
         for name, tensor in _under(tensors, "adam").items():
             index, _, part = name.partition(".")
-            state["state"].setdefault(int(index), {})[part] = tensor
-        self.optimiser.load_state_dict(state)
-        log.info("going on with an interrupted training after %d steps", self.progress.step)
+            adam["state"].setdefault(int(index), {})[part] = tensor
+        self.optimiser.load_state_dict(adam)
+        log.info("resuming an interrupted training after %d steps", self.progress.step)
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

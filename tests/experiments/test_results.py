@@ -75,10 +75,10 @@ def test_samples_of_several_filters_are_kept_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda text: text[:-20], r"samples_rect_nli_.*jsonl:4: not JSON"),
-        (lambda text: text + text, r"jsonl:5: doc_id 0 of rect_nli is there twice"),
-        (lambda text: text.replace("doc_id", "id"), r"jsonl:1: no doc_id"),
-        (lambda text: "[]\n" + text, r"jsonl:1: expected a sample"),
+        (lambda text: text[:-20], r"samples_rect_nli_.*jsonl, line 4: malformed JSON"),
+        (lambda text: text + text, r"jsonl, row 4 \(line 5\): doc_id 0 of rect_nli is there twice"),
+        (lambda text: text.replace("doc_id", "id"), r"jsonl, row 0 \(line 1\): no doc_id"),
+        (lambda text: "3\n" + text, r"jsonl, row 0 \(line 1\): expected a JSON object"),
     ],
 )
 def test_spoilt_samples_are_refused_by_line(tmp_path: Path, tasks, spoil, message) -> None:

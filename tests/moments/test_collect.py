@@ -67,7 +67,7 @@ def test_sums_are_those_of_unpadded_documents(family, make_lm, tmp_path, monkeyp
     monkeypatch.setattr(module, "BLOCK", 20)  # of 48 columns
     lm = make_lm(family)
     sequences, _ = windows(lm, DOCUMENTS, 10_000)
-    sums, count = collect(lm, [0, 1], sequences, tmp_path / "partial.npz", "x")
+    sums, count = collect(lm, [0, 1], sequences, tmp_path / "partial.safetensors", "x")
     for layer in (0, 1):
         want, tokens = brute_force(lm, layer, sequences)
         assert tokens == count == sum(map(len, sequences))
@@ -80,7 +80,7 @@ def test_sums_of_a_float64_model_are_exact_to_the_products_rounding(make_lm, tmp
     lm = make_lm("gpt2")
     lm.model.double()
     sequences, _ = windows(lm, DOCUMENTS, 300)
-    sums, _ = collect(lm, [1], sequences, tmp_path / "partial.npz", "x")
+    sums, _ = collect(lm, [1], sequences, tmp_path / "partial.safetensors", "x")
     want, _ = brute_force(lm, 1, sequences)
     assert close(sums[1], want, 1e-6)
 
@@ -88,16 +88,16 @@ def test_sums_of_a_float64_model_are_exact_to_the_products_rounding(make_lm, tmp
 def test_several_layers_in_one_pass_are_what_each_is_alone(make_lm, tmp_path):
     lm = make_lm("llama")
     sequences, _ = windows(lm, DOCUMENTS, 400)
-    both, _ = collect(lm, [1, 0], sequences, tmp_path / "partial.npz", "x")
+    both, _ = collect(lm, [1, 0], sequences, tmp_path / "partial.safetensors", "x")
     for layer in (0, 1):
-        alone, _ = collect(lm, [layer], sequences, tmp_path / "partial.npz", "x")
+        alone, _ = collect(lm, [layer], sequences, tmp_path / "partial.safetensors", "x")
         assert torch.equal(both[layer], alone[layer])
 
 
 def test_the_model_is_left_as_it_was(make_lm, tmp_path):
     lm = make_lm("gpt2")
     lm.model.train()
-    collect(lm, [0], [[5, 6, 7]], tmp_path / "partial.npz", "x")
+    collect(lm, [0], [[5, 6, 7]], tmp_path / "partial.safetensors", "x")
     assert lm.model.training and all(p.requires_grad for p in lm.model.parameters())
     assert all(not m._forward_hooks for m in lm.model.modules())
 
@@ -154,7 +154,7 @@ def interrupt_after(lm: EditableLM, batches: int, monkeypatch) -> None:
 @pytest.fixture
 def small_batches(monkeypatch):
     monkeypatch.setattr(module, "BATCH_TOKENS", 60)
-    monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("harness_rect.io.resume.SAVE_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("after", [0, 1, 4])
@@ -163,7 +163,7 @@ def test_an_interrupted_collection_ends_with_the_same_bits(
 ):
     lm = make_lm("llama")
     sequences, _ = windows(lm, DOCUMENTS, 10_000)
-    partial = tmp_path / "partial.npz"
+    partial = tmp_path / "partial.safetensors"
     whole, tokens = collect(lm, [0, 1], sequences, partial, "x")
     assert not partial.exists()
 
@@ -189,7 +189,7 @@ def test_a_partial_file_of_another_sample_or_layer_is_not_continued(
 ):
     lm = make_lm("llama")
     sequences, _ = windows(lm, DOCUMENTS, 10_000)
-    partial = tmp_path / "partial.npz"
+    partial = tmp_path / "partial.safetensors"
     whole, tokens = collect(lm, [1], sequences, partial, "x")
     for layers, fingerprint in (([0], "x"), ([1], "another")):
         with monkeypatch.context() as patch:
@@ -203,7 +203,7 @@ def test_a_partial_file_of_another_sample_or_layer_is_not_continued(
 def test_a_damaged_partial_file_is_not_continued(make_lm, tmp_path, small_batches):
     lm = make_lm("gpt2")
     sequences, _ = windows(lm, DOCUMENTS, 300)
-    partial = tmp_path / "partial.npz"
+    partial = tmp_path / "partial.safetensors"
     whole, _ = collect(lm, [0], sequences, partial, "x")
     for content in (b"", b"no zip"):
         partial.write_bytes(content)

@@ -38,9 +38,10 @@ from support.ranks import environments
 from support.tiny_models import make_model, train_tokenizer
 from harness_rect.models import EditableLM
 from harness_rect.processes import Processes
+from harness_rect.io import resume
 from harness_rect.moments import collect as module
 
-module.BATCH_TOKENS, module.SAVE_SECONDS = size, 0.0
+module.BATCH_TOKENS, resume.SAVE_SECONDS = size, 0.0
 
 def rank(environment, turns):
     os.environ.update(environment)
@@ -58,7 +59,7 @@ def rank(environment, turns):
             return run(*arguments)
 
         lm.run_hooked = counted
-        sums, count = module.collect(lm, [0, 1], sequences, place / ".partial.npz", "x", processes)
+        sums, count = module.collect(lm, [0, 1], sequences, place / ".partial.safetensors", "x", processes)
         found = {"sums": sums, "count": count, "calls": len(calls)}
         torch.save(found, place / f"{turn}{processes.rank}.pt")
     processes.leave()
@@ -99,7 +100,7 @@ def test_killed_processes_go_on_and_end_with_the_same_bits(tmp_path, make_lm, mo
     monkeypatch.setattr(module, "BATCH_TOKENS", BATCH)
     lm = make_lm("llama")
     sequences, _ = windows(lm, DOCUMENTS, 10_000)
-    alone, count = collect(lm, [0, 1], sequences, tmp_path / "partial.npz", "x")
+    alone, count = collect(lm, [0, 1], sequences, tmp_path / "partial.safetensors", "x")
     assert count == whole[0]["count"]
     assert sum(found["calls"] for found in whole) == len(module._batches(sequences))
     for layer in (0, 1):  # the products of each batch are the same; only the order of the sum is another
@@ -148,7 +149,7 @@ def test_two_launched_processes_write_what_one_does(tmp_path, command, capsys) -
     assert cli.main(command("one")) == 0
     expected = capsys.readouterr().out.replace(str(tmp_path / "one"), str(tmp_path / "two"))
     (tmp_path / "two").mkdir()
-    (tmp_path / "two" / ".partial.0-of-3.npz").write_bytes(b"of three processes once")
+    (tmp_path / "two" / ".partial.0-of-3.safetensors").write_bytes(b"of three processes once")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(NUMBER)]
     launched = subprocess.run(
         [sys.executable, *launcher, "-m", "harness_rect", *command("two")],

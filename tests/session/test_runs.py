@@ -203,7 +203,7 @@ def test_a_damaged_file_is_ignored_with_a_warning(
     path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "garbage": b"\xff" * 64}[damage])
     second, calls = run()
     assert len(calls) == 4
-    assert f"damaged cache file {path}" in caplog.text
+    assert f"damaged file {path}" in caplog.text
     assert torch.equal(weight(first), weight(second))
     assert path.stat().st_size > len(whole) // 2, "written anew"
 
@@ -340,7 +340,7 @@ def test_a_damaged_partial_file_means_starting_over(
         run()
     again, calls = run()
     assert len(calls) == 4
-    assert "damaged cache file" in caplog.text
+    assert "damaged file" in caplog.text
     whole, _ = run(EditCache(tmp_path / "elsewhere"))
     assert torch.equal(weight(again), weight(whole))
 

@@ -17,6 +17,7 @@ from torch import nn
 from harness_rect import cli
 from harness_rect.edits import Probe
 from harness_rect.errors import UserError
+from harness_rect.io.resume import save_state
 from harness_rect.methods.gradients import inputs_and_gradients, targets_of, token_nll
 from harness_rect.methods.mend import active
 from harness_rect.methods.mend_weights import load_editor, read_description
@@ -231,7 +232,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(make_lm, tmp_path, monk
     lm = make_lm("gpt2")
     whole = trainer(lm, steps=8)
     described = whole.run(tmp_path / "whole")
-    monkeypatch.setattr(module, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr("harness_rect.io.resume.SAVE_SECONDS", -1.0)
     cut = trainer(lm, steps=8)
     step = cut._step
 
@@ -258,12 +259,11 @@ def test_an_interrupted_training_ends_with_the_same_bits(make_lm, tmp_path, monk
 def test_an_unfinished_training_is_not_continued_with_other_settings(make_lm, tmp_path):
     lm = make_lm("gpt2")
     folder = tmp_path / "mend"
-    trainer(lm)._save(folder / module.PARTIAL)
-    with pytest.raises(UserError, match="unfinished training with other settings"):
-        trainer(lm, seed=1).run(folder)
-    (folder / module.PARTIAL).write_bytes(b"nothing")
-    with pytest.raises(UserError, match="damaged"):
-        trainer(lm).run(folder)
+    save_state(folder / module.PARTIAL, "of other settings", {}, {})
+    for _ in range(2):
+        with pytest.raises(UserError, match="damaged state, or one of a training with other settings"):
+            trainer(lm).run(folder)
+        (folder / module.PARTIAL).write_bytes(b"nothing")
 
 
 # -- the command -------------------------------------------------------------------------------------
@@ -297,8 +297,9 @@ def command(place: Path, *more: str, output: str = "mend") -> list[str]:
 KILLED = """
 import os, signal, sys
 from harness_rect import cli
+from harness_rect.io import resume
 from harness_rect.training import mend
-mend.SAVE_SECONDS = -1.0
+resume.SAVE_SECONDS = -1.0
 step = mend.MendTrainer._step
 def stop(self):
     if self.progress.step == 3:
@@ -322,7 +323,7 @@ def test_the_command_survives_being_killed_and_its_weights_edit(place, capsys):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "going on with an interrupted training after 3 steps" in done.stderr
+    assert "resuming an interrupted training after 3 steps" in done.stderr
     assert "edit with: --method mend --hparams" in done.stdout
     assert cli.main(command(place, output="whole")) == 0
     folders = [place / "mend", place / "whole"]

@@ -6,7 +6,6 @@ of shots, limit and seeds. Everything else is a *difference*, named, and refused
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness_rect import embedded
-from harness_rect.errors import UserError
+from harness_rect.errors import UserError, did_you_mean
 from harness_rect.evaluation.catalogue import TASKS, is_editing
 from harness_rect.experiments.compare.pairing import Paired, Unpairable, document_difference, pair, pair_group
 from harness_rect.experiments.compare.significance import (
@@ -190,9 +189,7 @@ def _check_names(everything: Sequence[Results], tasks: Sequence[str] | None, gat
     asked += [("--min-retention", gate.task) for gate in gates if gate.task is not None]
     for option, name in asked:
         if name not in known:
-            close = difflib.get_close_matches(name, sorted(known), n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known))}"
-            raise UserError(f"{option}: no results have {name}: {hint}")
+            raise UserError(f"{option}: no results have {name}: {did_you_mean(name, sorted(known))}")
 
 
 def _of(tasks: Sequence[str] | None) -> str:

@@ -12,8 +12,6 @@ import contextlib
 import functools
 import json
 import logging
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -35,7 +33,7 @@ from harness_rect.errors import UserError
 from harness_rect.evaluation.editing import EditingTask
 from harness_rect.experiments.sweep.plan import Evaluation, SweepConfig
 from harness_rect.fingerprint import digest
-from harness_rect.io.files import written_whole
+from harness_rect.io.files import temporary_folder, written_whole
 from harness_rect.io.progress import logging_only
 from harness_rect.model_wrappers.edited_hf import EditedHF
 
@@ -199,8 +197,7 @@ class _Finished:
         """
         samples = self.results.pop("samples", None)
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".results.", suffix=".tmp"))
-        try:
+        with temporary_folder(folder, "results") as temporary:
             self._tracker.output_path = str(temporary / "results.json")
             self._tracker.save_results_aggregated(self.results | {"sweep": sweep}, samples)
             for task in self.results["configs"] if samples is not None else ():
@@ -214,8 +211,6 @@ class _Finished:
             for path in written:
                 with written_whole(folder / path.name.replace(ending, "")) as whole:
                     path.replace(whole)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_results(path: Path) -> dict[str, Any] | None:

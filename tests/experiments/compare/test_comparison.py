@@ -279,7 +279,7 @@ def test_chosen_tasks_include_those_of_a_group_and_only_their_differences_count(
 
 def test_an_unknown_task_is_refused_with_the_nearest_name(make: Make) -> None:
     base = make(nli())
-    with pytest.raises(UserError, match="did you mean rect_nli"):
+    with pytest.raises(UserError, match="did you mean 'rect_nli'"):
         compare(base, [base], tasks=["rect_nil"])
     with pytest.raises(UserError, match="--min-retention: no results have rect_nly"):
         compare(base, [base], gates=[Gate(0.9, "rect_nly")])

@@ -1,0 +1,76 @@
+"""Long work that resumes where it was interrupted: its state in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from harness_rect.io.files import written_whole
+
+log = logging.getLogger(__name__)
+
+#: An unfinished state is saved when this many seconds have passed since the last save.
+SAVE_SECONDS = 30.0
+
+State = tuple[dict[str, Tensor], Any]
+
+
+def save_state(path: Path, key: str, tensors: Mapping[str, Tensor], state: Any) -> None:
+    """Write tensors, and ``state`` as JSON, under a key that says what they belong to."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with written_whole(path) as temporary:
+        save_file(plain, temporary, metadata={"key": key, "state": json.dumps(state)})
+
+
+def load_state(path: Path, key: str) -> State | None:
+    """What :func:`save_state` wrote; None if there is no file, or one of another key or damaged."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("key") != key:
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, json.loads(metadata["state"])
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        log.warning("ignoring a damaged file %s (%s)", path, error)
+        return None
+
+
+class Resumable:
+    """The state of one piece of unfinished work.
+
+    Args:
+        path: the file that holds it.
+        key: everything that determines the work; a state of another key is not continued.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self.key = path, key
+        self._saved = time.monotonic()
+
+    def load(self) -> State | None:
+        """(tensors, state) to continue from, None to start over."""
+        return load_state(self.path, self.key)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        return time.monotonic() - self._saved > SAVE_SECONDS
+
+    def save(self, tensors: Mapping[str, Tensor], state: Any) -> None:
+        save_state(self.path, self.key, tensors, state)
+        self._saved = time.monotonic()
+
+    def finish(self) -> None:
+        """Remove the file: the work is done."""
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,188 @@
+"""Rows of text files: JSON lists, JSON Lines, tab-separated tables and plain text.
+
+All files are UTF-8; a byte-order mark is dropped. A row knows where it stands: rows are counted from 0, as in
+``facts.json[7]``, lines from 1, as in an editor. What cannot be read is a :class:`UserError` of one line that
+names the file and the row or line.
+"""
+
+from __future__ import annotations
+
+import json
+from codecs import BOM_UTF8
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness_rect.errors import UserError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a file.
+
+    value: the JSON value, or the cells of a table by column name. file: how messages call the file. line:
+    where the row begins, None where only its index is known (a JSON list).
+    """
+
+    value: Any
+    file: str
+    index: int
+    line: int | None = None
+
+    @property
+    def place(self) -> str:
+        """``row 3 (line 4)``."""
+        return f"row {self.index}" + (f" (line {self.line})" if self.line is not None else "")
+
+    @property
+    def where(self) -> str:
+        """``facts.jsonl, row 3 (line 4)``."""
+        return f"{self.file}, {self.place}"
+
+    def error(self, problem: str) -> UserError:
+        """To be raised for a row that is not as it should be."""
+        return UserError(f"{self.where}: {problem}")
+
+    def object(self) -> dict[str, Any]:
+        """The row as a JSON object.
+
+        Raises:
+            UserError: if it is something else.
+        """
+        if not isinstance(self.value, dict):
+            raise self.error(f"expected a JSON object, found {kind(self.value)}")
+        return self.value
+
+
+def json_rows(path: Path, name: str = "", hint: str = "") -> list[Row]:
+    """All rows of a JSON file: JSON Lines if it is called ``.jsonl``, else a list of rows or JSON Lines.
+
+    Args:
+        name: how messages call the file; its path by default. Its ending decides.
+        hint: what to do about a malformed file, for the end of the message.
+    """
+    name = name or str(path)
+    if name.lower().endswith(".jsonl"):
+        return list(json_lines(path, name, hint))
+    text = read_text(path, name)
+    if text.lstrip().startswith("["):
+        return [Row(value, name, i) for i, value in enumerate(parse_json(text, name, hint=hint))]
+    try:
+        return list(json_lines(path, name, hint))
+    except UserError:
+        try:
+            json.loads(text)
+        except (ValueError, RecursionError):
+            pass
+        else:  # one object over several lines
+            raise UserError(
+                f"{name}: holds one JSON object; expected a list of rows or one row per line"
+            ) from None
+        raise
+
+
+def json_lines(path: Path, name: str = "", hint: str = "") -> Iterator[Row]:
+    """Rows of a JSON Lines file, one at a time; blank lines are skipped. Arguments: :func:`json_rows`."""
+    name = name or str(path)
+    index = 0
+    for number, line in read_lines(path, name):
+        if not line.strip():
+            continue
+        if index == 0 and line.lstrip().startswith("["):
+            raise UserError(
+                f"{name}: begins with [, but a .jsonl file has one object per line; rename a list to .json"
+            )
+        yield Row(parse_json(line, name, number, hint), name, index, number)
+        index += 1
+
+
+def tsv_rows(path: Path, header: Sequence[str] | None = None) -> Iterator[Row]:
+    """Rows of a tab-separated file without quoting; a row with too few or too many cells is empty.
+
+    The csv module would take a lone double quote for the start of a quoted cell, end a row at a carriage
+    return and refuse a long cell.
+
+    Args:
+        header: column names in place of those in the first line.
+    """
+    lines = read_lines(path)
+    _, first = next(lines, (1, ""))
+    names = list(header) if header else first.rstrip("\r\n").split("\t")
+    index = 0
+    for number, line in lines:
+        if not line.strip():
+            continue
+        cells = line.removesuffix("\n").removesuffix("\r").split("\t")
+        value = dict(zip(names, cells, strict=True)) if len(cells) == len(names) else {}
+        yield Row(value, str(path), index, number)
+        index += 1
+
+
+def paragraphs(path: Path) -> Iterator[str]:
+    """Runs of lines between blank lines, ending in ``\\n``; bytes that are not UTF-8 are replaced."""
+    lines: list[str] = []
+    for _, line in read_lines(path, errors="replace"):
+        if line.strip():
+            lines.append(line.replace("\r\n", "\n"))
+        elif lines:
+            yield "".join(lines)
+            lines = []
+    if lines:
+        yield "".join(lines)
+
+
+def read_lines(path: Path, name: str = "", errors: str = "strict") -> Iterator[tuple[int, str]]:
+    """(number from 1, line with its ending) of a text file.
+
+    Only ``\\n`` ends a line: a JSON string may hold U+2028, and a cell of a table a carriage return.
+    """
+    name, number = name or str(path), 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                yield number, (line.removeprefix(BOM_UTF8) if number == 1 else line).decode("utf-8", errors)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{name}, line {number}: not UTF-8 text (byte {error.start} of the line); save the file as UTF-8"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read: {error.strerror}") from None
+
+
+def read_text(path: Path, name: str = "") -> str:
+    """A whole text file, line endings as they are."""
+    return "".join(line for _, line in read_lines(path, name))
+
+
+def parse_json(text: str, name: str, line: int = 1, hint: str = "") -> Any:
+    """The value of a JSON text that begins in ``line`` of the file ``name``."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line, problem = line + error.lineno - 1, f"{error.msg} at column {error.colno}"
+    except (ValueError, RecursionError) as error:  # a number of too many digits, or nested too deeply
+        problem = str(error)
+    raise UserError(f"{name}, line {line}: malformed JSON: {problem}" + (f"; {hint}" if hint else ""))
+
+
+def as_text(value: Any, name: str) -> str:
+    """``value`` if it is a string that a tokenizer accepts.
+
+    Raises:
+        UserError: beginning with ``name``; also for half of a surrogate pair, which JSON can express and
+            UTF-8 cannot.
+    """
+    if not isinstance(value, str):
+        raise UserError(f"{name}: expected a string, found {kind(value)}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{name}: half of a surrogate pair at character {error.start}") from None
+    return value
+
+
+def kind(value: object) -> str:
+    """What a JSON value is, for messages."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true/false", type(None): "null"}
+    return names.get(type(value), f"a number ({value})")
