@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from harness_rect import config
+from harness_rect.methods import METHODS
 from harness_rect.regularizers import REGULARIZERS
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +30,16 @@ def rewritten(text: str) -> str:
 def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def methods() -> str:
+    return markdown(
+        ["name", "paper", "what it changes", "needs", "batch", "cost of an edit"],
+        [
+            [f"`{m.name}`", m.paper, m.summary, m.needs, "yes" if m.batches else "no", m.cost]
+            for m in METHODS.values()
+        ],
+    )
 
 
 def regularizers() -> str:
@@ -53,7 +64,11 @@ def arguments() -> str:
 
 
 #: Name in the pages -> what makes the table.
-TABLES: dict[str, Callable[[], str]] = {"arguments": arguments, "regularizers": regularizers}
+TABLES: dict[str, Callable[[], str]] = {
+    "arguments": arguments,
+    "methods": methods,
+    "regularizers": regularizers,
+}
 
 
 if __name__ == "__main__":

@@ -41,6 +41,10 @@ def _prior(hparams: AlphaEditHyperParameters, context: Context, layer: int) -> P
 ALPHAEDIT = replace(
     MEMIT,
     name="alphaedit",
+    title="AlphaEdit",
+    paper="[Fang et al. 2025](https://arxiv.org/abs/2410.02355)",
+    summary="as MEMIT, inside the null space of C, with the keys of all earlier batches",
+    cost="as MEMIT, and one eigendecomposition of C for each layer",
     hparams=AlphaEditHyperParameters,
     propose=partial(propose_with, prior_of=_prior),
     after_step=partial(remember_facts, prior_of=_prior),

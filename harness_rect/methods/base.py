@@ -65,6 +65,9 @@ def down_projections(lm: EditableLM, hparams: Any) -> list[str]:
 class Method:
     """An editing method as the rest of the package sees it.
 
+    name: what users type for ``method=``. title: the name in tables and figures.
+    paper: where it was published, as a Markdown link or a citation.
+    summary, needs, cost: what it changes, what it needs, and the cost of an edit, for the table of methods.
     default_hparams: hyper-parameters for a model without a preset.
     propose: the updates of one step; leaves the model as it was.
     prepare: (model, hyper-parameters, model name, seed) -> the hyper-parameters, completed by what has to be
@@ -96,3 +99,11 @@ class Method:
     at_subject: bool = False
     presets: str = ""
     set_aside: frozenset[str] = frozenset()
+    title: str = ""
+    paper: str = ""
+    summary: str = ""
+    needs: str = "nothing"
+    cost: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", self.title or self.name)

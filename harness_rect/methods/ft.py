@@ -155,10 +155,31 @@ def _project(masters: Sequence[Tensor], before: Sequence[Tensor], epsilon: float
 
 FT = Method(
     name="ft",
+    title="FT",
+    paper="baseline of [Meng et al. 2022](https://arxiv.org/abs/2202.05262)",
+    summary="down projections of its layers, dense",
+    cost="up to `num_steps` forward and backward passes",
     hparams=FtHyperParameters,
     default_hparams=default_hparams,
     propose=partial(propose, end_of_text=False),
     batches=True,
 )
-FT_L = replace(FT, name="ft_l", hparams=FtLHyperParameters)
-LOCFT_BF = replace(FT, name="locft_bf", propose=partial(propose, end_of_text=True))
+FT_L = replace(
+    FT,
+    name="ft_l",
+    hparams=FtLHyperParameters,
+    title="FT-L",
+    paper="[Zhu et al. 2020](https://arxiv.org/abs/2012.00363)",
+    summary="as `ft`, each element changed by at most `norm_constraint`",
+    cost="as `ft`",
+)
+LOCFT_BF = replace(
+    FT,
+    name="locft_bf",
+    propose=partial(propose, end_of_text=True),
+    title="LocFT-BF",
+    paper="[Fine-tuning Done Right in Model Editing](https://arxiv.org/abs/2509.22072)",
+    summary="as `ft`, epochs over all facts, with the end of text",
+    needs="nothing; made for large batches",
+    cost="as `ft`",
+)

@@ -185,6 +185,11 @@ def propose(lm: EditableLM, edits: Sequence[Edit], hparams: KnHyperParameters, c
 
 KN = Method(
     name="kn",
+    title="KN",
+    paper="[Dai et al. 2022](https://arxiv.org/abs/2104.08696)",
+    summary="value vectors of some neurons in all blocks",
+    needs="the answer to be replaced",
+    cost="`steps` passes for each block, batched",
     hparams=KnHyperParameters,
     default_hparams=lambda architecture: {},
     propose=propose,

@@ -245,6 +245,11 @@ def propose_emmet(
 
 MEMIT = Method(
     name="memit",
+    title="MEMIT",
+    paper="[Meng et al. 2023](https://arxiv.org/abs/2210.07229)",
+    summary="several down projections, rank B each",
+    needs="subject, second moments",
+    cost="a value search (6 contexts) for each fact, all together; a B x B solve for each layer",
     hparams=MemitHyperParameters,
     default_hparams=default_hparams,
     propose=partial(propose_with, prior_of=_prior),
@@ -258,6 +263,10 @@ MEMIT = Method(
 EMMET = replace(
     MEMIT,
     name="emmet",
+    title="EMMET",
+    paper="[Gupta et al. 2024](https://arxiv.org/abs/2403.14236)",
+    summary="as MEMIT, facts as equality constraints",
+    cost="as MEMIT",
     hparams=EmmetHyperParameters,
     propose=propose_emmet,
     after_step=None,

@@ -206,6 +206,11 @@ PUBLISHED_KEYS = frozenset(
 
 MEND = Method(
     name="mend",
+    title="MEND",
+    paper="[Mitchell et al. 2022](https://arxiv.org/abs/2110.11309)",
+    summary="MLP matrices of the last blocks",
+    needs="training (`harness-rect train-mend`)",
+    cost="one forward and one backward pass",
     hparams=MendHyperParameters,
     default_hparams=lambda architecture: {},
     propose=propose,

@@ -180,6 +180,11 @@ def _needs_statistics(hparams: RomeHyperParameters) -> list[int]:
 
 ROME = Method(
     name="rome",
+    title="ROME",
+    paper="[Meng et al. 2022](https://arxiv.org/abs/2202.05262)",
+    summary="one down projection, rank one",
+    needs="subject; second moments if `mom2_adjustment`",
+    cost="value search: 20 to 25 partial passes over 21 contexts",
     hparams=RomeHyperParameters,
     default_hparams=default_hparams,
     contexts=contexts,
@@ -189,4 +194,13 @@ ROME = Method(
     at_subject=True,
     presets="rome",
 )
-R_ROME = replace(ROME, name="r_rome", propose=partial(propose, average_key_everywhere=True))
+R_ROME = replace(
+    ROME,
+    name="r_rome",
+    propose=partial(propose, average_key_everywhere=True),
+    title="r-ROME",
+    paper="[Gupta et al. 2024](https://arxiv.org/abs/2403.07175)",
+    summary="as ROME, the averaged key everywhere",
+    needs="as ROME",
+    cost="as ROME",
+)

@@ -134,6 +134,11 @@ def _normalised(state: dict[str, Tensor], x: Tensor) -> Tensor:
 
 ULTRAEDIT = Method(
     name="ultraedit",
+    title="UltraEdit",
+    paper="[Gu et al. 2025](https://arxiv.org/abs/2505.14679)",
+    summary="down projections of several blocks",
+    needs="nothing; running statistics over the stream",
+    cost="one forward and one backward pass",
     hparams=UltraEditHyperParameters,
     default_hparams=default_hparams,
     propose=propose,
