@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from hatchling.build import build_wheel
+from support import tiny_models
 
 from harness_rect.config import EditConfig
 from harness_rect.methods import METHODS, Method
@@ -25,7 +26,8 @@ BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", flags=re.DOTALL | re.MUL
 
 @pytest.fixture
 def registries(monkeypatch):
-    """The tables of methods and regularizers are as before when the test is over."""
+    """What a guide adds to methods, regularizers and the tests' model families is gone after the test."""
+    monkeypatch.setattr(tiny_models, "FAMILIES", dict(tiny_models.FAMILIES))
     for registry in (METHODS, REGULARIZERS):
         monkeypatch.setattr(registry, "_objects", dict(registry._objects))
         monkeypatch.setattr(registry, "_plugins", None)
