@@ -1,8 +1,8 @@
 """The arguments of an editing run: declared once, validated in one place.
 
 The fields of :class:`EditConfig` and the fields of the registered regularizers are the arguments of
-``--model_args``, of ``harness-rect edit``, of a sweep's entries and of Python. :func:`arguments` lists them
-with their help texts.
+``--model_args``, of ``harness-rect edit``, of a sweep's entries and of Python.
+:func:`declared_arguments` lists them with their help texts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
     BaseModel,
@@ -28,6 +29,9 @@ from harness_rect.methods import METHODS
 from harness_rect.regularizers import REGULARIZERS, NoRegularizer, Regularizer, parse_share
 from harness_rect.validation import validated
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 log = logging.getLogger(__name__)
 
 #: A name or path; paths and numbers are taken as their text.
@@ -43,7 +47,7 @@ class EditConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: str = Field(default="rome", description="editing method, or none")
+    method: str = Field(default="rome", description="editing method")
     edits: Text = Field(
         default=None,
         description="facts to edit: tiny, zsre, counterfact or a .json/.jsonl file, each with an optional"
@@ -102,8 +106,8 @@ class EditConfig(BaseModel):
         return self
 
     @classmethod
-    def from_args(cls, where: str = "model_args", **args: Any) -> EditConfig:
-        """Build from loose arguments; ``rect=`` is short for ``regularizer=rect,keep=``, None is not given.
+    def from_args(cls, where: str = "model_args", **args: Any) -> Self:
+        """Make one from arguments; ``rect`` is short for ``regularizer=rect,keep=``, None means not given.
 
         Raises:
             UserError: one line naming the argument.
@@ -115,6 +119,24 @@ class EditConfig(BaseModel):
                 raise UserError("rect= is short for regularizer=rect,keep=: give one or the other")
             given |= {"regularizer": "rect", "keep": share}
         return validated(cls, given, where)
+
+
+class ModelArguments(EditConfig):
+    """The arguments of ``edited_hf`` beside those of lm-eval's ``hf``."""
+
+    data: Text = Field(
+        default=None,
+        description="where the tasks read their rows: hub, tiny or a folder; otherwise tiny for an embedded"
+        " model and hub for others",
+    )
+    save_edited: Text = Field(default=None, description="folder for the edited checkpoint")
+
+    @field_validator("data")
+    @classmethod
+    def _data(cls, data: str | None) -> str | None:
+        if data not in (None, "hub", "tiny") and not Path(data).expanduser().is_dir():
+            raise ValueError(f"expected hub, tiny or a folder that exists, found {data}")
+        return data
 
 
 def make_regularizer(name: str, settings: Mapping[str, Any]) -> Regularizer:
@@ -167,13 +189,13 @@ class Argument:
     help: str
 
 
-def arguments() -> dict[str, Argument]:
+def declared_arguments(of: type[EditConfig] = EditConfig) -> dict[str, Argument]:
     """All arguments of an editing run by name, with the settings of other packages' regularizers."""
     found: list[Argument] = []
-    for name, field in EditConfig.model_fields.items():
+    for name, field in of.model_fields.items():
         text, default = field.description or "", field.default
         if name == "method":
-            text = f"{text}: {', '.join(METHODS)}"
+            text = f"{text}: {', '.join(METHODS)}, none"
         if name == "regularizer":
             text, default = f"{text}: {', '.join(REGULARIZERS)}", field.default.name
             found.append(Argument("rect", str, None, RECT))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from harness_rect import embedded
 from harness_rect.compat.request_cache import separate_answers
-from harness_rect.config import EditConfig
-from harness_rect.edits import load_edits
+from harness_rect.config import Argument, EditConfig, ModelArguments, declared_arguments
+from harness_rect.edits import EditStream, load_edits
 from harness_rect.errors import UserError, closest, one_line_errors
 from harness_rect.evaluation.editing import IdRequest
 from harness_rect.evaluation.shared_passes import Ids, carriers, score
@@ -33,7 +33,7 @@ from harness_rect.models.architecture import check_editable, refuse_config
 from harness_rect.models.load import load_errors
 from harness_rect.moments.provider import layout_name
 from harness_rect.session.checkpoint import save_checkpoint
-from harness_rect.session.report import EditReport
+from harness_rect.session.report import UNEDITED, EditReport
 from harness_rect.session.runs import EditCache
 from harness_rect.session.stream import EditSession, check_edits
 
@@ -43,92 +43,55 @@ QUANTISING = ("load_in_8bit", "load_in_4bit", "autogptq", "gptqmodel")
 
 
 class EditedHF(HFLM):
-    """A causal LM into which a stream of edits goes before evaluation.
+    """A causal language model into which a stream of edits goes before evaluation.
 
     Args:
-        pretrained: as in HFLM; without it the embedded model ``rect-tiny``.
-        method: rome, r_rome, memit or none (lm-eval turns ``method=none`` into None, which means the same).
-        edits, edit_batch_size, rect, regularizer, keep, rect_convention, hparams, stats, edit_cache,
-            edit_seed: see :class:`~harness_rect.config.EditConfig` and the README.
-        data: where the tasks read from; it reaches them as metadata and is not used here.
-        save_edited: a folder for the edited checkpoint.
-        **kwargs: HFLM's own arguments.
+        pretrained: as in HFLM; without it the embedded model.
+        **arguments: those of :class:`~harness_rect.config.ModelArguments`, listed below, and HFLM's own.
 
     Raises:
         UserError: something asked for cannot be done; under the ``lm_eval`` command one line and exit
-            status 2. The checks that need no weights come before the model is loaded.
+            status 2. What can be checked without weights is checked before the model is loaded.
     """
 
     def __init__(
-        self,
-        pretrained: str | transformers.PreTrainedModel | None = None,
-        method: str | None = "rome",
-        edits: str | None = None,
-        edit_batch_size: int = 1,
-        rect: float | str | None = None,
-        regularizer: str | None = None,
-        keep: float | str | None = None,
-        rect_convention: str | None = None,
-        hparams: str | None = None,
-        stats: str | None = None,
-        edit_cache: str | None = None,
-        edit_seed: int = 0,
-        data: str | None = None,
-        save_edited: str | None = None,
-        **kwargs: Any,
+        self, pretrained: str | transformers.PreTrainedModel | None = None, **arguments: Any
     ) -> None:
         with one_line_errors():
             share_logging()
-            if pretrained is None and method == "rome" and (edits, rect, regularizer, keep) == (None,) * 4:
-                rect = embedded.DEFAULT_RECT
-            if pretrained is None:
+            if not pretrained:
                 pretrained = embedded.NAME
-                embedded.use_as_default()
-            if embedded.is_embedded(pretrained):
-                edits = edits or embedded.DEFAULT_EDITS
-                log.info(
-                    "embedded model %s: method %s, rect %s, edits %s, data %s",
-                    *(pretrained, method, rect, edits, data or "tiny"),
-                )
-            name = pretrained if isinstance(pretrained, str) else getattr(pretrained, "name_or_path", "")
-            pretrained = embedded.resolve_model(pretrained)
-            config = EditConfig.from_args(
-                method=method if method is not None else "none",
-                edits=edits,
-                edit_batch_size=edit_batch_size,
-                rect=rect,
-                regularizer=regularizer,
-                keep=keep,
-                rect_convention=rect_convention,
-                hparams=hparams,
-                stats=stats,
-                edit_cache=edit_cache,
-                edit_seed=edit_seed,
-            )
-            self._run_key: str | None = None
-            self._edit_report: dict[str, Any] = {"method": "none"}
+                embedded.unnamed.add(self)
+            ours = {name: arguments.pop(name) for name in _ours() if name in arguments}
+            config = _resolve(pretrained, ours)
+            self._edit_report = UNEDITED
             editing = config.method != "none"
             # Not self.rank: without several GPUs lm-eval gives every process rank 0.
-            saves = save_edited is not None and os.environ.get("RANK", "0") == "0"
-            if saves:
-                check_output(Path(str(save_edited)))
-            _check_arguments(data, kwargs)
+            output = (
+                Path(config.save_edited)
+                if config.save_edited and os.environ.get("RANK", "0") == "0"
+                else None
+            )
+            if output is not None:
+                check_output(output)
+            _check_theirs(arguments)
             stream = load_edits(config.edits) if editing and config.edits else None
             if stream is not None:
                 check_edits(config, stream)
-            _check_before_loading(pretrained, editing, kwargs)
-            if kwargs.get("device") is None:  # HFLM's own default is a GPU, there or not
-                kwargs["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+            name = pretrained if isinstance(pretrained, str) else getattr(pretrained, "name_or_path", "")
+            pretrained = embedded.resolve_model(pretrained)
+            _check_before_loading(pretrained, editing, arguments)
+            if arguments.get("device") is None:  # HFLM's own default is a GPU, there or not
+                arguments["device"] = "cuda" if torch.cuda.is_available() else "cpu"
             with load_errors(f"pretrained={pretrained}"):
-                super().__init__(pretrained=pretrained, **kwargs)
-            if editing and stream is not None:
+                super().__init__(pretrained=pretrained, **arguments)
+            if stream is not None:
                 check_editable(self.model)
                 self._edit(config, stream, layout_name(name))
-            if saves:
-                report = EditReport.read(self._edit_report)
-                save_checkpoint(Path(str(save_edited)), self.model, self.tokenizer, report)
+            if output is not None:
+                save_checkpoint(output, self.model, self.tokenizer, self._edit_report)
 
-    def _edit(self, config: EditConfig, stream: Any, model_name: str) -> None:
+    def _edit(self, config: EditConfig, stream: EditStream, model_name: str) -> None:
         """Edit on the first process and give every other process the same weights."""
         dist = torch.distributed
         shared = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -136,23 +99,22 @@ class EditedHF(HFLM):
             session = EditSession(
                 self.model, self.tokenizer, config, stream, model_name, add_special_tokens=self.add_bos_token
             )
-            self._edit_report = session.run(EditCache.from_spec(config.edit_cache))
+            session.run(EditCache.from_spec(config.edit_cache))
+            self._edit_report = session.report
         if shared:
             box = [self._edit_report]
             dist.broadcast_object_list(box, src=0)
             self._edit_report = box[0]
             parameters = dict(self.model.named_parameters())
-            for name in self._edit_report["weights"]:
+            for name in self._edit_report.weights:
                 dist.broadcast(parameters[name].data, src=0)
-        self._run_key = self._edit_report["run"]
 
     def describe(self, edit_report: dict[str, Any] | None) -> None:
-        """Say what was done to the model by somebody else's session; None: nothing.
+        """Set the report of edits that another session made; None: the model is unedited.
 
         For a sweep, which edits one model in many ways. Not together with lm-eval's ``--use_cache``.
         """
-        self._edit_report = edit_report or {"method": "none"}
-        self._run_key = self._edit_report.get("run")
+        self._edit_report = UNEDITED if edit_report is None else EditReport.read(edit_report)
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Keep answers of this edited model apart from all others in lm-eval's ``--use_cache`` file.
@@ -160,8 +122,8 @@ class EditedHF(HFLM):
         lm-eval keys that file by the request text alone, so the model before and after editing would
         share answers.
         """
-        if self._run_key is not None and cache_hook.dbdict is not None:
-            separate_answers(cache_hook.dbdict, self._run_key)
+        if self._edit_report.run is not None and cache_hook.dbdict is not None:
+            separate_answers(cache_hook.dbdict, self._edit_report.run)
         super().set_cache_hook(cache_hook)
 
     def _loglikelihood_tokens(
@@ -215,7 +177,7 @@ class EditedHF(HFLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """HFLM's information, and under ``edit`` what was done to the model."""
-        return {**super().get_model_info(), "edit": self._edit_report}
+        return {**super().get_model_info(), "edit": self._edit_report.to_dict()}
 
 
 def share_logging() -> None:
@@ -226,36 +188,69 @@ def share_logging() -> None:
         ours.setLevel(theirs.level)
 
 
-def _check_arguments(data: str | None, kwargs: dict[str, Any]) -> None:
-    """Refuse what would only be found wrong once the model is loaded, or edited.
+def _ours() -> dict[str, Argument]:
+    return declared_arguments(ModelArguments)
+
+
+def _resolve(pretrained: Any, ours: Mapping[str, Any]) -> ModelArguments:
+    """The arguments given, with what an embedded model adds; the log has the result."""
+    given = dict(ours)
+    if "method" in given and given["method"] is None:  # lm-eval reads none as None
+        given["method"] = "none"
+    given |= embedded.defaults(pretrained, given)
+    if embedded.is_embedded(pretrained):
+        resolved = {"pretrained": pretrained, "method": "rome", **given}
+        log.info(
+            "embedded model: %s; RECT %g%% is the default as long as no argument says how to edit",
+            ",".join(f"{name}={value}" for name, value in resolved.items()),
+            100 * embedded.DEFAULT_RECT,
+        )
+    return ModelArguments.from_args(**given)
+
+
+def _check_theirs(arguments: Mapping[str, Any]) -> None:
+    """Refuse a misspelled argument of ours.
 
     HFLM passes arguments it does not know on to transformers, so only those close to ours are questioned.
     """
-    if data not in (None, "hub", "tiny") and not Path(str(data)).expanduser().is_dir():
-        raise UserError(f"data={data}: expected hub, tiny or a folder that exists")
-    ours = [
-        name for name in inspect.signature(EditedHF.__init__).parameters if name not in {"self", "kwargs"}
-    ]
-    known = inspect.signature(HFLM.__init__).parameters
-    for name in kwargs.keys() - known.keys():
-        if close := closest(name, ours, cutoff=0.75):
+    for name in arguments.keys() - inspect.signature(HFLM.__init__).parameters.keys():
+        if close := closest(name, _ours(), cutoff=0.75):
             raise UserError(f"model_args: unknown argument {name!r}: did you mean {close!r}?")
 
 
-def _check_before_loading(pretrained: object, editing: bool, kwargs: dict[str, Any]) -> None:
+def _check_before_loading(pretrained: object, editing: bool, arguments: Mapping[str, Any]) -> None:
     """Everything that can be refused from the arguments and the configuration file alone."""
-    if editing and (asked := [key for key in QUANTISING if kwargs.get(key)]):
+    if editing and (asked := [key for key in QUANTISING if arguments.get(key)]):
         raise UserError(f"{asked[0]}: a quantised model cannot be edited; leave it out, or use method=none")
-    if editing and kwargs.get("tp_plan") is not None:
+    if editing and arguments.get("tp_plan") is not None:
         raise UserError("tp_plan: editing needs whole weight matrices; leave it out, or use method=none")
     if not editing or not isinstance(pretrained, str):
         return
     with load_errors(f"pretrained={pretrained}"):
         config = transformers.AutoConfig.from_pretrained(
             pretrained,
-            revision=str(kwargs.get("revision", "main")),
-            subfolder=kwargs.get("subfolder", ""),
-            trust_remote_code=kwargs.get("trust_remote_code", False),
-            gguf_file=kwargs.get("gguf_file"),
+            revision=str(arguments.get("revision", "main")),
+            subfolder=arguments.get("subfolder", ""),
+            trust_remote_code=arguments.get("trust_remote_code", False),
+            gguf_file=arguments.get("gguf_file"),
         )
     refuse_config(config)
+
+
+def _describe() -> None:
+    """Give the class a signature and a docstring that list its arguments."""
+    parameter, keyword = inspect.Parameter, inspect.Parameter.KEYWORD_ONLY
+    EditedHF.__signature__ = inspect.Signature(
+        [
+            parameter("pretrained", parameter.POSITIONAL_OR_KEYWORD, default=None),
+            *(parameter(name, keyword, default=one.default) for name, one in _ours().items()),
+            parameter("hflm", parameter.VAR_KEYWORD),
+        ]
+    )
+    lines = [f"    {name}: {one.help}" for name, one in _ours().items()]
+    EditedHF.__doc__ = "\n".join(
+        [inspect.cleandoc(EditedHF.__doc__ or ""), "", "Arguments of editing:", *lines]
+    )
+
+
+_describe()

@@ -94,7 +94,6 @@ def test_without_arguments_rome_with_rect_edits_the_embedded_facts(
 ) -> None:
     caplog.set_level("INFO")
     monkeypatch.setattr(embedded, "DEFAULT_EDITS", "tiny[0:2]")  # twenty take longer, and no other way
-    monkeypatch.setattr(embedded, "_in_use", False)
     monkeypatch.setenv("HARNESS_RECT_CACHE", str(tmp_path))
     results = evaluate(model="edited_hf", tasks=["rect_suite"], limit=2)
     edit = results["config"]["edit"]
@@ -109,8 +108,62 @@ def test_without_arguments_rome_with_rect_edits_the_embedded_facts(
     assert edit["edit_ids"] == [e.id for e in load_edits("tiny[0:2]")]
     assert edit["right_after_each_edit"]["reliability"] > 0.5 > edit["before_each_edit"]["reliability"]
     assert len(results["results"]) == 10 + 3
-    assert "embedded model rect-tiny: method rome, rect 0.4, edits tiny[0:2], data tiny" in caplog.text
+    assert "pretrained=rect-tiny,method=rome,rect=0.4,edits=tiny[0:2],data=tiny" in caplog.text
     assert results["results"]["rect_zsre"]["reliability,none"] == edit["at_the_end"]["reliability"]
+
+
+def test_naming_the_model_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(embedded, "DEFAULT_EDITS", "tiny[0:1]")
+    monkeypatch.setenv("HARNESS_RECT_CACHE", str(tmp_path))
+    unnamed, named, rome, method = (
+        evaluate(model="edited_hf", model_args=arguments, tasks=["rect_zsre"])
+        for arguments in (None, "pretrained=rect-tiny", "pretrained=rect-tiny,method=rome", "method=rome")
+    )
+    runs = [results["config"]["edit"]["run"] for results in (unnamed, named, rome, method)]
+    assert runs[0] == runs[1] != runs[2] == runs[3]
+    assert unnamed["results"] == named["results"]
+    assert [each["config"]["edit"]["regularizer"] for each in (named, rome)] == ["rect", "none"]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"method": None},  # what lm-eval makes of method=none
+        {"method": "rome"},
+        {"edits": "tiny[3:5]"},
+        {"edit_batch_size": 1},
+        {"regularizer": None},
+        {"regularizer": "sphere"},
+        {"rect": 0.2},
+        {"alpha": 0.3},
+        {"hparams": "rect-tiny"},
+        {"stats": "moments"},
+        {"edit_seed": 0},
+    ],
+)
+def test_rect_is_the_default_only_as_long_as_no_argument_says_how_to_edit(how: dict[str, Any]) -> None:
+    assert "rect" not in embedded.defaults("rect-tiny", how)
+
+
+@pytest.mark.parametrize("other", [{}, {"data": "hub"}, {"edit_cache": "off", "save_edited": "out"}])
+def test_other_arguments_leave_rect_the_default_of_embedded_models(other: dict[str, Any]) -> None:
+    for name in embedded.MODELS:
+        assert embedded.defaults(name, other)["rect"] == embedded.DEFAULT_RECT
+    assert embedded.defaults("gpt2", other) == {}
+
+
+def test_tasks_without_a_model_read_the_embedded_rows_only_for_the_default_model() -> None:
+    class Model:
+        pass
+
+    embedded.unnamed.clear()
+    assert data.data_choice({}) == "hub"
+    model = Model()
+    embedded.unnamed.add(model)
+    assert data.data_choice({}) == "tiny"
+    assert data.data_choice({"pretrained": "gpt2"}) == "hub"
+    del model
+    assert data.data_choice({}) == "hub"
 
 
 def test_its_second_moments_lie_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

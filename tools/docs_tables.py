@@ -58,7 +58,7 @@ def arguments() -> str:
         ["argument", "meaning", "default"],
         [
             [f"`{argument.name}`", argument.help, "" if argument.default is None else f"`{argument.default}`"]
-            for argument in config.arguments().values()
+            for argument in config.declared_arguments(config.ModelArguments).values()
         ],
     )
 

@@ -25,7 +25,7 @@ OPTIONS = {"edit_seed": "seed"}
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
-    for name, argument in config.arguments().items():
+    for name, argument in config.declared_arguments().items():
         required = name in {"method", "edits"}
         default = None if required else argument.default
         option = OPTIONS.get(name, name)
@@ -37,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Edit, write the checkpoint and print how the edits did."""
-    given = {name: getattr(arguments, name) for name in config.arguments()}
+    given = {name: getattr(arguments, name) for name in config.declared_arguments()}
     described = config.EditConfig.from_args("command line", **given)
     if described.method == "none":
         raise UserError("--method none edits nothing; choose a method")

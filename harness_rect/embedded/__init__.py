@@ -1,8 +1,8 @@
-"""The embedded default: a small model of our own, facts to edit in it, and rows for the eight tasks.
+"""The embedded models, facts to edit in them, and rows for the eight general tasks.
 
-``pretrained=rect-tiny``, ``edits=tiny`` and ``data=tiny`` name what lies in the folder ``tiny`` of this
-package; with no arguments at all these are what runs. ``pretrained=rect-tiny-llama`` is a model of Llama's
-architecture that was trained on the same facts and tasks. How they were made: ``tools/tiny_world``.
+``pretrained=rect-tiny``, ``edits=tiny`` and ``data=tiny`` name files in the folder ``tiny`` of this package.
+``rect-tiny`` has GPT-2's architecture; ``rect-tiny-llama`` has Llama's and is trained on the same facts and
+tasks. ``tools/tiny_world`` makes them.
 """
 
 from __future__ import annotations
@@ -10,22 +10,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
+#: The model that edited_hf takes if none is named.
 NAME = "rect-tiny"
 ROOT = Path(__file__).parent.parent / "tiny"
-#: Each embedded model's folder: model/ is what transformers loads, stats/ its second moments.
+#: Each embedded model's folder: model/ is what transformers loads, stats/ has its second moments.
 MODELS = {NAME: ROOT, "rect-tiny-llama": ROOT / "llama"}
 DATA = ROOT / "data"
-#: Weights of MEND, trained for the embedded model.
+#: Weights of MEND, trained for the default model.
 MEND = ROOT / "mend"
 EDITS = ROOT / "edits.jsonl"
-#: The edits of a run that names none, and how much of them RECT keeps where nothing at all is asked for.
+#: Defaults of the arguments ``edits`` and ``rect`` for embedded models.
 DEFAULT_EDITS = "tiny[0:20]"
 DEFAULT_RECT = 0.4
+#: Arguments of edited_hf that do not say how to edit.
+NOT_EDITING = frozenset({"edit_cache", "data", "save_edited"})
+
+#: The models of this process for which edited_hf took the default model.
+unnamed: WeakSet[Any] = WeakSet()
 
 
 def resolve_model(name: Any) -> Any:
-    """The folder of an embedded model for its name, anything else as it is."""
+    """The folder of an embedded model for its name; anything else unchanged."""
     return str(MODELS[name] / "model") if is_embedded(name) else name
 
 
@@ -34,24 +41,32 @@ def is_embedded(name: Any) -> bool:
 
 
 def stats_folder(name: str) -> str | None:
-    """Where the second moments of an embedded model lie, None for any other."""
+    """The folder with the second moments of an embedded model, None for any other."""
     return str(MODELS[name] / "stats") if is_embedded(name) else None
 
 
-_in_use = False
+def defaults(pretrained: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that are added to those given: none unless the model is an embedded one.
 
+    ``edits`` and ``data`` are the embedded ones where they are not given. RECT is the default as long as no
+    argument says how to edit.
 
-def use_as_default() -> None:
-    """Called by edited_hf when it was given no model: tasks told of none then read the embedded rows."""
-    global _in_use
-    _in_use = True
-
-
-def is_default_model(metadata: Mapping[str, Any]) -> bool:
-    """Whether lm-eval's metadata (model_args) name an embedded model, or none while there is a default.
-
-    Without any metadata (a ready-made model, a TaskManager of the user's) it is not: its rows would silently
-    stand in for those asked for.
+    Args:
+        pretrained: the name of the model.
+        given: the arguments that are given. ``method=none`` reaches Python as None and is given too.
     """
-    name = metadata.get("pretrained")
-    return is_embedded(name) or (name in (None, "") and _in_use)
+    if not is_embedded(pretrained):
+        return {}
+    rect = {} if given.keys() - NOT_EDITING else {"rect": DEFAULT_RECT}
+    found = {"edits": DEFAULT_EDITS, "data": "tiny"}
+    return rect | {name: value for name, value in found.items() if given.get(name) in (None, "")}
+
+
+def of_tasks(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """lm-eval's metadata of a task, which hold the model's arguments, with the defaults added.
+
+    Metadata without a model mean the default model if edited_hf was given none either. Else (a ready-made
+    model, a TaskManager of the user's own) nothing is added: rows of ours would silently replace others.
+    """
+    model = metadata.get("pretrained") or (NAME if unnamed else None)
+    return {**metadata, "pretrained": model, **defaults(model, metadata)}

@@ -435,10 +435,7 @@ SOURCES = (REASONING, NLI, OPEN_DOMAIN_QA, CLOSED_DOMAIN_QA, DIALOGUE, SUMMARIZA
 
 def data_choice(metadata: Mapping[str, Any]) -> str:
     """``hub``, ``tiny`` or a folder, from lm-eval's metadata; see the top of this file for the default."""
-    chosen = metadata.get("data")
-    if chosen is not None and str(chosen) != "":
-        return str(chosen)
-    return "tiny" if embedded.is_default_model(metadata) else "hub"
+    return str(embedded.of_tasks(metadata).get("data") or "hub")
 
 
 def _open_hub(source: Source) -> tuple[str, Rows]:

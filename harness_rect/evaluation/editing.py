@@ -68,9 +68,7 @@ def edits_for_tasks(**metadata: Any) -> dict[str, datasets.Dataset]:
         UserError: without ``edits``, or where they cannot be read.
     """
     with one_line_errors():
-        spec = metadata.get("edits")
-        if spec is None and embedded.is_default_model(metadata):
-            spec = embedded.DEFAULT_EDITS
+        spec = embedded.of_tasks(metadata).get("edits")
         if spec is None:
             raise UserError(
                 "rect_zsre and rect_counterfact need edits: give edits=FILE[start:stop] in --model_args, or"
@@ -103,8 +101,8 @@ def load_tokenizer(metadata: dict[str, Any]) -> TextEncoder:
     Raises:
         UserError: if the metadata name none, or it cannot be loaded.
     """
-    default = embedded.NAME if embedded.is_default_model(metadata) else None
-    name = metadata.get("tokenizer") or embedded.resolve_model(metadata.get("pretrained") or default)
+    metadata = embedded.of_tasks(metadata)
+    name = metadata.get("tokenizer") or embedded.resolve_model(metadata.get("pretrained"))
     if not isinstance(name, str):
         raise UserError(
             "rect_zsre and rect_counterfact need the tokenizer's name; give tokenizer=NAME in metadata"
