@@ -38,7 +38,7 @@ def unedited(name: str) -> dict[str, Any]:
 
 
 def test_every_task_has_its_rows_and_none_is_skipped(caplog: pytest.LogCaptureFixture) -> None:
-    for source in data.SOURCES:
+    for source in data.SOURCES.values():
         assert len(data.documents(source, "tiny")) == ROWS[source.task]
     assert "skipped" not in caplog.text
 

@@ -93,7 +93,7 @@ def json_lines(path: Path, name: str = "", hint: str = "") -> Iterator[Row]:
             raise UserError(
                 f"{name}: begins with [, but a .jsonl file has one object per line; rename a list to .json"
             )
-        yield Row(parse_json(line, name, number, hint), name, index, number)
+        yield Row(parse_json(line.rstrip("\r\n"), name, number, hint), name, index, number)
         index += 1
 
 

@@ -20,8 +20,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from harness_rect.edits import Edit, Probe, fingerprint, load_edits, readers
+from harness_rect.edits import Edit, Probe, fingerprint, formats, load_edits, readers
 from harness_rect.edits.edit import mark_subject
+from harness_rect.edits.formats import FORMATS, Fact, Fields, Format
 from harness_rect.errors import UserError
 
 Row = dict[str, Any]
@@ -128,7 +129,7 @@ def test_counterfact(tmp_path: Path) -> None:
         ),
         attribute_prompts=("Some Song is in",),
         generation_prompts=("The Blue Ledger's readers", "The Blue Ledger's readers"),
-        source="one.json row 0",
+        source="one.json, row 0",
     )
 
 
@@ -155,7 +156,7 @@ def test_zsre(tmp_path: Path) -> None:
         target_old="Sill",
         paraphrases=("What river does Lake Orn feed?",),
         neighborhood=(Probe("nq question: who painted the old barn", "Ida Holm"),),
-        source="one.json row 0",
+        source="one.json, row 0",
     )
 
 
@@ -223,7 +224,20 @@ def test_plain_rows(tmp_path: Path) -> None:
 def test_shapes_may_be_mixed_in_a_file(tmp_path: Path) -> None:
     edits = load_edits(write(tmp_path / "mixed.jsonl", [COUNTERFACT, ZSRE, plain()]))
     assert [edit.id for edit in edits] == ["41", "1", "2"]
-    assert [edit.source for edit in edits][1] == "mixed.jsonl row 1 (line 2)"
+    assert [edit.source for edit in edits][1] == "mixed.jsonl, row 1 (line 2)"
+
+
+def test_another_format_is_one_entry_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def triple(row: Fields) -> Fact:
+        return Fact("{} is", "fact", row.object("fact").text("s"), row.object("fact").target("o"), None)
+
+    monkeypatch.setattr(formats, "FORMATS", (Format("fact", lambda row: "fact" in row, triple), *FORMATS))
+    row = {"fact": {"s": "Tin", "o": {"str": "a metal"}}, "rephrase": "Tin, which is"}
+    edit = read_one(tmp_path, row)
+    assert (edit.text, edit.target, edit.paraphrases) == ("Tin is", " a metal", ("Tin, which is",))
+    assert "row 0: fact.s: missing" in message(write(tmp_path / "a.json", [{"fact": {}}]))
+    assert read_one(tmp_path, ZSRE).target_new == "Tamm"
+    assert "expected fact, or requested_rewrite, or src" in message(write(tmp_path / "a.json", [{}]))
 
 
 def test_ids_are_made_unique(tmp_path: Path) -> None:
@@ -376,35 +390,14 @@ def test_rows_outside_the_slice_do_not_matter(tmp_path: Path) -> None:
 # --- files --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ending", [".json", ".jsonl", ".JSONL"])
-def test_json_lines_with_bom_blank_lines_and_crlf(tmp_path: Path, ending: str) -> None:
-    path = tmp_path / f"a{ending}"
-    line = json.dumps(plain(subject="one\u2028two"), ensure_ascii=False)
-    path.write_bytes(f"\ufeff\r\n{line}\r\n\r\n{line}".encode())
-    edits = load_edits(str(path))
-    assert [edit.subject for edit in edits] == ["one\u2028two"] * 2
-    assert edits[1].source == f"a{ending} row 1 (line 4)"
-
-
-def test_a_list_with_bom(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    path.write_text("\ufeff " + json.dumps([plain()], indent=1), encoding="utf-8")
-    assert len(load_edits(str(path))) == 1
-
-
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("a.json", b'[{"a": 1},\n {"b": }]', "a.json line 2: malformed JSON"),
-        ("a.jsonl", b'{"a": 1}\n\n{"b": }\n', "a.jsonl line 3: malformed JSON"),
-        ("a.jsonl", b"[1]\n", "a list goes into .json"),
-        ("a.json", b'{\n "rows": [1]\n}', "one JSON object; expected a list"),
+        ("a.jsonl", b"\n[1]\n", "a.jsonl: begins with ["),
         ("a.json", b'{"rows": [1]}', "unknown row format"),
-        ("a.json", b'["text"]', "row 0: expected an object, found a string"),
-        ("a.json", b"\xff\xfe", "not UTF-8"),
+        ("a.json", b'["text"]', "row 0: expected a JSON object, found a string"),
         ("a.json", b"", "the file has 0 rows"),
         ("a.json", b"[]", "the file has 0 rows"),
-        ("a.json", b"[" * 100_000, "malformed JSON"),
     ],
 )
 def test_files_that_are_refused(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
@@ -457,10 +450,10 @@ def test_unknown_names(spec: str) -> None:
 def test_bad_rows_are_named(tmp_path: Path, row: Row, expected: list[str]) -> None:
     path = write(tmp_path / "bad.jsonl", [plain(0), plain(1), row])
     text = message(path + "[1:]")
-    assert text.startswith(f"{path} row 2 (line 3): ")
+    assert text.startswith(f"{path}, row 2 (line 3): ")
     for part in expected:
         assert part in text
-    assert f"{tmp_path / 'bad.json'} row 1: " in message(write(tmp_path / "bad.json", [plain(), row]))
+    assert f"{tmp_path / 'bad.json'}, row 1: " in message(write(tmp_path / "bad.json", [plain(), row]))
 
 
 def test_messages_stay_short_and_on_one_line(tmp_path: Path) -> None:
@@ -541,7 +534,7 @@ def test_public_sets_come_through_the_cache(
     monkeypatch.setitem(readers.URLS, "counterfact", f"{address}/counterfact.json")
     stream = load_edits("counterfact[::-1]")
     assert [edit.id for edit in stream] == ["a", "41"]
-    assert stream[1].source == "counterfact.json row 0"
+    assert stream[1].source == "counterfact.json, row 0"
     assert any(cache.iterdir())
     path.unlink()
     import datasets
@@ -557,7 +550,7 @@ def test_a_damaged_download_says_what_to_delete(
     (folder / "zsre.json").write_text("<html>please sign in</html>")
     monkeypatch.setitem(readers.URLS, "zsre", f"{address}/zsre.json")
     text = message("zsre[0:5]")
-    assert "zsre.json line 1: malformed JSON" in text
+    assert "zsre.json, line 1: malformed JSON" in text
     assert f"delete {cache}" in text
 
 

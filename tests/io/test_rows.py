@@ -35,6 +35,7 @@ def test_a_json_file_holds_a_list_or_lines(tmp_path: Path, text: str) -> None:
     [
         ("a.json", b'[{"a": 1},\n {"b": }]', "a.json, line 2: malformed JSON: Expecting value at column 8"),
         ("a.jsonl", b'{"a": 1}\n\n{"b": }\n', "a.jsonl, line 3: malformed JSON"),
+        ("a.jsonl", b'{"a": 1}\r\n{"b": \r\n', "a.jsonl, line 2: malformed JSON"),
         ("a.jsonl", b"\n[1]\n", "a.jsonl: begins with \\[, but a .jsonl file has one object per line"),
         ("a.json", b'{\n "rows": [1]\n}', "a.json: holds one JSON object; expected a list"),
         ("a.json", b"[" * 100_000, "a.json, line 1: malformed JSON"),

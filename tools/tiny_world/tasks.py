@@ -346,7 +346,7 @@ class Task:
         """(prompt, answer as it follows the prompt) of each document of the row, from the task's YAML."""
         config = _config(self.source.task)
         found = []
-        for document in self.source.adapt(row):
+        for document in self.source.documents(row):
             prompt = _render(config["doc_to_text"], document)
             target = config["doc_to_target"]
             value = document[target] if target in document else _render(target, document)
@@ -356,14 +356,14 @@ class Task:
 
 
 TASKS = (
-    Task(data.REASONING, reasoning_row, 200),
-    Task(data.NLI, nli_row, 200),
-    Task(data.OPEN_DOMAIN_QA, open_domain_row, 200),
-    Task(data.CLOSED_DOMAIN_QA, closed_domain_row, 200),
-    Task(data.DIALOGUE, dialogue_row, 200),
-    Task(data.SUMMARIZATION, summarization_row, 100),
-    Task(data.NER, ner_row, 60),
-    Task(data.SENTIMENT, sentiment_row, 200),
+    Task(data.SOURCES["rect_reasoning"], reasoning_row, 200),
+    Task(data.SOURCES["rect_nli"], nli_row, 200),
+    Task(data.SOURCES["rect_open_domain_qa"], open_domain_row, 200),
+    Task(data.SOURCES["rect_closed_domain_qa"], closed_domain_row, 200),
+    Task(data.SOURCES["rect_dialogue"], dialogue_row, 200),
+    Task(data.SOURCES["rect_summarization"], summarization_row, 100),
+    Task(data.SOURCES["rect_ner"], ner_row, 60),
+    Task(data.SOURCES["rect_sentiment"], sentiment_row, 200),
 )
 
 
@@ -408,8 +408,8 @@ def test_texts(seed: int) -> list[str]:
     texts: set[str] = set()
     for task in TASKS:
         for row in test_rows(task, seed):
-            if task.source is data.NER:
-                texts.update(document["text"] for document in task.source.adapt(row))
+            if task.source.task == "rect_ner":
+                texts.update(document["text"] for document in task.source.documents(row))
             else:
                 fields = ("passage",) if "passage" in row else _TEXT_FIELDS
                 texts.update(row[field] for field in fields if field in row)
