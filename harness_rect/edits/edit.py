@@ -32,7 +32,7 @@ class Edit:
     prompt: holds the marker ``{}`` exactly once, at the subject. Other braces are plain text.
     target_old: the answer to be replaced, None if the row names none.
     paraphrases, attribute_prompts, generation_prompts: full texts, no marker.
-    source: where the row stands ("file.json row 12"), for messages only.
+    source: where the row stands ("file.json, row 12"), for messages only.
 
     Raises :class:`UserError` where ``prompt`` does not hold the marker exactly once.
     """

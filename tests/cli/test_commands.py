@@ -294,7 +294,7 @@ def test_errors_are_one_line_with_status_2_and_leave_nothing(
 def test_a_row_that_cannot_be_edited_leaves_no_output(place: Path, command, capsys) -> None:
     (place / "facts.json").write_text(json.dumps([ROWS[0], ROWS[1] | {"prompt": "oh, " * 200 + "{} is"}]))
     assert cli.main(command("edit")) == 2
-    assert "facts.json row 1: " in capsys.readouterr().err
+    assert "facts.json, row 1: " in capsys.readouterr().err
     assert not (place / "out").exists()
 
 

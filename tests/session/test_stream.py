@@ -523,7 +523,7 @@ def test_a_row_too_long_is_named_before_anything_is_edited(
     session = start([ROWS[0], row] if not hparams else [row], hparams)
     before = bits(session.lm.model)
     proposals = watch(session)
-    with pytest.raises(UserError, match=r"facts\.json row \d: .*tokens") as error:
+    with pytest.raises(UserError, match=r"facts\.json, row \d: .*tokens") as error:
         session.run()
     assert "\n" not in str(error.value)
     assert proposals == []
