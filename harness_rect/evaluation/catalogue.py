@@ -75,6 +75,8 @@ class Task:
         return next((metric for metric in self.metrics if metric.name == name), None)
 
 
+#: What the editing session measures of each edit and the edit report has, whatever the tasks.
+EDITING_METRICS = ("reliability", "generalization", "locality")
 #: The second name of the headline, so that tasks with different headlines have a mean.
 SCORE = "score"
 #: ``<metric>_rows`` counts the edits that have a metric, where some lack what it needs.

@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from harness_rect.experiments import results
-from harness_rect.experiments.compare.comparison import Report, as_row, compare
+from harness_rect.experiments.compare import compare
 from harness_rect.experiments.results import Results
+from harness_rect.session.report import EditReport, When
 
 Row = dict[str, Any]
 Source = Path | str
 
-#: Moments of measurement as the edit report names them -> as rows name them.
-MOMENTS = {
-    "before_each_edit": "before each edit",
-    "right_after_each_edit": "right after each edit",
-    "at_the_end": "at the end",
+#: When edits are measured -> its name in the rows' column ``moment``.
+TIMES: dict[When, str] = {
+    "before": "before each edit",
+    "after": "right after each edit",
+    "end": "at the end",
 }
 _EDITING = (
     "regularizer",
@@ -31,6 +32,8 @@ _EDITING = (
     "edit_seed",
     "edits_spec",
     "edits_sha256",
+    "run",
+    "seconds_per_edit",
 )
 
 
@@ -38,7 +41,7 @@ def runs(source: Source) -> list[Row]:
     """One row for each evaluation.
 
     Columns: file, date (seconds since 1970), model, model_class (lm-eval's ``--model``), method ("none" for
-    an unedited model; None where the file does not say, as with ``--model hf``), n_edits, the settings of the
+    an unedited model; None without an edit report, as with ``--model hf``), n_edits, the settings of the
     editing run, its digest ``run``, seconds_per_edit, limit, lm_eval_version.
     """
     return [_run(one) for one in _load(source)]
@@ -48,7 +51,7 @@ def scores(source: Source) -> list[Row]:
     """One row for each evaluation, task or group, and metric.
 
     Columns beside the provenance: task, is_group, metric, filter, score, stderr (None where lm-eval gives
-    none), n (documents), headline, higher_is_better. Repetitions (``score`` of a rect task) are left out.
+    none), n (documents), headline, higher_is_better. Repetitions of the headline (``score``) are left out.
     """
     return [
         _run(one)
@@ -70,15 +73,16 @@ def scores(source: Source) -> list[Row]:
 
 
 def edit_metrics(source: Source) -> list[Row]:
-    """One row for each editing metric and moment: means over the edits of a run.
+    """One row for each editing metric and time of measurement: means over the edits of a run.
 
-    Columns beside the provenance: moment (one of :data:`MOMENTS`), metric, value.
+    Columns beside the provenance: moment ("before each edit", "right after each edit" or "at the end"),
+    metric, value.
     """
     return [
         _run(one) | {"moment": moment, "metric": metric, "value": value}
-        for one in _load(source)
-        for field, moment in MOMENTS.items()
-        for metric, value in (one.edit.get(field) or {}).items()
+        for one, edit in _edited(source)
+        for when, moment in TIMES.items()
+        for metric, value in edit.averages(when).items()
     ]
 
 
@@ -91,19 +95,19 @@ def edits(source: Source) -> list[Row]:
     return [
         _run(one)
         | {
-            "edit": edit["id"],
+            "edit": edit.id,
             "position": position,
-            "subject": edit.get("subject"),
-            "target": edit.get("target"),
-            "flags": ",".join(edit.get("flags") or ()),
+            "subject": edit.subject,
+            "target": edit.target,
+            "flags": ",".join(edit.flags),
             "metric": metric,
-            "before": edit["before"].get(metric),
+            "before": edit.before.get(metric),
             "after": value,
-            "end": edit.get("end", {}).get(metric),
+            "end": edit.end.get(metric),
         }
-        for one in _load(source)
-        for position, edit in enumerate(one.edit.get("edits") or (), 1)
-        for metric, value in edit["after"].items()
+        for one, report in _edited(source)
+        for position, edit in enumerate(report.edits, 1)
+        for metric, value in edit.after.items()
     ]
 
 
@@ -111,30 +115,32 @@ def update_statistics(source: Source) -> list[Row]:
     """One row for each step of a run and weight it updated.
 
     Columns beside the provenance: step (1 is the first), edits (so far, this step's included), weight,
-    applied, and what the report says of the update: update_norm and applied_norm (Frobenius, before and after
-    trimming), weight_norm, kept (share of non-zero elements), changed (share of stored elements), finite.
+    applied, and what the report has of the update: update_norm and applied_norm (Frobenius, before and after
+    the regularizer), weight_norm, kept (share of non-zero elements), changed (share of stored elements),
+    finite.
     """
     rows = []
-    for one in _load(source):
+    for one, report in _edited(source):
         edits_so_far = 0
-        for number, step in enumerate(one.edit.get("steps") or (), 1):
-            edits_so_far += len(step["edits"])
-            for weight, statistics in step["weights"].items():
-                place = {"step": number, "edits": edits_so_far, "weight": weight, "applied": step["applied"]}
-                rows.append(_run(one) | place | statistics)
+        for number, step in enumerate(report.steps, 1):
+            edits_so_far += len(step.edits)
+            for weight, statistics in step.weights.items():
+                place = {"step": number, "edits": edits_so_far, "weight": weight, "applied": step.applied}
+                rows.append(_run(one) | place | statistics.model_dump())
     return rows
 
 
 def weight_distances(source: Source) -> list[Row]:
     """One row for each evaluation and edited weight: how far it is from the unedited one.
 
-    Columns beside the provenance: weight, and what the report has: manhattan_distance, frobenius_distance,
-    changed (share of elements), dtype, ...
+    Columns beside the provenance: weight, manhattan_distance, frobenius_distance, changed (share of
+    elements), dtype.
     """
+    columns = {"manhattan_distance", "frobenius_distance", "changed", "dtype"}
     return [
-        _run(one) | {"weight": weight} | {k: v for k, v in totals.items() if not isinstance(v, dict | list)}
-        for one in _load(source)
-        for weight, totals in (one.edit.get("weights") or {}).items()
+        _run(one) | {"weight": weight} | totals.model_dump(include=columns)
+        for one, report in _edited(source)
+        for weight, totals in report.weights.items()
     ]
 
 
@@ -144,15 +150,18 @@ def comparisons(base: Source, others: Sequence[Source], **options: Any) -> list[
     A folder stands for the newest results file in it, as on the command line.
 
     Raises:
-        UserError: as the command would refuse.
+        UserError: under the same conditions as the command.
     """
     files = [results.load(results.newest(path)[0]) for path in (base, *others)]
-    report: Report = compare(files[0], files[1:], **options)
-    return [dict(as_row(row)) for row in report.rows]
+    return [dict(vars(row)) for row in compare(files[0], files[1:], **options).rows]
 
 
 def _load(source: Source) -> list[Results]:
     return [results.load(path) for path in results.find(source)]
+
+
+def _edited(source: Source) -> list[tuple[Results, EditReport]]:
+    return [(one, one.edit) for one in _load(source) if one.edit is not None]
 
 
 def _run(one: Results) -> Row:
@@ -162,11 +171,9 @@ def _run(one: Results) -> Row:
         "date": one.file.date,
         "model": one.model_name,
         "model_class": one.model_class,
-        "method": edit.get("method"),
-        "n_edits": edit.get("n_edits", 0),
-        **{name: edit.get(name) for name in _EDITING},
-        "run": edit.get("run"),
-        "seconds_per_edit": edit.get("seconds_per_edit"),
+        "method": edit and edit.method,
+        "n_edits": edit.n_edits if edit else 0,
+        **{name: getattr(edit, name, None) for name in _EDITING},
         "limit": one.file.config.get("limit"),
         "lm_eval_version": one.file.lm_eval_version,
     }

@@ -1,9 +1,9 @@
-"""Results files of lm-eval, from whatever model class: the JSON file and the samples beside it.
+"""Results files of lm-eval, of any model class: the JSON file and the samples beside it.
 
-Only lm-eval's own format is read here, so results of ``--model hf``, vLLM or an API are as good as ours; what
-``edited_hf`` adds stands under ``config.edit`` and may be absent. Samples (``--log_samples``) are read when
-asked for: ``samples_TASK_DATE.jsonl`` beside ``results_DATE.json``, or the ``samples`` that a result of
-``simple_evaluate`` holds when it is dumped whole.
+The format is lm-eval's own, so results of ``--model hf``, vLLM or an API are read alike; ``edited_hf`` adds
+its edit report as ``config.edit``. Samples (``--log_samples``) are read when they are needed:
+``samples_TASK_DATE.jsonl`` beside ``results_DATE.json``, or the ``samples`` in a result of
+``simple_evaluate`` that was written as a whole.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from harness_rect.evaluation.catalogue import TASKS, is_repetition
 from harness_rect.io.rows import json_lines
 from harness_rect.session.report import EditReport
 
-#: Entries of a task's results that are numbers and no metrics.
+#: Entries of a task's results that are numbers but not metrics.
 _NO_METRICS = {"sample_len", "sample_count"}
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?$")
 
@@ -45,12 +45,12 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """One document of one task under one filter, as far as it is needed here.
+    """One document of one task under one filter.
 
-    values: metric -> what the metric said of this document: a number, or what its aggregation takes.
+    values: metric -> this document's value: a number, or what the metric's aggregation takes.
     text: the document's ``text`` field, where it has one (the sentence of an NER document).
-    prompt, target, answer: what was asked, what was expected and what the model said, as text; of several
-        continuations the likeliest. None where the file does not say it.
+    prompt, target, answer: the prompt, the expected answer and the model's answer as text; of several
+        continuations the likeliest. None where the file does not have it.
     """
 
     doc_id: int
@@ -99,36 +99,33 @@ class Results:
         self.file = file
         self._samples: dict[str, dict[str, list[Sample]] | None] = {}
 
-    # -- what the file says of the run ------------------------------------------------------------
+    # -- the run ----------------------------------------------------------------------------------
 
     @cached_property
     def model_args(self) -> dict[str, Any]:
-        """Arguments of the model; a string, as older lm-eval wrote it, is taken apart."""
+        """Arguments of the model; a string, as older versions of lm-eval wrote it, is parsed."""
         given = self.file.config.get("model_args")
         if isinstance(given, str):
             pairs = (part.partition("=") for part in given.split(",") if part)
             return {name.strip(): value for name, _, value in pairs}
         return given if isinstance(given, dict) else {}
 
-    @property
-    def edit(self) -> dict[str, Any]:
-        """What ``edited_hf`` reports of its edits; empty for any other model."""
-        found = self.file.config.get("edit")
-        return found if isinstance(found, dict) else {}
-
     @cached_property
-    def edit_report(self) -> EditReport | None:
+    def edit(self) -> EditReport | None:
         """What ``edited_hf`` reports of its edits; None for any other model.
 
         Raises:
-            UserError: it is no edit report; the message names the file and the field.
+            UserError: a field cannot be read; the message names the file and the field.
         """
-        return EditReport.read(self.edit, f"{self.path}: config.edit") if self.edit else None
+        found = self.file.config.get("edit")
+        return (
+            EditReport.read(found, f"{self.path}: config.edit") if isinstance(found, dict) and found else None
+        )
 
     @property
     def model_class(self) -> str | None:
         """hf, vllm, edited_hf, ...: lm-eval's ``--model``."""
-        return self.file.config.get("model") or self.file.model_source
+        return _text(self.file.config.get("model")) or self.file.model_source
 
     @property
     def model_name(self) -> str:
@@ -137,24 +134,25 @@ class Results:
         return str(named or self.model_class or self.path.stem)
 
     def metadata(self, task: str) -> dict[str, Any]:
-        """What the task was told: the model arguments and ``--metadata``."""
-        told = self.file.configs.get(task, {}).get("metadata")
-        return self.model_args | (told if isinstance(told, dict) else {})
+        """The metadata that the task was given: the model arguments and ``--metadata``."""
+        own = self.file.configs.get(task, {}).get("metadata")
+        return self.model_args | (own if isinstance(own, dict) else {})
 
     def effective_rows(self, task: str) -> int | None:
-        """Documents that were evaluated, where the file says it."""
-        return self.file.n_samples.get(task, {}).get("effective")
+        """The number of documents that were evaluated, where the file has it."""
+        found = self.file.n_samples.get(task, {}).get("effective")
+        return found if isinstance(found, int) else None
 
     # -- scores -----------------------------------------------------------------------------------
 
     @cached_property
     def tasks(self) -> dict[str, dict[Key, Score]]:
-        """Every task that is no group, in the file's order, with its scores."""
+        """Scores of every task that is not a group, in the file's order."""
         return {name: scores for name, scores in self._scored.items() if name not in self._members}
 
     @cached_property
     def groups(self) -> dict[str, dict[Key, Score]]:
-        """Every group that has scores of its own."""
+        """Scores of every group that has its own."""
         return {name: scores for name, scores in self._scored.items() if name in self._members}
 
     @cached_property
@@ -169,10 +167,16 @@ class Results:
 
     def leaves(self, name: str) -> list[str]:
         """The tasks of a group, through groups within it; a task is its own only leaf."""
-        if name not in self._members:
-            return [name]
-        found = [leaf for member in self._members[name] for leaf in self.leaves(member)]
-        return list(dict.fromkeys(found))
+        found: dict[str, None] = {}
+        waiting, seen = [name], {name}
+        while waiting:
+            name = waiting.pop()
+            if name not in self._members:
+                found[name] = None
+            new = [member for member in self._members.get(name, ()) if member not in seen]
+            seen.update(new)
+            waiting += reversed(new)
+        return list(found)
 
     @property
     def names(self) -> set[str]:
@@ -186,8 +190,8 @@ class Results:
     def headline(self, name: str) -> Key:
         """The first metric that the task defines, under the first filter that the file has it for."""
         keys = list(self._scored[name])
-        said = self.file.configs.get(name, {}).get("metric_list") or ()
-        defined = [one.get("metric") for one in said if isinstance(one, dict)]
+        listed = _list(self.file.configs.get(name, {}).get("metric_list"))
+        defined = [entry.get("metric") for entry in listed if isinstance(entry, dict)]
         if not defined and name in TASKS:
             defined = [metric.name for metric in TASKS[name].metrics]
         return next((key for metric in defined for key in keys if key.metric == metric), keys[0])
@@ -199,13 +203,13 @@ class Results:
         return [headline, *(key for key in others if not is_repetition(name, key.metric))]
 
     def higher_is_better(self, name: str, metric: str) -> bool:
-        """The task's word for it; metrics without one are taken to be better when higher."""
+        """The direction that the file gives; a metric without one is taken to be better when higher."""
         return self.file.higher_is_better.get(name, {}).get(metric) is not False
 
     # -- samples ----------------------------------------------------------------------------------
 
     def samples(self, task: str) -> dict[str, list[Sample]] | None:
-        """filter -> documents sorted by ``doc_id``; None where no samples were kept.
+        """filter -> documents sorted by ``doc_id``; None if samples were not logged.
 
         Raises:
             UserError: if the samples file cannot be read; the message names the line.
@@ -242,6 +246,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
 def _by_filter(rows: Iterable[tuple[str, Mapping[str, Any]]], task: str) -> dict[str, list[Sample]]:
     found: dict[str, dict[int, Sample]] = {}
     for where, row in rows:
@@ -249,27 +261,26 @@ def _by_filter(rows: Iterable[tuple[str, Mapping[str, Any]]], task: str) -> dict
         if not isinstance(doc_id, int):
             raise UserError(f"{where}: no doc_id; expected a sample as lm-eval's --log_samples writes it")
         doc = row.get("doc")
-        text = doc.get("text") if isinstance(doc, dict) else None
-        metrics = row.get("metrics") or [key for key in row if key not in _SAMPLE_FIELDS]
+        metrics = _list(row.get("metrics")) or [key for key in row if key not in _SAMPLE_FIELDS]
         sample = Sample(
             doc_id,
-            row.get("doc_hash"),
-            row.get("prompt_hash"),
-            {metric: row.get(metric) for metric in metrics},
-            text if isinstance(text, str) else None,
-            *_said(row),
+            _text(row.get("doc_hash")),
+            _text(row.get("prompt_hash")),
+            {metric: row.get(metric) for metric in metrics if isinstance(metric, str)},
+            _text(doc.get("text")) if isinstance(doc, dict) else None,
+            *_question_and_answers(row),
         )
         if found.setdefault(filtered, {}).setdefault(doc_id, sample) is not sample:
-            raise UserError(f"{where}: doc_id {doc_id} of {task} is there twice; remove one")
+            raise UserError(f"{where}: doc_id {doc_id} of {task} occurs twice; remove one")
     return {name: [samples[i] for i in sorted(samples)] for name, samples in found.items()}
 
 
-def _said(row: Mapping[str, Any]) -> tuple[str | None, str | None, str | None]:
-    """(prompt, target, answer) of a sample, whatever its request type and lm-eval's age."""
+def _question_and_answers(row: Mapping[str, Any]) -> tuple[str | None, str | None, str | None]:
+    """(prompt, target, answer) of a sample, for every type of request and version of lm-eval."""
     given = row.get("arguments")
     if isinstance(given, dict):  # {"gen_args_0": {"arg_0": prompt, "arg_1": continuation or settings}, ...}
         given = [list(one.values()) for one in given.values() if isinstance(one, dict)]
-    requests = [one for one in given or () if isinstance(one, list) and one and isinstance(one[0], str)]
+    requests = [one for one in _list(given) if isinstance(one, list) and one and isinstance(one[0], str)]
     prompt = requests[0][0] if requests else None
     continuations = [one[1] if len(one) > 1 and isinstance(one[1], str) else None for one in requests]
     answers = row.get("filtered_resps") or row.get("resps") or [None]
@@ -286,11 +297,7 @@ def _said(row: Mapping[str, Any]) -> tuple[str | None, str | None, str | None]:
         target = int(target)
     if isinstance(target, int) and 0 <= target < len(continuations) > 1:
         target = continuations[target]
-    return (
-        prompt,
-        None if target is None else str(target),
-        answers if isinstance(answers, str) else None,
-    )
+    return prompt, None if target is None else str(target), _text(answers)
 
 
 _SAMPLE_FIELDS = {
@@ -303,10 +310,9 @@ _SAMPLE_FIELDS = {
 
 
 def find(source: Path | str) -> list[Path]:
-    """The results files that a path means: the file itself, or all below a folder by their names.
+    """The file itself, or all results files below a folder, sorted by folder and date.
 
-    Those are ``results*.json``, and what ``--output_path NAME.json`` writes, by the date at its end. Sorted
-    by folder and date.
+    Their names are ``results*.json``, or end in a date, as those that ``--output_path NAME.json`` writes.
 
     Raises:
         UserError: if there is none.
@@ -327,9 +333,7 @@ def _date(path: Path) -> str:
 
 
 def newest(source: Path | str) -> tuple[Path, int]:
-    """The results file that a path means, and how many there were to choose from.
-
-    Of several in one folder it is the newest by the date in its name.
+    """The file itself, or the newest results file of a folder by the date in its name; and their number.
 
     Raises:
         UserError: if there is none, or if several folders below this one have some.
@@ -344,7 +348,7 @@ def load(path: Path | str) -> Results:
     """Read a results file.
 
     Raises:
-        UserError: if it cannot be read or is no results file of lm-eval.
+        UserError: if it cannot be read or is not a results file of lm-eval.
     """
     path = Path(path)
     try:
@@ -358,7 +362,7 @@ def load(path: Path | str) -> Results:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"
-        raise UserError(f"{path}: no results file of lm-eval: {place}: {first['msg']}") from None
+        raise UserError(f"{path}: not a results file of lm-eval: {place}: {first['msg']}") from None
     results = Results(path, file)
     if not results.tasks:
         raise UserError(f"{path}: holds no scores")
@@ -377,9 +381,9 @@ def labels(results: Sequence[Results]) -> list[str]:
 def describe(results: Results) -> str:
     """``gpt2-xl, 20 edits by rome, rect 0.4``; only the model's name where nothing was edited."""
     edit = results.edit
-    parts = [results.model_name]
-    if edit.get("n_edits"):
-        parts.append(f"{edit['n_edits']} edits by {edit.get('method')}")
-        if edit.get("regularizer") not in (None, "none"):
-            parts.append(f"{edit['regularizer']} {edit.get('keep') or ''}".strip())
+    if edit is None or not edit.n_edits:
+        return results.model_name
+    parts = [results.model_name, f"{edit.n_edits} edits by {edit.method}"]
+    if edit.regularizer != "none":
+        parts.append(f"{edit.regularizer} {edit.keep or ''}".strip())
     return ", ".join(parts)

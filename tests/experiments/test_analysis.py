@@ -72,18 +72,19 @@ def test_scores_are_the_files(folder: Path) -> None:
 
 def test_editing_metrics_and_updates_are_the_reports(folder: Path) -> None:
     edit = load(newest(folder / "rome")[0]).edit
+    assert edit is not None
     means = {(row["moment"], row["metric"]): row["value"] for row in analysis.edit_metrics(folder / "rome")}
-    assert means["right after each edit", "reliability"] == edit["right_after_each_edit"]["reliability"]
-    assert means["at the end", "locality"] == edit["at_the_end"]["locality"]
+    assert means["right after each edit", "reliability"] == edit.right_after_each_edit["reliability"]
+    assert means["at the end", "locality"] == edit.at_the_end["locality"]
     single = [row for row in analysis.edits(folder) if row["metric"] == "reliability"]
     assert [row["position"] for row in single] == [1, 2]
-    assert sum(row["end"] for row in single) / 2 == edit["at_the_end"]["reliability"]
-    [weight] = edit["weights"]
+    assert sum(row["end"] for row in single) / 2 == edit.at_the_end["reliability"]
+    [weight] = edit.weights
     steps = analysis.update_statistics(folder)
     assert [(row["step"], row["edits"], row["weight"]) for row in steps] == [(1, 1, weight), (2, 2, weight)]
-    assert steps[1]["kept"] == edit["steps"][1]["weights"][weight]["kept"] == pytest.approx(0.4, abs=1e-4)
+    assert steps[1]["kept"] == edit.steps[1].weights[weight].kept == pytest.approx(0.4, abs=1e-4)
     [distance] = analysis.weight_distances(folder)
-    assert distance["manhattan_distance"] == edit["weights"][weight]["manhattan_distance"]
+    assert distance["manhattan_distance"] == edit.weights[weight].manhattan_distance
 
 
 def test_comparisons_are_those_of_the_command(evaluations: dict[str, Path]) -> None:

@@ -47,10 +47,29 @@ def test_groups_are_told_from_tasks_and_reach_through_other_groups(tmp_path: Pat
     assert results.leaves("rect_suite") == ["rect_nli", "rect_ner"]
 
 
+def test_a_group_within_itself_ends(tmp_path: Path, tasks) -> None:
+    made = with_group(content(tasks), "all", ["all", "rect_nli"], 0.9)
+    assert load(write(tmp_path, made, tasks)).leaves("all") == ["rect_nli"]
+
+
+@pytest.mark.parametrize("wrong", [5, "text", [1], {"a": 1}])
+def test_entries_of_other_types_are_left_out(tmp_path: Path, tasks, wrong) -> None:
+    made = content(tasks, config={"model": wrong, "model_args": [wrong], "edit": [wrong]})
+    made["configs"]["rect_nli"] |= {"metric_list": wrong, "metadata": wrong}
+    made["n-samples"]["rect_nli"]["effective"] = [wrong]
+    row = {"doc_id": 0, "metrics": wrong, "arguments": wrong, "doc": wrong, "doc_hash": wrong, "acc": 1}
+    results = load(write(tmp_path, made | {"samples": {"rect_nli": [row]}}, {}))
+    assert results.headline("rect_nli") == Key("acc", "none")
+    assert (results.edit, results.effective_rows("rect_nli"), results.model_args) == (None, None, {})
+    assert isinstance(describe(results), str)
+    [sample] = results.samples("rect_nli")["none"]
+    assert sample.text is None and sample.prompt is None
+
+
 def test_model_arguments_may_be_text_as_older_files_have_them(tmp_path: Path, tasks) -> None:
     made = content(tasks, config={"model": "vllm", "model_args": "pretrained=org/m,dtype=auto"})
     results = load(write(tmp_path, made, tasks))
-    assert (results.model_name, results.model_class, results.edit) == ("org/m", "vllm", {})
+    assert (results.model_name, results.model_class, results.edit) == ("org/m", "vllm", None)
 
 
 def test_samples_lie_beside_the_file_or_in_it(tmp_path: Path, tasks) -> None:
@@ -76,7 +95,7 @@ def test_samples_of_several_filters_are_kept_apart(tmp_path: Path) -> None:
     ("spoil", "message"),
     [
         (lambda text: text[:-20], r"samples_rect_nli_.*jsonl, line 4: malformed JSON"),
-        (lambda text: text + text, r"jsonl, row 4 \(line 5\): doc_id 0 of rect_nli is there twice"),
+        (lambda text: text + text, r"jsonl, row 4 \(line 5\): doc_id 0 of rect_nli occurs twice"),
         (lambda text: text.replace("doc_id", "id"), r"jsonl, row 0 \(line 1\): no doc_id"),
         (lambda text: "3\n" + text, r"jsonl, row 0 \(line 1\): expected a JSON object"),
     ],
@@ -93,9 +112,9 @@ def test_spoilt_samples_are_refused_by_line(tmp_path: Path, tasks, spoil, messag
     ("text", "message"),
     [
         ("{", "not JSON"),
-        ("[]", "no results file of lm-eval"),
-        ('{"method": "rome"}', "no results file of lm-eval: results: Field required"),
-        ('{"results": {"a": 1}}', "no results file of lm-eval: results.a"),
+        ("[]", "not a results file of lm-eval"),
+        ('{"method": "rome"}', "not a results file of lm-eval: results: Field required"),
+        ('{"results": {"a": 1}}', "not a results file of lm-eval: results.a"),
         ('{"results": {"a": {"alias": "a"}}}', "holds no scores"),
     ],
 )

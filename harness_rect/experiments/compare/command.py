@@ -11,7 +11,7 @@ from rich.console import Console
 
 from harness_rect.errors import UserError
 from harness_rect.experiments import results
-from harness_rect.experiments.compare.comparison import Gate, Report, compare
+from harness_rect.experiments.compare.comparison import ComparisonTable, Gate, compare
 from harness_rect.experiments.compare.rendering import print_tables, render, short
 from harness_rect.io.files import written_whole
 from harness_rect.io.progress import progress_bar
@@ -28,9 +28,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--output {output}: is a folder; expected a file")
     files = [_load(argument) for argument in (arguments.base, *arguments.others)]
     with progress_bar() as progress:
-        progress.disable = not progress.console.is_terminal  # in a log it would be one more line
+        progress.disable = not progress.console.is_terminal  # not in a log file
         bar = progress.add_task("comparing")
-        report = compare(
+        table = compare(
             files[0],
             files[1:],
             tasks=[name.strip() for name in (arguments.tasks or "").split(",") if name.strip()] or None,
@@ -39,31 +39,31 @@ def run(arguments: argparse.Namespace) -> int:
             allow_differences=arguments.allow_differences,
             on_row=lambda done, of: progress.update(bar, completed=done, total=of),
         )
-    for line in report.differences:
+    for line in table.differences:
         log.warning("differs: %s", line)
-    for line in report.left_out:
+    for line in table.left_out:
         log.warning("left out: %s", line)
     form = arguments.format or (_BY_SUFFIX.get(output.suffix, "table") if output else "table")
     if output is not None:
         try:
             with written_whole(output) as temporary:
-                temporary.write_text(render(report, form), encoding="utf-8")
+                temporary.write_text(render(table, form), encoding="utf-8")
         except OSError as error:
             raise UserError(f"--output {output}: cannot be written: {error.strerror}") from None
     elif form == "table" and sys.stdout.isatty():
-        print_tables(report, Console())
+        print_tables(table, Console())
     else:
-        sys.stdout.write(render(report, form))
-    if report.failed:
-        print(f"{len(report.failed)} of {_gated(report)} rows fell short:", file=sys.stderr)
-        for row in report.failed:
+        sys.stdout.write(render(table, form))
+    if table.failed:
+        print(f"{len(table.failed)} of {_gated(table)} rows fell short:", file=sys.stderr)
+        for row in table.failed:
             print(f"  {short(row)}", file=sys.stderr)
         return 1
     return 0
 
 
-def _gated(report: Report) -> int:
-    return sum(row.passed is not None for row in report.rows)
+def _gated(table: ComparisonTable) -> int:
+    return sum(row.passed is not None for row in table.rows)
 
 
 def _load(argument: str) -> results.Results:

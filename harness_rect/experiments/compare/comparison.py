@@ -1,21 +1,18 @@
-"""Evaluations side by side: how each score changed, whether that is more than chance, and a gate on it.
+"""How each score changed between evaluations, whether the change is significant, and gates on it.
 
-Scores are set side by side only where they mean the same: the same task version, documents, prompts, number
-of shots, limit and seeds. Everything else is a *difference*, named, and refused unless allowed.
+Scores are compared only where they mean the same: the same task version, documents, prompts, number of shots,
+limit and seeds. Anything else is a *difference* (:mod:`.differences`), which is an error unless allowed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
-from harness_rect import embedded
 from harness_rect.errors import UserError, did_you_mean
-from harness_rect.evaluation.catalogue import TASKS, is_editing
-from harness_rect.experiments.compare.pairing import Paired, Unpairable, document_difference, pair, pair_group
+from harness_rect.experiments.compare.differences import find_differences
+from harness_rect.experiments.compare.pairing import Paired, Unpairable, pair, pair_group
 from harness_rect.experiments.compare.significance import (
     RESAMPLES,
     Inference,
@@ -26,8 +23,6 @@ from harness_rect.experiments.compare.significance import (
 )
 from harness_rect.experiments.results import Key, Results, labels
 
-SEEDS = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -35,10 +30,10 @@ class Comparison:
 
     change: other - base. retention: other / base, or base / other for metrics that are better when lower, so
         that less than 1 is always a loss; None where the base (or that other) is not positive.
-    low, high: 95% confidence interval of the change. p, p_holm: two-sided, alone and corrected for all
-        comparisons made together. None where there is nothing to compute them from.
-    test: mcnemar, paired_bootstrap, unpaired or none; method says it in words. n: documents, where paired.
-    min_retention: the gate this row had to pass, if any; passed: whether it did.
+    low, high: 95% confidence interval of the change. p, p_holm: two-sided, uncorrected and corrected for all
+        comparisons made together. None where the files do not allow computing them.
+    test: mcnemar, paired_bootstrap, unpaired or none; method describes it. n: documents, where paired.
+    min_retention: the gate of this row, if any; passed: whether it passed.
     """
 
     base: str
@@ -65,10 +60,10 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Report:
-    """Everything one comparison has to say.
+class ComparisonTable:
+    """All rows of one call of :func:`compare`.
 
-    differences: what the evaluations differ in, where that was allowed. left_out: what only one side has.
+    differences: what the evaluations differ in, where that was allowed. left_out: tasks that only one has.
     """
 
     rows: list[Comparison]
@@ -83,7 +78,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Gate:
-    """Least retention: of every headline metric (task None), of a task's headline, or of one metric."""
+    """Minimum retention of every headline metric (task None), of a task's headline, or of one metric."""
 
     least: float
     task: str | None = None
@@ -119,21 +114,21 @@ def compare(
     allow_differences: bool = False,
     resamples: int = RESAMPLES,
     on_row: Callable[[int, int], None] | None = None,
-) -> Report:
+) -> ComparisonTable:
     """Compare each of ``others`` with ``base`` on the tasks both have.
 
     Args:
         tasks: only these tasks and groups (a group brings its tasks); default all.
         all_metrics: every metric instead of the headline of each task.
-        gates: see :class:`Gate`; the most special one counts. Metrics named here get a row in any case; a
-            gate that no row meets is refused.
-        allow_differences: compare although the evaluations differ; the differences are in the report.
+        gates: see :class:`Gate`; the most specific one applies. Metrics named here always get a row; a
+            gate that applies to no row is an error.
+        allow_differences: compare although the evaluations differ; the differences are listed in the result.
         resamples: of each bootstrap and permutation test.
-        on_row: told (rows done, rows in all) after each row.
+        on_row: called with (rows done, number of rows) after each row.
 
     Raises:
-        UserError: the evaluations differ, have nothing in common, a name is unknown, or a gate on everything
-            would pass over a task that only the base has.
+        UserError: the evaluations differ or have no task in common, a name is unknown, or there is a gate on
+            all tasks and ``other`` lacks one of the base's.
     """
     everything = [base, *others]
     _check_names(everything, tasks, gates)
@@ -177,7 +172,7 @@ def compare(
             on_row(len(done), len(plan))
     corrected = holm([row.p for row in done])
     done = [replace(row, p_holm=p) for row, p in zip(done, corrected, strict=True)]
-    return Report(done, differences, left_out)
+    return ComparisonTable(done, differences, left_out)
 
 
 # ------------------------------------------------------------------------------------- what is compared
@@ -206,13 +201,13 @@ def _shared(
         if chosen is None:
             return scored
         inside = {leaf for name in chosen for leaf in results.leaves(name)} | set(chosen)
-        # A group within a chosen group comes with its tasks.
+        # A group within a chosen group is chosen with its tasks.
         inside |= {name for name in results.groups if set(results.leaves(name)) <= inside}
         return [name for name in scored if name in inside]
 
     first, second = wanted(base), wanted(other)
     shared = [name for name in first if name in second]
-    # Means over different tasks are different things.
+    # Groups of different tasks have means that cannot be compared.
     unlike = {name for name in shared if set(base.leaves(name)) != set(other.leaves(name))}
     return (
         [name for name in shared if name not in unlike],
@@ -235,109 +230,6 @@ def _keys(base: Results, other: Results, name: str, all_metrics: bool, gates: Se
     if missing and (headline in missing or {k.metric for k in missing} & asked):
         raise UserError(f"{other.path}: {name} has no {','.join(missing[0])}, which {base.path} has")
     return [key for key in kept if key not in missing]
-
-
-# ------------------------------------------------------------------------------------------ differences
-
-
-def find_differences(
-    base: Results, other: Results, names: Sequence[str], expected: Collection[str] = ()
-) -> list[str]:
-    """What makes the scores of these tasks and groups mean different things, one line each.
-
-    Tasks that differ in the same way share a line. What a file does not say (older ones lack some entries)
-    is not held against it, and neither is what is ``expected`` to differ ("edit_seed").
-    """
-    lines = [
-        f"{what} {_said(a)} and {_said(b)}"
-        for what, a, b in _of_the_run(base, other)
-        if a is not _UNKNOWN and b is not _UNKNOWN and a != b and what not in expected
-    ]
-    tasks = list(dict.fromkeys(leaf for name in names for leaf in base.leaves(name)))
-    per_task: dict[tuple[str, str], list[str]] = {}
-    for name in [*tasks, *(name for name in names if name in base.groups)]:
-        a, b = (_number(one.file.versions.get(name, _UNKNOWN)) for one in (base, other))
-        if _UNKNOWN not in (a, b) and a != b:
-            per_task.setdefault(("version", f"{a} and {b}"), []).append(name)
-    for task in tasks:
-        for what, a, b in _of_the_task(base, other, task):
-            if a is not _UNKNOWN and b is not _UNKNOWN and a != b:
-                per_task.setdefault((what, f"{_said(a)} and {_said(b)}"), []).append(task)
-        if (difference := document_difference(base, other, task)) is not None:
-            per_task.setdefault(difference, []).append(task)
-    return lines + [f"{what} of {', '.join(of)}: {how}" for (what, how), of in per_task.items()]
-
-
-_UNKNOWN = "?"
-
-
-def _said(value: Any) -> str:
-    return "none" if value is None else str(value)
-
-
-def _number(value: Any) -> Any:
-    """1.0 for 1, "1" and "1.0": lm-eval writes versions of groups as text."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return value
-
-
-def _of_the_run(base: Results, other: Results) -> list[tuple[str, Any, Any]]:
-    configs = base.file.config, other.file.config
-    found = [("limit", *(_number(config.get("limit", _UNKNOWN)) for config in configs))]
-    found += [(seed, *(config.get(seed, _UNKNOWN) for config in configs)) for seed in SEEDS]
-    found += [
-        ("edit_seed", *(one.edit.get("edit_seed", _UNKNOWN) for one in (base, other))),
-        ("chat template", base.file.chat_template_sha, other.file.chat_template_sha),
-        ("system instruction", base.file.system_instruction_sha, other.file.system_instruction_sha),
-    ]
-    return found
-
-
-def _of_the_task(base: Results, other: Results, task: str) -> list[tuple[str, Any, Any]]:
-    sides = base, other
-    rows = [one.effective_rows(task) for one in sides]
-    found = [
-        ("num_fewshot", *(one.file.n_shot.get(task, _UNKNOWN) for one in sides)),
-        ("number of documents", *(_UNKNOWN if n is None else n for n in rows)),
-    ]
-    if not is_editing(task):
-        found.append(("data", *(_data(one, task) for one in sides)))
-    elif any(one.samples(task) is None for one in sides):  # else the documents themselves are compared
-        hashes = [one.edit.get("edits_sha256") for one in sides]
-        specs = [one.metadata(task).get("edits") or _default_edits(one) for one in sides]
-        found.append(("edits", *(hashes if all(hashes) else specs)))
-    return found
-
-
-def _data(results: Results, task: str) -> Any:
-    """Where a task's rows came from, as far as the file says it."""
-    config = results.file.configs.get(task)
-    if config is None:
-        return _UNKNOWN
-    if task in TASKS:
-        metadata = results.metadata(task)
-        spec = metadata.get("data")
-        if spec in (None, ""):
-            return (
-                "tiny" if embedded.is_embedded(metadata.get("pretrained")) or _is_default(results) else "hub"
-            )
-        return spec if spec in ("hub", "tiny") else str(Path(str(spec)).expanduser().resolve())
-    split = config.get("test_split") or config.get("validation_split")
-    return " ".join(
-        str(part) for part in (config.get("dataset_path"), config.get("dataset_name"), split) if part
-    )
-
-
-def _is_default(results: Results) -> bool:
-    """Whether ``edited_hf`` was given no model and took the embedded one."""
-    return results.model_class == "edited_hf" and not results.model_args.get("pretrained")
-
-
-def _default_edits(results: Results) -> Any:
-    named = embedded.is_embedded(results.model_args.get("pretrained")) or _is_default(results)
-    return embedded.DEFAULT_EDITS if named else _UNKNOWN
 
 
 # ------------------------------------------------------------------------------------------------- rows
@@ -373,7 +265,7 @@ def _row(
 
 
 def retention(base: float, other: float, higher_is_better: bool = True) -> float | None:
-    """Share of the base's score that is left; None where that is no share of anything (see Comparison)."""
+    """other / base, or base / other where lower is better; None where the denominator is not positive."""
     whole, part = (base, other) if higher_is_better else (other, base)
     return part / whole if whole > 0 else None
 
@@ -381,7 +273,7 @@ def retention(base: float, other: float, higher_is_better: bool = True) -> float
 def _inference(
     base: Results, other: Results, name: str, key: Key, resamples: int
 ) -> tuple[Inference, str, int | None]:
-    """The test that the files allow for, in words, and the number of documents if they are paired."""
+    """The test that the files allow, its description, and the number of documents if they are paired."""
     try:
         if name in base.groups:
             parts = pair_group(base, other, name, key)
@@ -415,7 +307,7 @@ def _paired_test(paired: Paired, resamples: int) -> tuple[Inference, str]:
 
 
 def _gated(row: Comparison, gates: Sequence[Gate], headline: bool) -> Comparison:
-    """The row with the gate that applies: one on its metric before one on its task before one on all."""
+    """The row with the most specific gate: on its metric, else on its task, else on all tasks."""
 
     def rank(gate: Gate) -> int:
         if gate.task is None or gate.task == row.task:
@@ -428,19 +320,16 @@ def _gated(row: Comparison, gates: Sequence[Gate], headline: bool) -> Comparison
     fitting = [gate for gate in gates if rank(gate)]
     if not fitting:
         return row
-    gate = max(enumerate(fitting), key=lambda pair: (rank(pair[1]), pair[0]))[1]  # of equals the last said
+    gate = max(enumerate(fitting), key=lambda pair: (rank(pair[1]), pair[0]))[
+        1
+    ]  # of equal ranks the last given
     return replace(row, min_retention=gate.least, passed=passes(row, gate.least))
 
 
 def passes(row: Comparison, least: float) -> bool:
-    """Whether at least this share is left. Where there is no share (base 0), whether nothing was lost."""
+    """Whether retention is at least this much; where it is undefined, whether the score did not get worse."""
     if not (math.isfinite(row.score_base) and math.isfinite(row.score_other)):
         return False
     if row.retention is None:
         return row.change >= 0 if row.higher_is_better else row.change <= 0
-    return row.retention >= least - 1e-9  # 0.47 / 0.5 is 0.94, whatever the last bit says
-
-
-def as_row(row: Comparison) -> Mapping[str, Any]:
-    """A flat dict, for data frames, JSON and CSV."""
-    return dict(vars(row))
+    return row.retention >= least - 1e-9  # 0.47 / 0.5 must pass a gate of 0.94

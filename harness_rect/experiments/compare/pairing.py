@@ -1,7 +1,6 @@
 """Documents that two evaluations share, as the columns whose sums make a metric.
 
-Which aggregation a metric has is not taken on trust: the samples must give the value that the results file
-reports, or the metric is not compared by its samples.
+The samples must give the value that the results file reports; otherwise the metric is not paired.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness_rect.experiments.compare.comparison import Comparison, Report, as_row
+from harness_rect.experiments.compare.comparison import Comparison, ComparisonTable
 from harness_rect.experiments.compare.significance import CONFIDENCE
 
 FORMATS = ("table", "markdown", "csv", "json")
@@ -32,26 +32,26 @@ _HEADINGS = (
     "test",
 )
 _TEXT = ("task", "metric", "test")
-#: Columns when the output is no terminal: wide enough that nothing wraps in a log.
+#: Width in characters where the output is not a terminal: wide enough for rows on one line.
 _WIDTH = 180
 
 
-def render(report: Report, form: str) -> str:
-    """The whole report in one of :data:`FORMATS`, ending in a line break."""
-    return {"table": _plain, "markdown": _markdown, "csv": _csv, "json": _json}[form](report)
+def render(table: ComparisonTable, form: str) -> str:
+    """The comparison in one of :data:`FORMATS`, ending in a line break."""
+    return {"table": _plain, "markdown": _markdown, "csv": _csv, "json": _json}[form](table)
 
 
-def print_tables(report: Report, console: Console) -> None:
+def print_tables(table: ComparisonTable, console: Console) -> None:
     """One table for each model compared with the base."""
-    for title, rows in _by_other(report):
-        table = Table(title=escape(title), title_justify="left")
+    for title, rows in _by_other(table):
+        drawn = Table(title=escape(title), title_justify="left")
         for heading in _HEADINGS:
-            table.add_column(heading, justify="left" if heading in _TEXT else "right")
+            drawn.add_column(heading, justify="left" if heading in _TEXT else "right")
         for row in rows:
             style = "red" if row.passed is False else None
-            table.add_row(*(escape(cell) for cell in _cells(row)), style=style)
-        console.print(table)
-    for note in _notes(report):
+            drawn.add_row(*(escape(cell) for cell in _cells(row)), style=style)
+        console.print(drawn)
+    for note in _notes(table):
         console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -62,14 +62,14 @@ def short(row: Comparison) -> str:
     return f"{what}, retention {left}, at least {row.min_retention:.1%} asked"
 
 
-def _plain(report: Report) -> str:
+def _plain(table: ComparisonTable) -> str:
     text = io.StringIO()
-    print_tables(report, Console(file=text, width=_WIDTH))
+    print_tables(table, Console(file=text, width=_WIDTH))
     return text.getvalue()
 
 
-def _by_other(report: Report) -> list[tuple[str, list[Comparison]]]:
-    grouped = groupby(report.rows, key=lambda row: (row.base, row.other, row.other_file))
+def _by_other(table: ComparisonTable) -> list[tuple[str, list[Comparison]]]:
+    grouped = groupby(table.rows, key=lambda row: (row.base, row.other, row.other_file))
     return [(f"base: {base}; other: {other}", list(rows)) for (base, other, _), rows in grouped]
 
 
@@ -102,46 +102,46 @@ def _p(value: float | None) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _notes(report: Report) -> list[str]:
-    tested = sum(row.p is not None for row in report.rows)
+def _notes(table: ComparisonTable) -> list[str]:
+    tested = sum(row.p is not None for row in table.rows)
     notes = [
         f"{CONFIDENCE:.0%} intervals are of the change; p (Holm) is corrected for {tested} comparisons."
         " Retention is other / base (base / other where lower is better), - where the base is not above 0."
     ]
-    notes += [f"Differs: {line}" for line in report.differences]
-    return notes + [f"Left out: {line}" for line in report.left_out]
+    notes += [f"Differs: {line}" for line in table.differences]
+    return notes + [f"Left out: {line}" for line in table.left_out]
 
 
-def _markdown(report: Report) -> str:
+def _markdown(table: ComparisonTable) -> str:
     parts = []
-    for title, rows in _by_other(report):
+    for title, rows in _by_other(table):
         aligned = (":--" if heading in _TEXT else "--:" for heading in _HEADINGS)
         lines = [_line(_HEADINGS), _line(list(aligned)), *(_line(_cells(row)) for row in rows)]
         parts.append(f"**{title}**\n\n" + "\n".join(lines))
-    return "\n\n".join([*parts, *_notes(report)]) + "\n"
+    return "\n\n".join([*parts, *_notes(table)]) + "\n"
 
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _csv(report: Report) -> str:
+def _csv(table: ComparisonTable) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Comparison)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(as_row(row) for row in report.rows)
+    writer.writerows(vars(row) for row in table.rows)
     return text.getvalue()
 
 
-def _json(report: Report) -> str:
+def _json(table: ComparisonTable) -> str:
     content = {
         "confidence": CONFIDENCE,
         "correction": "holm",
-        "corrected_for": sum(row.p is not None for row in report.rows),
-        "passed": not report.failed,
-        "differences": report.differences,
-        "left_out": report.left_out,
-        "rows": [{name: _finite(value) for name, value in as_row(row).items()} for row in report.rows],
+        "corrected_for": sum(row.p is not None for row in table.rows),
+        "passed": not table.failed,
+        "differences": table.differences,
+        "left_out": table.left_out,
+        "rows": [{name: _finite(value) for name, value in vars(row).items()} for row in table.rows],
     }
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 

@@ -1,1 +1,1 @@
-"""One self-contained page from a folder of results files: read (collect), drawn (figures), written (page)."""
+"""One self-contained HTML page of a folder of results: read (reading), drawn (figures), written (page)."""

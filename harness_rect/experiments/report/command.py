@@ -7,9 +7,9 @@ import logging
 from pathlib import Path
 
 from harness_rect.errors import UserError
-from harness_rect.experiments.report.collect import collect
 from harness_rect.experiments.report.drawing import write
 from harness_rect.experiments.report.page import render, sections
+from harness_rect.experiments.report.reading import read_study
 from harness_rect.io.files import written_whole
 from harness_rect.io.progress import progress_bar
 
@@ -29,9 +29,9 @@ def run(arguments: argparse.Namespace) -> None:
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UserError(f"--figures {folder}: is a file; expected a folder")
     with progress_bar() as progress:
-        progress.disable = not progress.console.is_terminal  # in a log it would be one more line
+        progress.disable = not progress.console.is_terminal  # not in a log file
         bar = progress.add_task("reading")
-        study = collect(arguments.results, lambda done, of: progress.update(bar, completed=done, total=of))
+        study = read_study(arguments.results, lambda done, of: progress.update(bar, completed=done, total=of))
         for note in study.notes:
             log.warning("%s", note)
         chapters = sections(study)

@@ -11,19 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from harness_rect.evaluation.catalogue import EDITING_METRICS
 from harness_rect.evaluation.catalogue import title as task_title
-from harness_rect.experiments.report.collect import (
-    EDITING_METRICS,
-    MOMENTS,
-    NO_REGULARIZER,
-    Estimate,
-    Run,
-    Series,
-    Setting,
-    Study,
-    Weight,
-    regularizer_order,
-)
 from harness_rect.experiments.report.drawing import (
     INK,
     MUTED,
@@ -35,23 +24,28 @@ from harness_rect.experiments.report.drawing import (
     filling,
     fitting,
 )
+from harness_rect.experiments.report.series import NO_REGULARIZER, Regularization, Series, Setting
+from harness_rect.experiments.report.study import TIMES, Estimate, Run, Study
+from harness_rect.session.report import WeightTotals, When
 
 #: Histograms of delta: at most so many numbers of edits in a panel.
 _MOST_LINES = 4
-#: Curves: bands of more series than this would cover each other; they get error bars.
+#: Curves: bands of more series than this would cover each other; then there are error bars.
 _MOST_BANDS = 3
 
 # -------------------------------------------------------------------------------------------------- looks
 
 
-def looks(study: Study) -> dict[str, Look]:
-    """One look for each regularizer and for each method, the same in all figures of the report."""
-    labels = {series.regularizer for setting in study.settings for series in study.series(setting)}
-    found = {
-        label: Look.number(i)
-        for i, label in enumerate(sorted(labels | {NO_REGULARIZER}, key=regularizer_order))
-    }
-    return found | {setting.label: Look.number(i) for i, setting in enumerate(study.settings)}
+Looks = Mapping[Series | Setting, Look]
+
+
+def looks(study: Study) -> Looks:
+    """One look for each regularizer and for each method, the same in all figures of the page."""
+    every = [series for setting in study.settings for series in study.series(setting)]
+    plain = Series(Setting("", ""), Regularization())
+    numbers = {order: i for i, order in enumerate(sorted({series.order for series in [*every, plain]}))}
+    found: dict[Series | Setting, Look] = {series: Look.number(numbers[series.order]) for series in every}
+    return found | {setting: Look.number(i) for i, setting in enumerate(study.settings)}
 
 
 def number(value: float | None) -> str:
@@ -158,18 +152,18 @@ _FULL, _HATCHED = (
     Patch(facecolor=PALETTE[2], edgecolor=PALETTE[2]),
     Patch(facecolor="none", edgecolor=PALETTE[1], hatch="////"),
 )
-_BARS = {"right_after_each_edit": _FULL, "at_the_end": _HATCHED}
+_BARS: dict[When, Patch] = {"after": _FULL, "end": _HATCHED}
 
 
 def editing_bars(study: Study, setting: Setting, name: str) -> Plate | None:
     """Reliability, generalization and locality of each series, right after each edit and at the end."""
     last = study.last(setting)
     bars = {
-        (metric, moment, series): point
+        (metric, when, series): point
         for metric in EDITING_METRICS
-        for moment in MOMENTS
+        for when in TIMES
         for series, n in last.items()
-        if (point := study.editing(series, n, moment, metric)) is not None
+        if (point := study.editing(series, n, when, metric)) is not None
     }
     metrics = [metric for metric in EDITING_METRICS if any(key[0] == metric for key in bars)]
     if not metrics:
@@ -177,21 +171,20 @@ def editing_bars(study: Study, setting: Setting, name: str) -> Plate | None:
     labels = _labels(last)
     panels = []
     for i, metric in enumerate(metrics):
-        of = {
-            moment: {s: p for (m, t, s), p in bars.items() if (m, t) == (metric, moment)}
-            for moment in MOMENTS
-        }
-        said = "; ".join(
+        of = {when: {s: p for (m, t, s), p in bars.items() if (m, t) == (metric, when)} for when in TIMES}
+        text = "; ".join(
             f"{labels[series]}: "
             + ", ".join(
-                f"{number(of[m][series].value)} {words}" for m, words in MOMENTS.items() if series in of[m]
+                f"{number(of[when][series].value)} {words}"
+                for when, words in TIMES.items()
+                if series in of[when]
             )
             for series in last
         )
         size = (4.2, 1.0 + 0.5 * len(last))
-        panels.append(Panel(f"{name}-{i}", metric, f"Bars. {said}.", _bars(metric, of, labels), size))
+        panels.append(Panel(f"{name}-{i}", metric, f"Bars. {text}.", _bars(metric, of, labels), size))
     rows = [
-        [labels[series], metric, *(interval(bars.get((metric, moment, series))) for moment in MOMENTS)]
+        [labels[series], metric, *(interval(bars.get((metric, when, series))) for when in TIMES)]
         for series in last
         for metric in metrics
     ]
@@ -201,21 +194,21 @@ def editing_bars(study: Study, setting: Setting, name: str) -> Plate | None:
         "Means over the edits, right after each was made and of all of them at the end of the stream."
         f" {_spread_words(bars.values())}",
         panels,
-        [(words, _BARS[moment]) for moment, words in MOMENTS.items()],
-        header=("series", "metric", *MOMENTS.values()),
+        [(words, _BARS[when]) for when, words in TIMES.items()],
+        header=("series", "metric", *TIMES.values()),
         rows=rows,
     )
 
 
 def _bars(
-    metric: str, of: Mapping[str, Mapping[Series, Estimate]], labels: Mapping[Series, str]
+    metric: str, of: Mapping[When, Mapping[Series, Estimate]], labels: Mapping[Series, str]
 ) -> Callable[[Axes], None]:
     def draw(axes: Axes) -> None:
-        for shift, moment in ((-0.2, "right_after_each_edit"), (0.2, "at_the_end")):
+        for shift, when in zip((-0.2, 0.2), TIMES, strict=True):
             for place, series in enumerate(labels):
-                if (point := of[moment].get(series)) is None:
+                if (point := of[when].get(series)) is None:
                     continue
-                axes.barh(place + shift, point.value, height=0.36, **filling(_BARS[moment]))
+                axes.barh(place + shift, point.value, height=0.36, **filling(_BARS[when]))
                 if point.low is not None and point.high is not None:
                     axes.plot([max(0, point.low), min(1, point.high)], [place + shift] * 2, color=INK, lw=1.2)
         axes.set_yticks(range(len(labels)), [fitting(label, 20) for label in labels.values()])
@@ -226,9 +219,9 @@ def _bars(
 
 
 def _labels(last: Mapping[Series, int]) -> dict[Series, str]:
-    """Regularizers, with the number of edits where it is not one for all."""
+    """Labels of the series, with the number of edits where it is not the same for all."""
     one = len(set(last.values())) == 1
-    return {s: s.regularizer if one else f"{s.regularizer} ({n})" for s, n in last.items()}
+    return {s: s.label if one else f"{s.label} ({n})" for s, n in last.items()}
 
 
 def _edits(last: Mapping[Series, int]) -> str:
@@ -240,7 +233,7 @@ def _edits(last: Mapping[Series, int]) -> str:
 
 
 def _spread_words(points: Any) -> str:
-    """What the error bars of a figure are."""
+    """What the bands and bars of a figure are."""
     words = {
         "streams": "95% t-intervals over the streams of edits",
         "range": "the range of the two streams of edits",
@@ -248,8 +241,8 @@ def _spread_words(points: Any) -> str:
         "edits": "95% intervals from the standard error over edits",
     }
     kinds = {point.spread for point in points}
-    said = [text for kind, text in words.items() if kind in kinds]
-    text = f"Bands and bars: {'; '.join(said)}." if said else ""
+    present = [text for kind, text in words.items() if kind in kinds]
+    text = f"Bands and bars: {'; '.join(present)}." if present else ""
     if "none" in kinds:
         text += (
             " Without one: the standard error is 0 (all alike, which says nothing of chance) or missing (F1"
@@ -267,7 +260,7 @@ def curve_spread(study: Study, lines: Sequence[Series]) -> str:
 # --------------------------------------------------------------------------------------- side by side
 
 
-def side_by_side(study: Study, setting: Setting, name: str, styles: Mapping[str, Look]) -> Plate | None:
+def side_by_side(study: Study, setting: Setting, name: str, styles: Looks) -> Plate | None:
     """Each task for each regularizer at one number of edits, beside the unedited model."""
     last = study.last(setting)
     if len(last) < 2:
@@ -285,12 +278,12 @@ def side_by_side(study: Study, setting: Setting, name: str, styles: Mapping[str,
         score = (base.mean if task is None else base.scores.get(task)) if base else None
         unedited = score.value if score else None
         label = study.mean_label if task is None else task_title(task)
-        said = "; ".join(f"{labels[s]} {number(p.value)}" for s, p in points.items())
+        text = "; ".join(f"{labels[s]} {number(p.value)}" for s, p in points.items())
         panels.append(
             Panel(
                 f"{name}-{i}",
                 label,
-                f"Points with error bars. Unedited {number(unedited)}; {said}.",
+                f"Points with error bars. Unedited {number(unedited)}; {text}.",
                 _dots(label, points, labels, unedited, styles),
                 (4.2, 1.0 + 0.3 * len(labels)),
             )
@@ -312,14 +305,14 @@ def _dots(
     points: Mapping[Series, Estimate],
     labels: Mapping[Series, str],
     unedited: float | None,
-    styles: Mapping[str, Look],
+    styles: Looks,
 ) -> Callable[[Axes], None]:
     def draw(axes: Axes) -> None:
         values = [p.value for p in points.values()] + ([] if unedited is None else [unedited])
         for place, series in enumerate(labels):
             if (point := points.get(series)) is None:
                 continue
-            look = styles[series.regularizer]
+            look = styles[series]
             if point.low is not None and point.high is not None:
                 axes.plot([point.low, point.high], [place] * 2, color=look.color, lw=2)
             axes.plot(
@@ -349,22 +342,20 @@ BOTH = (
 
 
 def both(study: Study, setting: Setting) -> list[list[str]]:
-    """What is left of abilities and of edits, a row for each series: its name and pairs of value and share.
+    """A row for each series: its label, then value and share of the abilities and of the edits.
 
-    Abilities are set against the unedited model, edits against the same method without a regularizer.
+    Shares of abilities are of the unedited model, those of edits of the same method without a regularizer.
     """
     last = study.last(setting)
     rows = []
-    plain = next((series for series in last if series.regularizer == NO_REGULARIZER), None)
+    plain = next((series for series in last if series.is_plain), None)
     for series, n in last.items():
         cells = [study.ability(series, n)]
-        cells += [study.editing(series, n, moment, "reliability") for moment in MOMENTS]
+        cells += [study.editing(series, n, when, "reliability") for when in TIMES]
         shares: list[float | None] = [study.retained(series, n)]
-        for moment, edits in zip(MOMENTS, cells[1:], strict=True):
+        for when, edits in zip(TIMES, cells[1:], strict=True):
             whole = (
-                study.editing(plain, last[plain], moment, "reliability")
-                if plain and last[plain] == n
-                else None
+                study.editing(plain, last[plain], when, "reliability") if plain and last[plain] == n else None
             )
             shares.append(edits.value / whole.value if edits and whole and whole.value > 0 else None)
         labelled = _labels(last)[series]
@@ -375,23 +366,23 @@ def both(study: Study, setting: Setting) -> list[list[str]]:
     return rows
 
 
-def trade_off(study: Study, setting: Setting, name: str, styles: Mapping[str, Look]) -> Plate | None:
+def trade_off(study: Study, setting: Setting, name: str, styles: Looks) -> Plate | None:
     """Mean ability against reliability, right after each edit and at the end: both must be high."""
     last = study.last(setting)
     base = study.base(setting.model)
     panels, drawn = [], []
-    for i, (moment, words) in enumerate(MOMENTS.items()):
+    for i, (when, words) in enumerate(TIMES.items()):
         points = {
             series: (edits, ability)
             for series, n in last.items()
-            if (edits := study.editing(series, n, moment, "reliability"))
+            if (edits := study.editing(series, n, when, "reliability"))
             and (ability := study.ability(series, n))
         }
         if not points:
             continue
         drawn += [point for pair in points.values() for point in pair]
-        said = "; ".join(
-            f"{s.regularizer}: reliability {number(e.value)}, mean ability {number(a.value)}"
+        text = "; ".join(
+            f"{s.label}: reliability {number(e.value)}, mean ability {number(a.value)}"
             for s, (e, a) in points.items()
         )
         level = base.mean.value if base and base.mean else None
@@ -399,7 +390,7 @@ def trade_off(study: Study, setting: Setting, name: str, styles: Mapping[str, Lo
             Panel(
                 f"{name}-{i}",
                 words,
-                f"Scatter. {said}.",
+                f"Scatter. {text}.",
                 _scatter(words, points, level, study.mean_label, styles),
                 (4.2, 3.8),
             )
@@ -414,7 +405,7 @@ def trade_off(study: Study, setting: Setting, name: str, styles: Mapping[str, Lo
         + ("The dashed line is the unedited model. " if base and base.mean else "")
         + _spread_words(drawn),
         panels,
-        [(_labels(last)[series], styles[series.regularizer]) for series in last],
+        [(_labels(last)[series], styles[series]) for series in last],
         columns=2,
         header=("series", study.mean_label.lower(), *BOTH),
         rows=both(study, setting),
@@ -426,11 +417,11 @@ def _scatter(
     points: Mapping[Series, tuple[Estimate, Estimate]],
     level: float | None,
     ability: str,
-    styles: Mapping[str, Look],
+    styles: Looks,
 ) -> Callable[[Axes], None]:
     def draw(axes: Axes) -> None:
         for series, (x, y) in points.items():
-            look = styles[series.regularizer]
+            look = styles[series]
             if x.low is not None and x.high is not None:
                 axes.plot([x.low, x.high], [y.value] * 2, color=look.color, lw=1, alpha=0.6)
             if y.low is not None and y.high is not None:
@@ -464,13 +455,13 @@ def histograms(study: Study, setting: Setting, name: str) -> Plate | None:
     for i, series in enumerate(study.series(setting)):
         shares = {n: share for n in numbers if (share := _shares(study.at(series, n), bins)) is not None}
         if shares:
-            said = "; ".join(f"{n} edits: {_middle(share, LOG10_EDGES)}" for n, share in shares.items())
+            text = "; ".join(f"{n} edits: {_middle(share, LOG10_EDGES)}" for n, share in shares.items())
             panels.append(
                 Panel(
                     f"{name}-{i}",
-                    series.regularizer,
-                    f"Distribution of the relative change. Half of the changed elements exceed: {said}.",
-                    _histogram(series.regularizer, shares, shades, LOG10_EDGES, THRESHOLDS),
+                    series.label,
+                    f"Distribution of the relative change. Half of the changed elements exceed: {text}.",
+                    _histogram(series.label, shares, shades, LOG10_EDGES, THRESHOLDS),
                 )
             )
     if not panels:
@@ -499,10 +490,10 @@ def _shares(runs: Sequence[Run], bins: int) -> np.ndarray | None:
     """(bins,) share of all elements, the mean over weights and streams."""
     found = []
     for run in runs:
-        for weight in run.weights:
-            counts = np.asarray(weight.histogram, dtype=float)
+        for weight in run.weights.values():
+            counts = np.asarray(weight.delta_histogram, dtype=float)
             if counts.shape == (bins,) and counts.sum() > 0:
-                found.append(counts / counts.sum() * weight.changed)
+                found.append(counts / counts.sum() * (weight.changed or 0))
     return np.mean(found, axis=0) if found else None
 
 
@@ -541,29 +532,34 @@ def _power(value: float, _: Any) -> str:
 
 
 def heat_maps(study: Study, setting: Setting, name: str) -> Plate | None:
-    """Where |dW| is large: the weight that moved most, for each series, on one colour scale."""
+    """Where |dW| is large: the weight that changed most, for each series, on one colour scale."""
     last = study.last(setting)
     labels = _labels(last)
-    chosen: dict[Series, Weight] = {}
+    chosen: dict[Series, tuple[str, np.ndarray]] = {}
     for series, n in last.items():
-        weights = [w for w in study.at(series, n)[0].weights if w.heat_map]
-        if weights:
-            chosen[series] = max(weights, key=lambda weight: weight.manhattan or 0)
+        maps = {
+            weight: grid
+            for weight, totals in study.at(series, n)[0].weights.items()
+            if (grid := _grid(totals)) is not None
+        }
+        if maps:
+            weights = study.at(series, n)[0].weights
+            most = max(maps, key=lambda weight: weights[weight].manhattan_distance or 0)
+            chosen[series] = most, maps[most]
     if not chosen:
         return None
-    highest = max(float(np.max(weight.heat_map)) for weight in chosen.values()) or 1.0
+    highest = max(float(grid.max()) for _, grid in chosen.values()) or 1.0
     panels = [
         Panel(
             f"{name}-{i}",
-            f"{labels[series]}: {weight.name}",
-            f"Heat map of the mean |dW|: at most {np.max(weight.heat_map):.3g},"
-            f" on average {np.mean(weight.heat_map):.3g}.",
-            _heat_map(labels[series], weight, highest),
+            f"{labels[series]}: {weight}",
+            f"Heat map of the mean |dW|: at most {grid.max():.3g}, on average {grid.mean():.3g}.",
+            _heat_map(labels[series], grid, highest),
             (4.2, 2.7),
         )
-        for i, (series, weight) in enumerate(chosen.items())
+        for i, (series, (weight, grid)) in enumerate(chosen.items())
     ]
-    names = ", ".join(dict.fromkeys(weight.name for weight in chosen.values()))
+    names = ", ".join(dict.fromkeys(weight for weight, _ in chosen.values()))
     return Plate(
         name,
         f"Where the weights changed, {setting.label}{_edits(last)}",
@@ -573,11 +569,17 @@ def heat_maps(study: Study, setting: Setting, name: str) -> Plate | None:
     )
 
 
-def _heat_map(title: str, weight: Weight, highest: float) -> Callable[[Axes], None]:
+def _grid(totals: WeightTotals) -> np.ndarray | None:
+    """The weight's heat map; None without one, or if its rows differ in length or a value is missing."""
+    if len({len(row) for row in totals.heat_map}) != 1:
+        return None
+    grid = np.array(totals.heat_map, dtype=float)
+    return grid if grid.size and np.isfinite(grid).all() else None
+
+
+def _heat_map(title: str, grid: np.ndarray, highest: float) -> Callable[[Axes], None]:
     def draw(axes: Axes) -> None:
-        image = axes.imshow(
-            weight.heat_map, cmap="cividis", vmin=0, vmax=highest, aspect="auto", interpolation="none"
-        )
+        image = axes.imshow(grid, cmap="cividis", vmin=0, vmax=highest, aspect="auto", interpolation="none")
         axes.set(title=fitting(title), xticks=[], yticks=[], xlabel="columns", ylabel="rows")
         axes.grid(visible=False)
         bar = axes.figure.colorbar(image, ax=axes, pad=0.02)

@@ -1,4 +1,4 @@
-"""The page: sections of figures and tables in one HTML file that needs nothing else."""
+"""The page: chapters of figures and tables in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -14,17 +14,10 @@ import numpy as np
 import harness_rect
 from harness_rect.evaluation.catalogue import title as task_title
 from harness_rect.experiments.report import figures
-from harness_rect.experiments.report.collect import (
-    MOMENTS,
-    NO_REGULARIZER,
-    Flips,
-    Run,
-    Series,
-    Setting,
-    Study,
-)
 from harness_rect.experiments.report.drawing import Plate, inline_svg, swatch
 from harness_rect.experiments.report.figures import interval, number
+from harness_rect.experiments.report.series import Series, Setting
+from harness_rect.experiments.report.study import TIMES, Flips, Run, Study
 
 #: Gu et al. 2024, section 4: edits, Manhattan distance, share of elements with delta over each threshold.
 PAPER = (
@@ -47,7 +40,7 @@ class Table:
 
 @dataclass
 class Section:
-    """A chapter of the page. missing: what would be needed, where there is nothing to show."""
+    """A chapter of the page. missing: what is needed, shown where the chapter is empty."""
 
     anchor: str
     title: str
@@ -62,7 +55,7 @@ class Section:
 
 
 def sections(study: Study) -> list[Section]:
-    """The page's chapters with figures and tables, in their order; some may be empty and say why."""
+    """The page's chapters in their order, with figures and tables; an empty one says what it needs."""
     chapters = (_abilities, _side_by_side, _editing, _together, _overfitting, _maps)
     return [chapter(study) for chapter in chapters]
 
@@ -102,13 +95,13 @@ def render(study: Study, chapters: Sequence[Section]) -> str:
 def headline(study: Study) -> str:
     """What was run, in a sentence."""
     edited = [run for run in study.runs if run.series]
-    said = f"{len(study.runs)} evaluation{'s' if len(study.runs) > 1 else ''}"
+    count = f"{len(study.runs)} evaluation{'s' if len(study.runs) > 1 else ''}"
     if not edited:
-        return f"{said}, none of a model edited by edited_hf."
+        return f"{count}, none of a model edited by edited_hf."
     streams = max(len(study.at(run.series, run.n_edits)) for run in edited if run.series)
     most = max(run.n_edits for run in edited)
     return (
-        f"{said}, {len(edited)} of edited models: {_listed([setting.label for setting in study.settings])};"
+        f"{count}, {len(edited)} of edited models: {_listed([setting.label for setting in study.settings])};"
         f" up to {most} edit{'s' if most > 1 else ''},"
         f" {streams} stream{'s' if streams > 1 else ''} of edits{' at most' if streams > 1 else ''}."
     )
@@ -119,18 +112,18 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _glance(study: Study) -> Table | None:
-    """Abilities and edits of every series in few columns, where its setting's series are set side by side."""
+    """Abilities and edits of every series, where the series of its setting are compared."""
     several = len({setting.model for setting in study.settings}) > 1
     rows = []
     for setting in study.settings:
         for series, n in study.last(setting).items():
             ability, kept = study.ability(series, n), study.retained(series, n)
-            moments = [study.editing(series, n, moment, "reliability") for moment in MOMENTS]
+            edits = [study.editing(series, n, when, "reliability") for when in TIMES]
             rows.append(
                 [
-                    f"{setting.label if several else setting.method}, {series.regularizer}",
+                    f"{setting.label if several else setting.method_label}, {series.label}",
                     str(n),
-                    *(number(point.value if point else None) for point in (ability, *moments)),
+                    *(number(point.value if point else None) for point in (ability, *edits)),
                 ]
             )
             rows[-1].insert(3, "-" if kept is None else f"{100 * kept:.0f}%")
@@ -152,14 +145,14 @@ def _runs(study: Study) -> Table:
                 rows.append(
                     [
                         setting.model,
-                        setting.method,
-                        series.regularizer,
+                        setting.method_label,
+                        series.label,
                         str(n),
                         str(len(study.at(series, n))),
                         interval(study.ability(series, n)),
                         "-" if kept is None else f"{100 * kept:.0f}%",
-                        interval(study.editing(series, n, "right_after_each_edit", "reliability")),
-                        interval(study.editing(series, n, "at_the_end", "reliability")),
+                        interval(study.editing(series, n, "after", "reliability")),
+                        interval(study.editing(series, n, "end", "reliability")),
                     ]
                 )
     header = ("model", "method", "regularizer", "edits", "streams", study.mean_label.lower(), "kept")
@@ -176,22 +169,21 @@ def _abilities(study: Study) -> Section:
         missing="evaluations of general tasks after editing: lm_eval --model edited_hf --tasks rect_suite.",
     )
     styles = figures.looks(study)
+    several = len({setting.model for setting in study.settings}) > 1
     plain = {
-        series: (
-            series.setting.label if len({s.model for s in study.settings}) > 1 else series.setting.method
-        )
+        series: setting.label if several else setting.method_label
         for setting in study.settings
         for series in study.series(setting)
-        if series.regularizer == NO_REGULARIZER
+        if series.is_plain
     }
     plots: list[tuple[str, str, dict[Series, str]]] = []
     if len(plain) > 1:
         plots.append(("methods", "Methods without a regularizer", plain))
     for i, setting in enumerate(study.settings):
-        plots.append((f"abilities-{i}", setting.label, {s: s.regularizer for s in study.series(setting)}))
+        plots.append((f"abilities-{i}", setting.label, {s: s.label for s in study.series(setting)}))
     for name, title, labels in plots:
         lines = {
-            series: (label, styles[label if name != "methods" else series.setting.label])
+            series: (label, styles[series.setting if name == "methods" else series])
             for series, label in labels.items()
         }
         plate = figures.curves(study, name, title, figures.curve_spread(study, list(lines)), lines)
@@ -251,7 +243,7 @@ def _overfitting(study: Study) -> Section:
         for series in study.series(setting):
             for n in study.numbers(series):
                 if (row := _overfitting_row(study.at(series, n))) is not None:
-                    rows.append([series.regularizer, str(n), *row])
+                    rows.append([series.label, str(n), *row])
         if rows:
             section.tables.append(Table(setting.label, header, rows))
     if section.tables:
@@ -269,14 +261,14 @@ def _overfitting(study: Study) -> Section:
 
 
 def _overfitting_row(runs: Sequence[Run]) -> list[str] | None:
-    weights = [weight for run in runs for weight in run.weights]
-    moved = [sum(w.manhattan for w in run.weights if w.manhattan is not None) for run in runs if run.weights]
-    if not any(weight.manhattan is not None for weight in weights):
+    weights = [weight for run in runs for weight in run.weights.values()]
+    if all(weight.manhattan_distance is None for weight in weights):
         return None
+    moved = [sum(w.manhattan_distance or 0 for w in run.weights.values()) for run in runs if run.weights]
     shares = [[w.share_over[limit] for w in weights if limit in w.share_over] for limit in ("0.077", "0.171")]
     return [
         f"{np.mean(moved):,.4g}" if np.mean(moved) < 1000 else f"{np.mean(moved):,.0f}",
-        f"{100 * np.mean([weight.changed for weight in weights]):.1f}%",
+        f"{100 * np.mean([weight.changed or 0 for weight in weights]):.1f}%",
         *(f"{100 * np.mean(values):.1f}%" if values else "-" for values in shares),
     ]
 
@@ -294,7 +286,7 @@ def _maps(study: Study) -> Section:
 
 
 def _common(study: Study) -> list[tuple[str, str]]:
-    """What all runs that say it have in common."""
+    """What is the same in all runs that have it."""
     columns = dict.fromkeys(name for run in study.runs for name in run.provenance)
     values = {
         name: {run.provenance[name] for run in study.runs if name in run.provenance} for name in columns
@@ -308,9 +300,7 @@ def _provenance(study: Study) -> Table:
     rows = [
         [
             run.file,
-            f"{run.series.setting.label}, {run.series.regularizer}"
-            if run.series
-            else f"{run.model}: unedited",
+            f"{run.series.setting.label}, {run.series.label}" if run.series else f"{run.model}: unedited",
             str(run.n_edits),
             _day(run.date),
             *(run.provenance.get(name, "") for name in columns),
@@ -333,7 +323,7 @@ def _hparams(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:
             run = next(run for run in study.runs if run.series == series)
             if run.hparams:
                 pairs = tuple((name, str(value)) for name, value in run.hparams.items())
-                users.setdefault(pairs, []).append(f"{setting.label}, {series.regularizer}")
+                users.setdefault(pairs, []).append(f"{setting.label}, {series.label}")
     return [("; ".join(names), list(pairs)) for pairs, names in users.items()]
 
 
@@ -356,4 +346,4 @@ def _flips_label(flips: Flips) -> str:
     if run.series is None:
         return run.model
     edits = f"{run.n_edits} edit{'s' if run.n_edits > 1 else ''}"
-    return f"{run.series.setting.label}, {run.series.regularizer}, {edits}"
+    return f"{run.series.setting.label}, {run.series.label}, {edits}"

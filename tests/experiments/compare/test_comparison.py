@@ -13,7 +13,8 @@ from scipy import stats
 from support.lm_eval_files import DATE, content, mean_task, with_group, write
 
 from harness_rect.errors import UserError
-from harness_rect.experiments.compare.comparison import Gate, compare, retention
+from harness_rect.experiments.compare import Gate, compare
+from harness_rect.experiments.compare.comparison import retention
 from harness_rect.experiments.results import Results, load
 
 RNG = np.random.default_rng(0)
@@ -175,9 +176,10 @@ def test_a_version_is_the_same_number_however_it_is_written(make: Make) -> None:
 
 
 def test_runs_edited_with_different_seeds_differ_but_an_unedited_one_has_no_seed(make: Make) -> None:
+    edited = {"method": "rome", "n_edits": 1}
     plain, first, second = (
         make(nli(), config={"edit": edit})
-        for edit in ({"method": "none"}, {"edit_seed": 0}, {"edit_seed": 1})
+        for edit in ({"method": "none"}, edited | {"edit_seed": 0}, edited | {"edit_seed": 1})
     )
     assert compare(plain, [first, second]).differences == []
     with pytest.raises(UserError, match="edit_seed 0 and 1"):
@@ -316,7 +318,7 @@ def scores(make: Make, **values: float) -> Results:
     return make({name: mean_task("acc", [0, 1]) | {"value": value} for name, value in values.items()}, False)
 
 
-def test_the_most_special_gate_counts(make: Make) -> None:
+def test_the_most_specific_gate_applies(make: Make) -> None:
     sides = scores(make, rect_nli=0.5, rect_sentiment=0.5), [scores(make, rect_nli=0.46, rect_sentiment=0.46)]
     assert [row.task for row in compare(*sides, gates=[Gate(0.95)]).failed] == ["rect_nli", "rect_sentiment"]
     assert [row.task for row in compare(*sides, gates=[Gate(0.95), Gate(0.9, "rect_nli")]).failed] == [

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from support.report_files import edit
 
 from harness_rect.experiments.report import figures
-from harness_rect.experiments.report.collect import Study, collect
 from harness_rect.experiments.report.drawing import CSS_NAMES, Look, Panel, Plate, inline_svg, write
 from harness_rect.experiments.report.page import sections
+from harness_rect.experiments.report.reading import read_study
+from harness_rect.experiments.report.study import Study
 
 RECT = {"regularizer": "rect", "keep": 0.4}
 RANDOM = {"regularizer": "random", "keep": 0.4}
@@ -27,7 +28,7 @@ def study(add, runs: Path) -> Study:
         add(right, edit(n, (0.8, 0.1)))
         add(right + 1, edit(n, (0.7, 0.2), **RECT))
         add(9, edit(n, (0.3, 0.1), **RANDOM))
-    return collect(runs)
+    return read_study(runs)
 
 
 def plates(study: Study) -> dict[str, Plate]:

@@ -11,8 +11,8 @@ import pytest
 from support.report_files import edit
 
 from harness_rect import cli
-from harness_rect.experiments.report.collect import collect
 from harness_rect.experiments.report.page import render, sections
+from harness_rect.experiments.report.reading import read_study
 
 HOSTILE = '<script>alert("x")</script><img src=https://evil.example/a.png onerror=alert(1)>&amp;"\'{{ 7*7 }}'
 VOID = {"meta", "link", "br", "img", "hr", "input", "use", "path", "rect", "image"}
@@ -50,7 +50,7 @@ class Page(HTMLParser):
 
 
 def page_of(folder: Path) -> str:
-    study = collect(folder)
+    study = read_study(folder)
     return render(study, sections(study))
 
 

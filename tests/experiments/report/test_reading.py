@@ -12,8 +12,11 @@ from scipy import stats
 from support.report_files import EIGHT, edit
 
 from harness_rect.errors import UserError
-from harness_rect.experiments.report.collect import MOMENTS, Estimate, collect, estimate, regularizer_order
+from harness_rect.experiments.report.reading import read_study
+from harness_rect.experiments.report.series import METHOD_TITLES, Regularization
+from harness_rect.experiments.report.study import TIMES, Estimate, estimate
 from harness_rect.experiments.results import Score
+from harness_rect.methods import METHODS
 
 RECT = {"regularizer": "rect", "keep": 0.4, "rect_convention": "paper"}
 
@@ -23,11 +26,11 @@ def test_curves_begin_at_the_unedited_model_and_go_by_number_of_edits(add, runs:
     for n, right in ((20, 2), (5, 7)):
         add(right, edit(n, (0.8, 0.1)))
         add(right + 1, edit(n, (0.7, 0.2), **RECT))
-    study = collect(runs)
+    study = read_study(runs)
     [setting] = study.settings
     assert setting.label == "tiny: ROME"
     plain, rect = study.series(setting)
-    assert (plain.regularizer, rect.regularizer) == ("no regularizer", "RECT 40%")
+    assert (plain.label, rect.label) == ("no regularizer", "RECT 40%")
     for task in (None, *EIGHT):
         assert [(n, p.value) for n, p in study.curve(plain, task)] == [
             (0, pytest.approx(0.9)),
@@ -36,15 +39,15 @@ def test_curves_begin_at_the_unedited_model_and_go_by_number_of_edits(add, runs:
         ]
     assert study.last(setting) == {plain: 20, rect: 20}
     assert study.retained(rect, 20) == pytest.approx(0.3 / 0.9)
-    assert study.editing(rect, 20, "at_the_end", "reliability").value == 0.2
-    assert study.editing(rect, 20, "right_after_each_edit", "locality").value == pytest.approx(0.3)
+    assert study.editing(rect, 20, "end", "reliability").value == 0.2
+    assert study.editing(rect, 20, "after", "locality").value == pytest.approx(0.3)
     assert study.mean_label == "Mean of the eight" and study.notes == []
 
 
 def test_one_stream_has_the_interval_of_its_standard_error(add, runs: Path) -> None:
     add(9)
     add(6, edit(5, (1, 0.5)))
-    study = collect(runs)
+    study = read_study(runs)
     [series] = study.series(study.settings[0])
     point = dict(study.curve(series, "rect_nli"))[5]
     stderr = np.std([1] * 6 + [0] * 4, ddof=1) / math.sqrt(10)
@@ -59,9 +62,9 @@ def test_the_spread_of_an_editing_metric_is_that_of_the_single_edits_at_that_mom
     for one, after, end in zip(report["edits"], (0, 1, 0, 1), (0, 1, 0, 0), strict=True):
         one |= {"after": {"reliability": after}, "end": {"reliability": end}}
     add(5, report)
-    study = collect(runs)
+    study = read_study(runs)
     [series] = study.series(study.settings[0])
-    after, end = (study.editing(series, 4, moment, "reliability") for moment in MOMENTS)
+    after, end = (study.editing(series, 4, when, "reliability") for when in TIMES)
     assert after.spread == end.spread == "edits"
     assert after.low == max(0, 0.5 - 1.959964 * np.std((0, 1, 0, 1), ddof=1) / 2)
     assert end.high == pytest.approx(0.25 + 1.959964 * np.std((0, 1, 0, 0), ddof=1) / 2)
@@ -71,13 +74,13 @@ def test_several_streams_have_the_t_interval_over_them(add, runs: Path) -> None:
     values = (3, 5, 4)
     for stream, right in enumerate(values):
         add(right, edit(5, (right / 10, 0), stream))
-    study = collect(runs)
+    study = read_study(runs)
     [series] = study.series(study.settings[0])
     found = study.ability(series, 5)
     expected = stats.t.interval(0.95, 2, 0.4, stats.sem([v / 10 for v in values]))
     assert (found.spread, found.n, found.value) == ("streams", 3, pytest.approx(0.4))
     assert (found.low, found.high) == pytest.approx(expected)
-    assert study.editing(series, 5, "right_after_each_edit", "reliability").n == 3
+    assert study.editing(series, 5, "after", "reliability").n == 3
 
 
 def test_two_streams_span_their_range_and_no_spread_is_made_up() -> None:
@@ -95,10 +98,10 @@ def test_batches_and_hyper_parameters_make_other_settings_and_series(add, runs: 
     add(3, edit(50, (1, 1), method="memit", edit_batch_size=50))
     add(3, edit(5, (1, 1)))
     add(2, edit(5, (1, 1), hparams={"layers": [4]}, hparams_origin="/some/where/other.yaml"))
-    study = collect(runs)
-    assert [s.method for s in study.settings] == ["ROME", "MEMIT, batches of 10", "MEMIT, one batch"]
+    study = read_study(runs)
+    assert [s.method_label for s in study.settings] == ["ROME", "MEMIT, batches of 10", "MEMIT, one batch"]
     rome, batches, _ = study.settings
-    assert {s.regularizer for s in study.series(rome)} == {
+    assert {s.label for s in study.series(rome)} == {
         "no regularizer [preset tiny]",
         "no regularizer [other.yaml]",
     }
@@ -110,7 +113,7 @@ def test_templates_sampled_with_another_seed_are_another_stream_of_the_same_seri
     for seed in (0, 1):
         hparams = {"layers": [3], "context_templates": [f"{seed} {{}}"]}
         add(5, edit(5, (1, 1), hparams=hparams, edit_seed=seed))
-    study = collect(runs)
+    study = read_study(runs)
     [series] = study.series(study.settings[0])
     assert len(study.at(series, 5)) == 2 and study.notes == []
 
@@ -118,7 +121,7 @@ def test_templates_sampled_with_another_seed_are_another_stream_of_the_same_seri
 def test_the_newer_of_two_evaluations_of_the_same_is_taken_and_the_other_named(add, runs: Path) -> None:
     add(5, edit(5, (1, 1)), date=2.0)
     add(1, edit(5, (1, 1)), date=1.0)
-    study = collect(runs)
+    study = read_study(runs)
     [run] = study.runs
     assert run.mean.value == 0.5
     assert len(study.notes) == 1 and study.notes[0].startswith("001/") and "left out" in study.notes[0]
@@ -127,14 +130,14 @@ def test_the_newer_of_two_evaluations_of_the_same_is_taken_and_the_other_named(a
 def test_evaluations_of_other_tasks_of_the_same_model_are_taken_together(add, runs: Path) -> None:
     add(5, edit(5, (1, 1)), tasks=EIGHT[:4], date=1.0)
     add(1, edit(5, (1, 1)), tasks=EIGHT[4:], date=2.0)
-    [run] = collect(runs).runs
+    [run] = read_study(runs).runs
     assert list(run.scores) == list(EIGHT) and run.mean.value == pytest.approx(0.3)
 
 
 def test_runs_on_other_documents_are_named(add, runs: Path) -> None:
     add(9)
     add(5, edit(5, (1, 1), edit_seed=7), config={"limit": 10})
-    [note] = collect(runs).notes
+    [note] = read_study(runs).notes
     assert "limit none and 10" in note and "edit_seed" not in note
 
 
@@ -144,7 +147,7 @@ def test_tasks_of_others_have_a_mean_too_and_one_that_lacks_in_a_run_is_no_part_
     add({"arc": 8, "piqa": 6}, tasks=("arc", "piqa"))
     add({"arc": 4, "piqa": 2}, edit(5, (1, 1)), tasks=("arc", "piqa"))
     add({"arc": 2}, edit(10, (1, 1)), tasks=("arc",))
-    study = collect(runs)
+    study = read_study(runs)
     [series] = study.series(study.settings[0])
     assert study.tasks == ["arc", "piqa"] and study.mean_of == ["arc"]
     assert study.mean_label == "Mean of 1 task"
@@ -154,7 +157,7 @@ def test_tasks_of_others_have_a_mean_too_and_one_that_lacks_in_a_run_is_no_part_
 def test_files_of_hf_alone_make_a_study_without_series(add, runs: Path) -> None:
     add(9, model="org/one")
     add(8, model="org/two")
-    study = collect(runs)
+    study = read_study(runs)
     assert [run.model for run in study.runs] == ["org/one", "org/two"] and study.settings == []
 
 
@@ -162,7 +165,7 @@ def test_answers_that_flipped_are_those_of_the_samples(add, runs: Path) -> None:
     docs = [{"question": f"q{i}"} for i in range(10)]
     add({"rect_nli": 8}, tasks=("rect_nli",), samples=True, docs=docs)
     add({"rect_nli": 3}, edit(5, (1, 1)), tasks=("rect_nli",), samples=True, docs=docs)
-    [flips] = collect(runs).flips
+    [flips] = read_study(runs).flips
     assert flips.counts == {"rect_nli": (10, 5, 0)}
     assert [(e.doc_id, e.kind) for e in flips.examples] == [(3, "lost"), (4, "lost")]
     assert flips.examples[0].after == "a\u2028b"
@@ -171,7 +174,7 @@ def test_answers_that_flipped_are_those_of_the_samples(add, runs: Path) -> None:
 def test_without_samples_nothing_flipped(add, runs: Path) -> None:
     add(9)
     add(3, edit(5, (1, 1)))
-    assert collect(runs).flips == []
+    assert read_study(runs).flips == []
 
 
 def test_an_unreadable_file_is_named(add, runs: Path) -> None:
@@ -179,36 +182,74 @@ def test_an_unreadable_file_is_named(add, runs: Path) -> None:
     broken = add(8, edit(5, (1, 1)))
     broken.write_text("{")
     with pytest.raises(UserError, match=rf"{broken}: not JSON"):
-        collect(runs)
+        read_study(runs)
+
+
+def test_a_field_of_an_edit_report_that_cannot_be_read_is_named(add, runs: Path) -> None:
+    add(9)
+    broken = add(8, edit(5, (1, 1)) | {"n_edits": "many"})
+    with pytest.raises(UserError, match=rf"{broken}: config.edit: n_edits: .*many"):
+        read_study(runs)
+
+
+def test_reports_of_both_versions_are_one_series(add, runs: Path) -> None:
+    add(9)
+    add(5, edit(5, (1, 1), **RECT))
+    settings = {"keep": 0.4, "rect_convention": "paper"}
+    add(4, edit(10, (1, 1), **RECT, schema_version=1, regularizer_settings=settings))
+    study = read_study(runs)
+    [series] = study.series(study.settings[0])
+    assert study.numbers(series) == [5, 10]
 
 
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no results"):
-        collect(tmp_path)
+        read_study(tmp_path)
 
 
-def test_regularizers_are_in_the_papers_order() -> None:
-    shuffled = ["PCA 40%", "RECT 20%", "PRUNE", "no regularizer", "RECT 80%", "Random 40%", "new"]
-    assert sorted(shuffled, key=regularizer_order) == [
-        *("no regularizer", "RECT 80%", "RECT 20%", "Random 40%", "PCA 40%", "PRUNE", "new")
+def regularizer(name: str, **settings: object) -> Regularization:
+    return Regularization.of(name, settings)
+
+
+def test_regularizers_are_in_the_order_of_the_registry_and_the_largest_share_is_first() -> None:
+    ordered = [
+        regularizer("none"),
+        regularizer("rect", keep=0.8),
+        regularizer("rect", keep=0.2),
+        regularizer("random", keep=0.4),
+        regularizer("pca", keep=0.4),
+        regularizer("prune"),
+        regularizer("new"),
     ]
+    assert sorted(reversed(ordered), key=lambda one: one.order) == ordered
+
+
+def test_labels_have_the_settings_that_are_not_defaults() -> None:
+    assert regularizer("rect", keep=0.4, rect_convention="paper") == regularizer("rect", keep=0.4)
+    assert regularizer("rect", keep=0.4).label == "RECT 40%"
+    assert regularizer("rect", keep=0.4, rect_convention="alphaedit").label == "RECT 40% (alphaedit)"
+    assert regularizer("new", keep="most", x=2.5, y=[1]).label == "new (most, x 2.5, [1])"
+
+
+def test_the_titles_of_methods_are_those_of_the_methods() -> None:
+    assert {name: method.title for name, method in METHODS.items()} == METHOD_TITLES
 
 
 def test_runs_of_a_stock_lm_eval(evaluations: dict[str, Path]) -> None:
     """Real files: numbers as they stand there, F1 with a standard error from its samples."""
-    study = collect(evaluations["base"].parent)
+    study = read_study(evaluations["base"].parent)
     [series] = study.series(study.settings[0])
     [path] = evaluations["rome"].rglob("results_*.json")
-    said = json.loads(path.read_text())
+    file = json.loads(path.read_text())
     curve = dict(study.curve(series, "rect_ner"))
-    assert curve[2].value == said["results"]["rect_ner"]["f1,none"]
-    assert study.ability(series, 2).value == said["results"]["rect_general"]["score,none"]
-    report = said["config"]["edit"]
-    found = study.editing(series, 2, "at_the_end", "reliability")
+    assert curve[2].value == file["results"]["rect_ner"]["f1,none"]
+    assert study.ability(series, 2).value == file["results"]["rect_general"]["score,none"]
+    report = file["config"]["edit"]
+    found = study.editing(series, 2, "end", "reliability")
     assert found.value == report["at_the_end"]["reliability"]
     [run] = study.at(series, 2)
-    [moved] = report["weights"].values()
-    assert run.weights[0].manhattan == moved["manhattan_distance"]
+    [(weight, moved)] = report["weights"].items()
+    assert run.weights[weight].manhattan_distance == moved["manhattan_distance"]
     [flips] = study.flips
     for task, (documents, lost, gained) in flips.counts.items():
         rights = []
@@ -226,7 +267,7 @@ def test_runs_of_a_stock_lm_eval(evaluations: dict[str, Path]) -> None:
 
 
 def test_the_standard_error_of_f1_is_that_of_leaving_out_one_sentence(evaluations: dict[str, Path]) -> None:
-    study = collect(evaluations["base"].parent)
+    study = read_study(evaluations["base"].parent)
     run = next(run for run in study.runs if run.series)
     [samples] = evaluations["rome"].rglob("samples_rect_ner_2*.jsonl")
     sentences: dict[str, np.ndarray] = {}

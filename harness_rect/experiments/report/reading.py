@@ -1,0 +1,337 @@
+"""Reading a folder of lm-eval results files into a :class:`~harness_rect.experiments.report.study.Study`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness_rect import embedded
+from harness_rect.evaluation.catalogue import GENERAL, TASKS, is_editing
+from harness_rect.experiments import results
+from harness_rect.experiments.compare.differences import SEEDS, find_differences
+from harness_rect.experiments.compare.pairing import Unpairable, pair
+from harness_rect.experiments.report.series import Regularization, Series, Setting
+from harness_rect.experiments.report.study import TIMES, Example, Flips, Run, Study
+from harness_rect.experiments.results import Results, Score
+from harness_rect.session.report import UNEDITED, EditReport, When
+
+#: Examples shown of each task and run: answers that became wrong, and that became right.
+_EXAMPLES = {"lost": 2, "gained": 1}
+
+
+def read_study(folder: Path | str, on_file: Callable[[int, int], None] | None = None) -> Study:
+    """Read all results files below ``folder``.
+
+    Args:
+        on_file: called with (files done, number of files); each file is read twice, then with its samples.
+
+    Raises:
+        UserError: if there are none, or one cannot be read; the message names it.
+    """
+    folder = Path(folder)
+    paths = results.find(folder)
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if on_file is not None:
+            on_file(done, 2 * len(paths))
+
+    runs = []
+    for path in paths:
+        runs.append(_run(results.load(path), folder))
+        step()
+    runs, notes = _without_repetitions(_separated(runs))
+    runs.sort(key=lambda run: (run.model, run.series is not None, _order(run)))
+    tasks = _tasks(runs)
+    edited = [run for run in runs if run.series] or runs
+    everywhere = [task for task in tasks if all(task in run.scores for run in edited)]
+    mean_of = (
+        list(GENERAL.members)
+        if set(GENERAL.members) <= set(tasks)
+        else [t for t in everywhere if _goes_up(runs, t)]
+    )
+    study = Study(folder, runs, tasks, mean_of, notes=notes)
+    _read_samples(study, step)
+    study.runs = [replace(run, mean=_mean(run, mean_of)) for run in study.runs]
+    return study
+
+
+def _run(one: Results, folder: Path) -> Run:
+    edit = one.edit or UNEDITED
+    headlines = {task: one.headline(task) for task in one.tasks if not is_editing(task)}
+    root = folder if folder.is_dir() else folder.parent
+    model = _model(one)
+    setting = Setting(model, edit.method, edit.edit_batch_size)
+    series = Series(setting, Regularization.of(edit.regularizer, edit.settings))
+    group = GENERAL.name
+    return Run(
+        file=one.path.relative_to(root).as_posix(),
+        path=one.path,
+        model=model,
+        series=series if edit.n_edits else None,
+        n_edits=edit.n_edits,
+        stream=(str(edit.edits_sha256), edit.edit_seed or 0),
+        date=_number(one.file.date),
+        scores={task: one.scores(task)[key] for task, key in headlines.items()},
+        higher_is_better={task: one.higher_is_better(task, key.metric) for task, key in headlines.items()},
+        reported_mean=one.scores(group)[one.headline(group)] if group in one.groups else None,
+        editing={when: _editing(edit, when) for when in TIMES},
+        weights=edit.weights,
+        provenance=_provenance(one),
+        hparams=edit.hparams | {"second moments": edit.second_moments},
+        limit=_number(one.file.config.get("limit") or math.inf),
+    )
+
+
+def _model(one: Results) -> str:
+    """The model's name, and the arguments that make it another model."""
+    name = one.model_name
+    if one.model_class == "edited_hf" and not one.model_args.get("pretrained"):  # the default
+        name = (one.edit and one.edit.model) or embedded.NAME
+    given = [str(one.model_args[key]) for key in ("dtype", "revision", "peft") if one.model_args.get(key)]
+    return f"{name} ({', '.join(given)})" if given else name
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def _editing(edit: EditReport, when: When) -> dict[str, Score]:
+    """Means over edits as the report has them, with standard errors from the single edits."""
+    found = {}
+    for metric, value in edit.averages(when).items():
+        single = [record.metrics(when).get(metric) for record in edit.edits]
+        values = [v for v in single if v is not None]
+        stderr = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
+        if value is not None:
+            found[metric] = Score(value, stderr)
+    return found
+
+
+#: Columns of the provenance table that are fields of the edit report, as they are and shortened.
+_FIELDS = ("hparams_origin", "edits_spec", "edit_batch_size", "edit_seed")
+_HASHES = ("edits_sha256", "model_fingerprint", "run")
+
+
+def _provenance(one: Results) -> dict[str, str]:
+    edit, config = one.edit or UNEDITED, one.file.config
+    versions = dict(edit.versions)
+    if one.file.lm_eval_version:
+        versions["lm_eval"] = one.file.lm_eval_version
+    seeds = [config.get(name) for name in SEEDS]
+    found = {
+        "model class": one.model_class,
+        **{name.replace("_", " "): getattr(edit, name) for name in _FIELDS if name in edit.model_fields_set},
+        "second moments": edit.second_moments_origin,
+        "limit": config.get("limit"),
+        "lm-eval seeds": None if set(seeds) == {None} else " ".join(map(str, seeds)),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        **{name.replace("_", " "): (getattr(edit, name) or "")[:12] for name in _HASHES},
+    }
+    return {name: _text(value) for name, value in found.items() if value not in (None, "")}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+# ---------------------------------------------------------------------------------- which runs are a series
+
+
+def _separated(runs: Sequence[Run]) -> list[Run]:
+    """Runs with the parts of their series that depend on the other runs.
+
+    All edits in one batch are another setting than a stream of batches. Series that differ in their
+    hyper-parameters alone are named by the file these came from, or by a digest where that is not unique.
+    """
+    streams = {
+        (run.series, _digest(run))
+        for run in runs
+        if run.series and run.n_edits > (run.series.setting.batch or 0)
+    }
+    separated = []
+    for run in runs:
+        if run.series and run.series.setting.batch != 1 and (run.series, _digest(run)) not in streams:
+            setting = replace(run.series.setting, batch=None)
+            run = replace(run, series=replace(run.series, setting=setting))
+        separated.append(run)
+    origins: dict[Series, dict[str, str]] = {}
+    for run in separated:
+        if run.series:
+            origin = Path(run.provenance.get("hparams origin", "")).name
+            origins.setdefault(run.series, {}).setdefault(_digest(run), origin)
+    return [_with_hparams(run, origins[run.series]) if run.series else run for run in separated]
+
+
+def _with_hparams(run: Run, origins: Mapping[str, str]) -> Run:
+    """origins: digest -> file name, of all hyper-parameters in the run's series."""
+    if run.series is None or len(origins) == 1:
+        return run
+    unique = all(origins.values()) and len(set(origins.values())) == len(origins)
+    hparams = origins[_digest(run)] if unique else _digest(run)
+    return replace(run, series=replace(run.series, hparams=hparams))
+
+
+def _digest(run: Run) -> str:
+    """Of the hyper-parameters; sampled context templates belong to a stream's seed."""
+    fixed = {name: value for name, value in run.hparams.items() if name != "context_templates"}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:6]
+
+
+def _order(run: Run) -> tuple[Any, ...]:
+    return (*run.series.setting.order, *run.series.order, run.n_edits, run.stream) if run.series else ()
+
+
+def _without_repetitions(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Of evaluations of the same model the one on most documents, then the newest; notes on the others."""
+    newest: dict[tuple[Any, ...], Run] = {}
+    notes = []
+    for run in sorted(runs, key=lambda run: (run.limit, run.date, run.file)):
+        key = (run.model, run.series, run.n_edits, run.stream if run.series else None)
+        if (older := newest.get(key)) is not None:
+            if set(older.scores) <= set(run.scores):
+                more = "has more documents of" if run.limit > older.limit else "is newer and evaluates"
+                notes.append(f"{older.file} is left out: {run.file} {more} the same.")
+            else:  # other tasks of the same model: one run with all of them
+                notes.append(f"{older.file} and {run.file} evaluate the same model and are taken together.")
+                run = _merged(older, run)
+        newest[key] = run
+    return list(newest.values()), notes
+
+
+def _merged(older: Run, newer: Run) -> Run:
+    """The newer run, with the scores that only the older one has."""
+    return replace(
+        newer,
+        scores={**older.scores, **newer.scores},
+        higher_is_better={**older.higher_is_better, **newer.higher_is_better},
+        reported_mean=newer.reported_mean or older.reported_mean,
+    )
+
+
+# ---------------------------------------------------------------------------------------- means and samples
+
+
+def _tasks(runs: Iterable[Run]) -> list[str]:
+    """The tasks of this package first, in the catalogue's order, then all others as they come."""
+    found = list(dict.fromkeys(task for run in runs for task in run.scores))
+    return [*(task for task in TASKS if task in found), *(task for task in found if task not in TASKS)]
+
+
+def _goes_up(runs: Iterable[Run], task: str) -> bool:
+    return all(run.higher_is_better.get(task, True) for run in runs)
+
+
+def _mean(run: Run, tasks: Sequence[str]) -> Score | None:
+    """The mean of the tasks, None without all of them; its standard error, where each has one."""
+    scores = [run.scores[task] for task in tasks if task in run.scores]
+    if not tasks or len(scores) < len(tasks):
+        return None
+    stderrs = [score.stderr for score in scores]
+    stderr = None
+    if None not in stderrs:
+        stderr = math.hypot(*(s for s in stderrs if s is not None)) / len(scores)
+    if run.reported_mean is not None and tasks == list(GENERAL.members):
+        return Score(run.reported_mean.value, stderr)
+    return Score(float(np.mean([score.value for score in scores])), stderr)
+
+
+def _read_samples(study: Study, step: Callable[[], None]) -> None:
+    """Standard errors that are missing, differences between runs, and changed answers, from the samples.
+
+    Only one run and its base are in memory at a time.
+    """
+    shown = {
+        study.at(series, number)[0].file
+        for setting in study.settings
+        for series, number in study.last(setting).items()
+    }
+    bases = {run.model: run for run in study.runs if run.series is None}
+    completed = {}
+    for model in dict.fromkeys(run.model for run in study.runs):
+        base = results.load(bases[model].path) if model in bases else None
+        for run in (run for run in study.runs if run.model == model):
+            one = base if base is not None and run.path == base.path else results.load(run.path)
+            completed[run.file] = _with_stderrs(run, one)
+            if base is not None and one is not base:
+                study.notes += _differences(base, one, run, bases[model])
+                if run.file in shown and (flips := _flips(base, one, run)) is not None:
+                    study.flips.append(flips)
+            step()
+    study.runs = [completed[run.file] for run in study.runs]
+    order = {run.file: place for place, run in enumerate(study.runs)}
+    study.flips.sort(key=lambda flips: order[flips.run.file])
+
+
+def _with_stderrs(run: Run, one: Results) -> Run:
+    """The run with standard errors that lm-eval does not give (F1 and other ratios), by jackknife."""
+    found = {}
+    for task in run.scores.keys() & one.tasks.keys():
+        if run.scores[task].stderr is not None or one.samples(task) is None:
+            continue
+        key = one.headline(task)
+        try:
+            stratum = pair(one, one, task, key).stratum
+        except Unpairable:
+            continue
+        units = len(stratum.base)
+        if units > 1:
+            left_out = stratum.score(stratum.base.sum(0) - stratum.base)
+            spread = math.sqrt((units - 1) / units * float(((left_out - left_out.mean()) ** 2).sum()))
+            found[task] = Score(run.scores[task].value, spread)
+    return replace(run, scores={**run.scores, **found})
+
+
+def _differences(base: Results, one: Results, run: Run, base_run: Run) -> list[str]:
+    shared = [task for task in one.tasks if task in base.tasks and not is_editing(task)]
+    found = find_differences(base, one, shared, expected=("edit_seed",))
+    return [
+        f"{run.file} and {base_run.file} differ, so their scores should not be compared: {line}"
+        for line in found
+    ]
+
+
+def _flips(base: Results, one: Results, run: Run) -> Flips | None:
+    """None where no right/wrong metric has samples on both sides."""
+    counts: dict[str, tuple[int, int, int]] = {}
+    examples: list[Example] = []
+    for task in _tasks([run]):
+        if task not in base.tasks or task not in one.tasks:
+            continue
+        key = base.headline(task)
+        try:
+            paired = pair(base, one, task, key)
+        except (Unpairable, KeyError):
+            continue
+        if paired.outcomes is None:
+            continue
+        counts[task] = (paired.documents, *paired.outcomes)
+        before, after = ((side.samples(task) or {})[key.filter] for side in (base, one))
+        left = dict(_EXAMPLES)
+        for first, second in zip(before, after, strict=True):
+            right = [sample.values.get(key.metric) for sample in (first, second)]
+            kind = "lost" if right[0] and not right[1] else "gained" if right[1] and not right[0] else ""
+            if left.get(kind):
+                left[kind] -= 1
+                texts = (first.prompt, first.target, first.answer, second.answer)
+                examples.append(Example(task, first.doc_id, kind, *(_shortened(text) for text in texts)))
+    return Flips(run, counts, examples) if counts else None
+
+
+def _shortened(text: str | None, most: int = 700) -> str:
+    """The end of a long text, where the question is."""
+    if text is None:
+        return "(not in the samples)"
+    return text if len(text) <= most else f"… {text[-most:]}"

@@ -1,0 +1,128 @@
+"""What distinguishes the lines of a figure, as values; their labels are made here and never parsed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+#: Titles of the methods in the order of figures. ``METHODS`` has them too, but takes 3 s to import.
+METHOD_TITLES = {
+    "rome": "ROME",
+    "r_rome": "r-ROME",
+    "memit": "MEMIT",
+    "emmet": "EMMET",
+    "alphaedit": "AlphaEdit",
+    "kn": "KN",
+    "mend": "MEND",
+    "ft": "FT",
+    "ft_l": "FT-L",
+    "locft_bf": "LocFT-BF",
+    "ultraedit": "UltraEdit",
+}
+NO_REGULARIZER = "no regularizer"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What shares a figure: one model, one method, one arrangement of the edits.
+
+    batch: edits made in one step of a stream; None if all edits are made in one step.
+    """
+
+    model: str
+    method: str
+    batch: int | None = 1
+
+    @property
+    def method_label(self) -> str:
+        title = METHOD_TITLES.get(self.method, self.method)
+        arrangement = "one batch" if self.batch is None else f"batches of {self.batch}"
+        return title if self.batch == 1 else f"{title}, {arrangement}"
+
+    @property
+    def label(self) -> str:
+        return f"{self.model}: {self.method_label}"
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        methods = [*METHOD_TITLES, self.method]
+        return methods.index(self.method), self.method, self.batch is None, self.batch or 0
+
+
+@dataclass(frozen=True)
+class Regularization:
+    """A regularizer by its name, with the settings that are not their defaults."""
+
+    name: str = "none"
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, name: str, settings: Mapping[str, Any]) -> Regularization:
+        fields = getattr(_kinds(name).get(name), "model_fields", {})
+        given = {
+            setting: value if isinstance(value, str | int | float) else json.dumps(value)
+            for setting, value in settings.items()
+            if value is not None and not (setting in fields and value == fields[setting].default)
+        }
+        return cls(name, tuple(sorted(given.items())))
+
+    @property
+    def label(self) -> str:
+        """``RECT 40%``, ``RECT 40% (alphaedit)``, ``PRUNE``."""
+        if self.name == "none":
+            return NO_REGULARIZER
+        parts = [getattr(_kinds(self.name).get(self.name), "title", self.name)]
+        if self._kept is not None:
+            parts.append(f"{100 * self._kept:g}%")
+        others = [(name, value) for name, value in self.settings if name != "keep" or self._kept is None]
+        if others:
+            texts = (value if isinstance(value, str) else f"{name} {value:g}" for name, value in others)
+            parts.append(f"({', '.join(texts)})")
+        return " ".join(parts)
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """No regularizer first, then as they are registered; of one, the largest share kept first."""
+        names = [*_kinds(self.name), self.name]
+        return names.index(self.name), -(self._kept or 0), self.label
+
+    @property
+    def _kept(self) -> float | None:
+        value = dict(self.settings).get("keep")
+        return value if isinstance(value, int | float) else None
+
+
+def _kinds(name: str) -> Mapping[str, Any]:
+    """The registered regularizers; importing them imports torch, which ``none`` does not need."""
+    if name == "none":
+        return {"none": None}
+    from harness_rect.regularizers import REGULARIZERS
+
+    return REGULARIZERS
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of a figure.
+
+    hparams: names the hyper-parameters where other series differ from this one in them alone.
+    """
+
+    setting: Setting
+    regularizer: Regularization
+    hparams: str = ""
+
+    @property
+    def label(self) -> str:
+        return self.regularizer.label + (f" [{self.hparams}]" if self.hparams else "")
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        return *self.regularizer.order, self.hparams
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the method alone, with its only hyper-parameters."""
+        return self.regularizer == Regularization() and not self.hparams
