@@ -24,10 +24,8 @@ from harness_rect.updates import Dense, LowRank
 METHODS: Registry[Method] = Registry(
     "editing method",
     "harness_rect.methods",
-    {
-        method.name: method
-        for method in (ROME, R_ROME, MEMIT, EMMET, ALPHAEDIT, KN, MEND, FT, FT_L, LOCFT_BF, ULTRAEDIT)
-    },
+    (ROME, R_ROME, MEMIT, EMMET, ALPHAEDIT, KN, MEND, FT, FT_L, LOCFT_BF, ULTRAEDIT),
+    lambda entry: isinstance(entry, Method),
 )
 
 __all__ = ["METHODS", "Context", "Dense", "LowRank", "Method", "Proposal"]

@@ -19,7 +19,8 @@ from harness_rect.regularizers.sphere import Sphere, sphere, sphere_factors
 REGULARIZERS: Registry[type[Regularizer]] = Registry(
     "regularizer",
     "harness_rect.regularizers",
-    {kind.name: kind for kind in (NoRegularizer, Rect, Random, Pca, Prune, Sphere)},
+    (NoRegularizer, Rect, Random, Pca, Prune, Sphere),
+    lambda entry: isinstance(entry, type) and issubclass(entry, Regularizer),
 )
 
 __all__ = [
