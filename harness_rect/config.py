@@ -7,8 +7,7 @@ The fields of :class:`EditConfig` and the fields of the registered regularizers 
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,8 +30,6 @@ from harness_rect.validation import validated
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-log = logging.getLogger(__name__)
 
 #: A name or path; paths and numbers are taken as their text.
 Text = Annotated[str | None, BeforeValidator(lambda value: value if value is None else str(value))]
@@ -146,6 +143,7 @@ def make_regularizer(name: str, settings: Mapping[str, Any]) -> Regularizer:
         UserError: there is none of that name, or a setting is missing, wrong, or another regularizer's.
     """
     kind = REGULARIZERS.find(name)
+    refuse_settings(kind, TAKEN)
     if "keep" in settings:
         settings = {**settings, "keep": parse_share(settings["keep"], "keep")}
     for setting in settings:
@@ -159,17 +157,29 @@ def make_regularizer(name: str, settings: Mapping[str, Any]) -> Regularizer:
     return validated(kind, settings, "")
 
 
+def refuse_settings(kind: type[Regularizer], taken: Collection[str]) -> None:
+    """Raise UserError if a setting of a regularizer has the name of another argument."""
+    for setting in kind.model_fields:
+        if setting in taken:
+            raise UserError(
+                f"regularizer={kind.name} cannot be used: its setting {setting} has the name of another"
+                " argument; its package must rename it"
+            )
+
+
+#: Other arguments of the model class and the commands, whose names a setting cannot have.
+TAKEN = frozenset(ModelArguments.model_fields) | {
+    *("rect", "pretrained", "model", "device", "dtype", "seed", "output")
+}
+
+
 def settings() -> dict[str, dict[str, FieldInfo]]:
     """Setting -> {regularizer: its field}, of all registered regularizers."""
     found: dict[str, dict[str, FieldInfo]] = {}
-    for name in REGULARIZERS:
-        try:
-            fields = REGULARIZERS[name].model_fields
-        except UserError as error:  # another package's, which nobody may have asked for
-            log.warning("%s", error)
-            continue
-        for setting, field in fields.items():
-            found.setdefault(setting, {})[name] = field
+    for name, kind in REGULARIZERS.items():
+        for setting, field in kind.model_fields.items():
+            if setting not in TAKEN:
+                found.setdefault(setting, {})[name] = field
     return found
 
 

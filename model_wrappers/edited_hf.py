@@ -23,7 +23,13 @@ from tqdm import tqdm
 
 from harness_rect import embedded
 from harness_rect.compat.request_cache import separate_answers
-from harness_rect.config import Argument, EditConfig, ModelArguments, declared_arguments
+from harness_rect.config import (
+    Argument,
+    EditConfig,
+    ModelArguments,
+    declared_arguments,
+    refuse_settings,
+)
 from harness_rect.edits import EditStream, load_edits
 from harness_rect.errors import UserError, closest, one_line_errors
 from harness_rect.evaluation.editing import IdRequest
@@ -188,8 +194,12 @@ def share_logging() -> None:
         ours.setLevel(theirs.level)
 
 
+#: Arguments of lm-eval's class.
+THEIRS = frozenset(inspect.signature(HFLM.__init__).parameters)
+
+
 def _ours() -> dict[str, Argument]:
-    return declared_arguments(ModelArguments)
+    return {name: one for name, one in declared_arguments(ModelArguments).items() if name not in THEIRS}
 
 
 def _resolve(pretrained: Any, ours: Mapping[str, Any]) -> ModelArguments:
@@ -205,7 +215,9 @@ def _resolve(pretrained: Any, ours: Mapping[str, Any]) -> ModelArguments:
             ",".join(f"{name}={value}" for name, value in resolved.items()),
             100 * embedded.DEFAULT_RECT,
         )
-    return ModelArguments.from_args(**given)
+    config = ModelArguments.from_args(**given)
+    refuse_settings(type(config.regularizer), THEIRS)
+    return config
 
 
 def _check_theirs(arguments: Mapping[str, Any]) -> None:
@@ -213,7 +225,7 @@ def _check_theirs(arguments: Mapping[str, Any]) -> None:
 
     HFLM passes arguments it does not know on to transformers, so only those close to ours are questioned.
     """
-    for name in arguments.keys() - inspect.signature(HFLM.__init__).parameters.keys():
+    for name in arguments.keys() - THEIRS:
         if close := closest(name, _ours(), cutoff=0.75):
             raise UserError(f"model_args: unknown argument {name!r}: did you mean {close!r}?")
 
