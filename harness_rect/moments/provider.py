@@ -11,6 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from harness_rect.code_digest import code_digest
 from harness_rect.errors import UserError
 from harness_rect.io.cache import cache_folder
 from harness_rect.models import EditableLM
@@ -152,7 +153,13 @@ class MomentProvider:
         special = (
             self.lm.encoder.ids("a") != self.lm.encoder.tokenizer("a", add_special_tokens=False)["input_ids"]
         )
-        return {"model": self.model_fingerprint, "tokens": self.tokens, "special_tokens": special, **source}
+        return {
+            "model": self.model_fingerprint,
+            "tokens": self.tokens,
+            "special_tokens": special,
+            "code": code_digest(collect),
+            **source,
+        }
 
     def _cache_path(self, module: str) -> Path:
         key = hashlib.sha256(json.dumps(self._sample(), sort_keys=True).encode()).hexdigest()[:16]

@@ -109,6 +109,7 @@ class EditReport(_Part):
         hparams: resolved hyper-parameters, with the context templates used.
         keep, rect_convention: the settings of these names, None where the regularizer has none.
         regularizer_settings: all settings; read them by :attr:`settings`.
+        code_sha256: digest of the editing code; see :mod:`harness_rect.code_digest`.
         second_moments: layer -> sha256 of the second moments used.
         second_moments_origin: layer -> file, tokens and sha256.
         run: digest of everything that determines the edited weights; names the kept run.
@@ -134,6 +135,7 @@ class EditReport(_Part):
     token_ids_sha256: str | None = None
     second_moments: dict[str, str] | None = None
     harness_rect: str | None = None
+    code_sha256: str | None = None
     model: str | None = None
     hparams_origin: str | None = None
     edits_spec: str | None = None

@@ -8,7 +8,7 @@ renamed, so a file that is there is whole.
 from __future__ import annotations
 
 import tempfile
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,28 @@ class EditCache:
         self, key: str, weights: dict[str, Tensor], memory: dict[str, Tensor], state: dict[str, Any]
     ) -> None:
         save_state(self._partial(key), key, weights | {MEMORY + n: t for n, t in memory.items()}, state)
+
+
+class _NothingKept(EditCache):
+    """A cache that never holds anything."""
+
+    def lock(self, key: str) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def load(self, *arguments: Any) -> None:
+        return None
+
+    def load_partial(self, *arguments: Any) -> None:
+        return None
+
+    def save(self, *arguments: Any) -> None:
+        pass
+
+    def save_partial(self, *arguments: Any) -> None:
+        pass
+
+
+NOTHING_KEPT = _NothingKept(Path())
 
 
 def _of(names: list[str], saved: Saved | None) -> Saved | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,9 +31,11 @@ FLAGS = {
 
 @dataclass
 class Editing:
-    """What every step of a stream works on.
+    """A stream that is being edited: what every step works on, and what the steps so far did.
 
-    committing: the weights are ahead of what is recorded, so an interrupted run must not be saved now.
+    Attributes:
+        memory: the context's state after the last whole step; a method may add to that early in a step.
+        committing: whether the weights are ahead of the records, so that no state can be saved now.
     """
 
     lm: EditableLM
@@ -44,16 +46,28 @@ class Editing:
     weights: EditedWeights
     probed: dict[str, EditProbes]
     baseline: Baseline
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    edits: list[dict[str, Any]] = field(default_factory=list)
+    memory: dict[str, Tensor] = field(default_factory=dict)
     committing: bool = False
 
+    def saved(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+        """(float32 weights, the context's state, records) after the last whole step."""
+        return self.weights.masters, self.memory, {"steps": self.steps, "edits": self.edits}
 
-def take_step(
-    editing: Editing, index: int, edits: Sequence[Edit]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Edit one batch of facts and measure it before and after.
+    def resume(self, masters: dict[str, Tensor], memory: dict[str, Tensor], records: dict[str, Any]) -> None:
+        """Go on from what :meth:`saved` gave."""
+        self.weights.resume(masters)
+        self.context.state.update(memory)
+        self.memory = dict(memory)
+        self.steps, self.edits = records["steps"], records["edits"]
 
-    Returns:
-        the record of the step and one of each edit; see :mod:`harness_rect.session.report`.
+
+def take_step(editing: Editing, edits: Sequence[Edit]) -> None:
+    """Edit one batch of facts, measure it before and after, and record both.
+
+    The method proposes an update for each weight, the regularizer trims it relative to the weight as it is
+    just before the step, and the result is added to a float32 copy that is rounded once to the model's dtype.
     """
     lm, context, weights = editing.lm, editing.context, editing.weights
     started = time.perf_counter()
@@ -65,7 +79,7 @@ def take_step(
     trimmed: dict[str, Tensor] = {}
     statistics: dict[str, dict[str, Any]] = {}
     for position, (name, update) in enumerate(proposal.updates.items()):
-        trimmed[name], statistics[name] = _trimmed(editing, index, position, name, update)
+        trimmed[name], statistics[name] = _trimmed(editing, position, name, update)
     # All or nothing: half an edit would be neither the method's result nor the model before it.
     editing.committing = True
     if applied := bool(statistics) and all(of["finite"] for of in statistics.values()):
@@ -100,12 +114,13 @@ def take_step(
         }
         for i, edit in enumerate(edits)
     ]
-    return step, records
+    editing.steps.append(step)
+    editing.edits += records
+    editing.memory = dict(context.state)
+    editing.committing = False
 
 
-def _trimmed(
-    editing: Editing, index: int, position: int, name: str, update: Update
-) -> tuple[Tensor, dict[str, Any]]:
+def _trimmed(editing: Editing, position: int, name: str, update: Update) -> tuple[Tensor, dict[str, Any]]:
     """The dense update of a weight after the regularizer, and its statistics.
 
     An update that is not finite is not trimmed, and neither of the two is applied.
@@ -117,7 +132,7 @@ def _trimmed(
         del result  # so that the regularizer's copies are the only ones
         state = WeightState(
             WeightMemory(editing.context.state, name),
-            _generator(editing.config.edit_seed, index, position),
+            _generator(editing.config.edit_seed, len(editing.steps), position),
             transposed=editing.lm.is_transposed(name),
         )
         result = editing.config.regularizer.trim(update, master, original, state).dense().to(master)

@@ -40,6 +40,11 @@ class EditedWeights:
             self.originals.setdefault(name, weight.detach().clone())
             weight.copy_(master)
 
+    def resume(self, masters: Mapping[str, Tensor]) -> None:
+        """Go on from the float32 copies of an interrupted stream; after :meth:`start`."""
+        self.masters = {name: master.to(self.masters[name]) for name, master in masters.items()}
+        self.install(self.masters)
+
     @torch.no_grad()
     def add(self, name: str, update: Tensor) -> float:
         """Add a dense float32 update to a weight.

@@ -31,6 +31,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from harness_rect.code_digest import code_digest
 from harness_rect.edits import Edit, fingerprint
 from harness_rect.errors import UserError
 from harness_rect.fingerprint import digest, model_fingerprint
@@ -183,6 +184,7 @@ class MendTrainer:
                 "model": self._fingerprint,
                 "train": fingerprint(train),
                 "validation": fingerprint(validation),
+                "code": code_digest(type(self)),
             }
         )
         self._data = {"train_sha256": fingerprint(train), "validation_sha256": fingerprint(validation)}
@@ -390,8 +392,8 @@ class MendTrainer:
         if found is None:
             if unfinished.path.is_file():
                 raise UserError(
-                    f"{unfinished.path}: a damaged state, or one of a training with other settings, model or"
-                    " facts; give another --output, or remove the file to start over"
+                    f"{unfinished.path}: a damaged state, or one of a training with other settings, model,"
+                    " facts or code; give another --output, or remove the file to start over"
                 )
             return
         tensors, state = found

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness_rect.config import EditConfig
-from harness_rect.session import EditSession, stream
+from harness_rect.session import EditSession
 from harness_rect.session.runs import EditCache
 
 CASE = Path(__file__).parent.parent / "data" / "goldens" / "gpt2_alphaedit"
@@ -65,19 +65,17 @@ def test_two_batches_end_at_the_published_weights(start):
 def test_an_interrupted_stream_goes_on_with_the_keys_it_had(method, changes, start, tmp_path, monkeypatch):
     whole = start(method, **changes)
     whole.run()
-    monkeypatch.setattr("harness_rect.session.stream.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("harness_rect.io.resume.SAVE_SECONDS", 0.0)
     cut = start(method, **changes)
     cache = EditCache(tmp_path / "cache")
-    step = stream.take_step
 
-    def stop_at_the_second(editing, index, edits):
-        if index == 1:
+    def stop_after_the_first(done: int) -> None:
+        if done == first:
             raise RuntimeError("cut off")
-        return step(editing, index, edits)
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="cut off"):
-        patch.setattr(stream, "take_step", stop_at_the_second)
-        cut.run(cache)
+    first = cut.config.edit_batch_size
+    with pytest.raises(RuntimeError, match="cut off"):
+        cut.run(cache, on_step=stop_after_the_first)
     resumed = start(method, **changes)
     resumed.run(EditCache(tmp_path / "cache"))
     for name, weight in weights(resumed).items():

@@ -253,9 +253,16 @@ def no_computing(monkeypatch):
         def refuse(*args, **kwargs):
             raise AssertionError("computed again")
 
-        monkeypatch.setattr(EditableLM, "run_hooked", refuse)
+        monkeypatch.setattr(MomentProvider, "compute_into", refuse)
 
     return forbid
+
+
+def test_another_computation_is_another_file(make_lm, text_file, monkeypatch, cache):
+    for block in (20, 30):
+        monkeypatch.setattr(sys.modules["harness_rect.moments.collect"], "BLOCK", block)
+        provider(make_lm("gpt2"), text_file).load([0])
+    assert len(list(cache.rglob("*.npz"))) == 2
 
 
 def test_a_second_run_computes_nothing(make_lm, text_file, no_computing, cache):

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from harness_rect.config import EditConfig
 from harness_rect.errors import UserError
-from harness_rect.methods.base import Proposal
-from harness_rect.session import EditSession
-from harness_rect.session import stream as session_module
+from harness_rect.io import resume
+from harness_rect.methods import METHODS, rome
+from harness_rect.models import EditableLM
+from harness_rect.regularizers import Rect
+from harness_rect.session import EditSession, step
 from harness_rect.session.report import EditReport
 from harness_rect.session.runs import EditCache
 
@@ -48,8 +50,8 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 
 @pytest.fixture
-def run(files: dict[str, Path], make_model, tokenizer) -> Callable[..., tuple[EditSession, list[int]]]:
-    """``run(cache, seed=, text=, special=, **config)``: a finished session and its proposals."""
+def run(files: dict[str, Path], make_model, tokenizer) -> Callable[..., tuple[EditSession, int]]:
+    """``run(cache, seed=, text=, special=, **config)``: a finished session and how many steps it made."""
 
     def run(
         cache: EditCache | None = None,
@@ -57,7 +59,7 @@ def run(files: dict[str, Path], make_model, tokenizer) -> Callable[..., tuple[Ed
         text: Any = None,
         special: bool | None = None,
         **config: Any,
-    ) -> tuple[EditSession, list[int]]:
+    ) -> tuple[EditSession, int]:
         given = {"edits": str(files["edits"]), "hparams": str(files["hparams"]), "rect": 0.5, **config}
         session = EditSession(
             make_model("gpt2", seed=seed),
@@ -65,23 +67,16 @@ def run(files: dict[str, Path], make_model, tokenizer) -> Callable[..., tuple[Ed
             EditConfig.from_args(**given),
             add_special_tokens=special,
         )
-        calls = count_proposals(session)
-        session.run(EditCache(files["runs"]) if cache is None else cache)
-        return session, calls
+        return session, steps_of(session, EditCache(files["runs"]) if cache is None else cache)
 
     return run
 
 
-def count_proposals(session: EditSession) -> list[int]:
-    calls: list[int] = []
-    propose = session.method.propose
-
-    def counted(*arguments: Any) -> Proposal:
-        calls.append(1)
-        return propose(*arguments)
-
-    session.method = dataclasses.replace(session.method, propose=counted)
-    return calls
+def steps_of(session: EditSession, cache: EditCache) -> int:
+    """Run a session; how many steps it made, of those that its report counts."""
+    seen: list[int] = []
+    session.run(cache, on_step=seen.append)
+    return seen[-1] - seen[0]
 
 
 def weight(session: EditSession) -> Tensor:
@@ -98,11 +93,11 @@ def without_times(report: EditReport) -> dict[str, Any]:
 
 
 def test_a_finished_run_is_found_again(run, files: dict[str, Path]) -> None:
-    first, calls = run()
-    assert len(calls) == 4
+    first, steps = run()
+    assert steps == 4
     assert first.report.from_cache is False
-    second, calls = run()
-    assert calls == []
+    second, steps = run()
+    assert steps == 0
     assert second.report.from_cache is True
     assert torch.equal(weight(first), weight(second))
     assert first.report.to_dict() == second.report.to_dict() | {"from_cache": False}
@@ -127,8 +122,8 @@ def test_the_same_edits_in_another_file_are_the_same_run_under_their_own_name(
     run()
     other = tmp_path / "copy.jsonl"
     other.write_text("\n".join(map(json.dumps, ROWS)))
-    session, calls = run(edits=str(other))
-    assert calls == []
+    session, steps = run(edits=str(other))
+    assert steps == 0
     assert session.report.edits_spec == str(other)
 
 
@@ -149,45 +144,43 @@ def test_the_same_edits_in_another_file_are_the_same_run_under_their_own_name(
 def test_anything_that_changes_the_result_is_another_run(run, other: dict[str, Any], bos_tokenizer) -> None:
     if "special" in other:  # the tokenizer adds BOS only when told to
         run(text=bos_tokenizer, special=False)
-        _, calls = run(text=bos_tokenizer, special=True)
+        _, steps = run(text=bos_tokenizer, special=True)
     else:
         run()
-        _, calls = run(**other)
-    assert len(calls) == 4
+        _, steps = run(**other)
+    assert steps == 4
 
 
 def test_another_tokenizer_is_another_run(run, bos_tokenizer) -> None:
     run()
-    _, calls = run(text=bos_tokenizer)
-    assert len(calls) == 4
+    _, steps = run(text=bos_tokenizer)
+    assert steps == 4
 
 
 def test_other_edits_order_or_slice_is_another_run(run, files: dict[str, Path]) -> None:
     run()
     for spec, expected in ((f"{files['edits']}[::-1]", 4), (f"{files['edits']}[0:3]", 3)):
-        _, calls = run(edits=spec)
-        assert len(calls) == expected
+        _, steps = run(edits=spec)
+        assert steps == expected
     changed = [ROWS[0] | {"rephrase_prompt": "Lake Arvo is of"}, *ROWS[1:]]
     files["edits"].write_text(json.dumps(changed))
-    _, calls = run()
-    assert len(calls) == 4, "a prompt that is only measured changes the report"
+    _, steps = run()
+    assert steps == 4, "a prompt that is only measured changes the report"
 
 
 @pytest.mark.parametrize("changed", [{"v_lr": 0.4}, {"context_templates": ["{}"]}, {"layers": [1]}])
 def test_other_hyper_parameters_are_another_run(run, files: dict[str, Path], changed: dict[str, Any]) -> None:
     run()
     files["hparams"].write_text(json.dumps(HPARAMS | changed))
-    _, calls = run()
-    assert len(calls) == 4
+    _, steps = run()
+    assert steps == 4
 
 
 def test_a_model_edited_before_is_another_model(run, files: dict[str, Path], tokenizer) -> None:
     first, _ = run()
     config = EditConfig.from_args(edits=str(files["edits"]), hparams=str(files["hparams"]), rect=0.5)
     again = EditSession(first.lm.model, tokenizer, config)
-    calls = count_proposals(again)
-    again.run(EditCache(files["runs"]))
-    assert len(calls) == 4
+    assert steps_of(again, EditCache(files["runs"])) == 4
 
 
 # -------------------------------------------------------------------------------------- files on the disk
@@ -201,8 +194,8 @@ def test_a_damaged_file_is_ignored_with_a_warning(
     (path,) = files["runs"].glob("*.safetensors")
     whole = path.read_bytes()
     path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "garbage": b"\xff" * 64}[damage])
-    second, calls = run()
-    assert len(calls) == 4
+    second, steps = run()
+    assert steps == 4
     assert f"damaged file {path}" in caplog.text
     assert torch.equal(weight(first), weight(second))
     assert path.stat().st_size > len(whole) // 2, "written anew"
@@ -216,8 +209,8 @@ def test_a_file_of_another_run_under_this_name_is_not_taken(run, files: dict[str
     run(edit_seed=1)
     (other,) = files["runs"].glob("*.safetensors")
     other.write_bytes(stranger)
-    _, calls = run(edit_seed=1)
-    assert len(calls) == 4
+    _, steps = run(edit_seed=1)
+    assert steps == 4
 
 
 def test_off_keeps_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -233,7 +226,7 @@ def test_without_a_cache_nothing_is_written(
     files: dict[str, Path], make_model, tokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HARNESS_RECT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(session_module, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(resume, "SAVE_SECONDS", 0.0)
     before = sorted(tmp_path.rglob("*"))
     config = EditConfig.from_args(edits=str(files["edits"]), hparams=str(files["hparams"]))
     EditSession(make_model("gpt2"), tokenizer, config).run(EditCache.from_spec("off"))
@@ -249,48 +242,45 @@ def test_a_folder_that_cannot_be_made_is_an_error_before_any_edit(run, tmp_path:
 # ------------------------------------------------------------------------------- interrupted, in parallel
 
 DRIVER = """
-import dataclasses, os, signal, sys, time
+import os, signal, sys, time
 sys.path[:0] = [{root!r}, {tests!r}]
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from support.tiny_models import make_model, train_tokenizer
-import harness_rect.session.stream as module
+from harness_rect.io import resume
 from harness_rect.config import EditConfig
+from harness_rect.session import EditSession
 from harness_rect.session.runs import EditCache
 
-module.SAVE_SECONDS = 0.0
-edits, hparams, runs, log, kill_at, pause = sys.argv[1:7]
+resume.SAVE_SECONDS = 0.0
+edits, hparams, runs, kill_at, pause = sys.argv[1:6]
 config = EditConfig.from_args(edits=edits, hparams=hparams, regularizer="random", keep=0.5)
-session = module.EditSession(make_model("gpt2"), train_tokenizer(bos=False), config)
-propose, calls = session.method.propose, []
+session = EditSession(make_model("gpt2"), train_tokenizer(bos=False), config)
+seen = []
 
-def watched(*arguments):
-    calls.append(1)
-    if len(calls) == int(kill_at):
+def on_step(done):
+    seen.append(done)
+    if done == int(kill_at):
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(float(pause))
-    with open(log, "a") as file:
-        file.write("proposed\\n")
-    return propose(*arguments)
 
-session.method = dataclasses.replace(session.method, propose=watched)
-report = session.run(EditCache(Path(runs)))
-print("from_cache", report["from_cache"])
+session.run(EditCache(Path(runs)), on_step=on_step)
+print(*seen)
 """
 
 
 @pytest.fixture
 def driver(files: dict[str, Path], tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """``driver(kill_at, pause)``: a process that edits into the ``runs`` cache, saving after each step."""
+    """``driver(kill_at, pause, hash_seed)``: a process that edits into ``runs``, saving after each step."""
     script = tmp_path / "driver.py"
     script.write_text(DRIVER.format(root=str(ROOT), tests=str(ROOT / "tests")))
 
-    def start(kill_at: int = 0, pause: float = 0.0) -> subprocess.Popen[str]:
-        arguments = [files["edits"], files["hparams"], files["runs"], tmp_path / "log", kill_at, pause]
+    def start(kill_at: int = -1, pause: float = 0.0, hash_seed: int = 0) -> subprocess.Popen[str]:
+        arguments = [files["edits"], files["hparams"], files["runs"], kill_at, pause]
         return subprocess.Popen(
             [sys.executable, str(script), *map(str, arguments)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": str(hash_seed)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -300,19 +290,18 @@ def driver(files: dict[str, Path], tmp_path: Path) -> Callable[..., subprocess.P
 
 
 def test_a_killed_run_goes_on_where_it_was(run, driver, files: dict[str, Path], tmp_path: Path) -> None:
-    killed = driver(kill_at=4)
+    killed = driver(kill_at=3)
     _, err = killed.communicate(timeout=120)
     assert killed.returncode == -9, err
-    assert len((tmp_path / "log").read_text().splitlines()) == 3
     assert [p.name for p in files["runs"].glob("*.partial.safetensors")], "nothing was saved on the way"
 
     settings = {"rect": None, "regularizer": "random", "keep": 0.5}
-    resumed, calls = run(**settings)
-    assert len(calls) == 1
+    resumed, steps = run(**settings)
+    assert steps == 1
     assert not list(files["runs"].glob("*.partial.safetensors"))
     assert not list(files["runs"].glob("*.tmp"))
-    whole, calls = run(EditCache(tmp_path / "elsewhere"), **settings)
-    assert len(calls) == 4
+    whole, steps = run(EditCache(tmp_path / "elsewhere"), **settings)
+    assert steps == 4
     assert torch.equal(weight(resumed), weight(whole))
     assert without_times(resumed.report) == without_times(whole.report)
 
@@ -324,7 +313,7 @@ def test_a_damaged_partial_file_means_starting_over(
     caplog: pytest.LogCaptureFixture,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(session_module, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(resume, "SAVE_SECONDS", 0.0)
     kept: list[Path] = []
     save = EditCache.save
 
@@ -338,15 +327,15 @@ def test_a_damaged_partial_file_means_starting_over(
     monkeypatch.setattr(EditCache, "save", spoil_and_stop)
     with pytest.raises(SystemError):
         run()
-    again, calls = run()
-    assert len(calls) == 4
+    again, steps = run()
+    assert steps == 4
     assert "damaged file" in caplog.text
     whole, _ = run(EditCache(tmp_path / "elsewhere"))
     assert torch.equal(weight(again), weight(whole))
 
 
 def test_an_interrupt_keeps_what_was_done(run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "SAVE_SECONDS", 1e9)
+    monkeypatch.setattr(resume, "SAVE_SECONDS", 1e9)
     save = EditCache.save
 
     def stop(self: EditCache, key: str, *rest: Any) -> None:
@@ -356,13 +345,48 @@ def test_an_interrupt_keeps_what_was_done(run, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(EditCache, "save", stop)
     with pytest.raises(KeyboardInterrupt):
         run()
-    _, calls = run()
-    assert calls == []
+    _, steps = run()
+    assert steps == 0
 
 
-def test_two_processes_with_the_same_run_compute_it_once(driver, tmp_path: Path) -> None:
-    both = [driver(pause=0.3), driver(pause=0.3)]
+def test_two_processes_with_the_same_run_compute_it_once(driver) -> None:
+    """Whatever the seed of the hashes of text in each of them."""
+    both = [driver(pause=0.3, hash_seed=seed) for seed in (1, 2)]
     outputs = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
-    assert sorted(out.split()[-1] for out, _ in outputs) == ["False", "True"]
-    assert len((tmp_path / "log").read_text().splitlines()) == 4
+    assert sorted(out for out, _ in outputs) == ["0 1 2 3 4\n", "4\n"]
+
+
+# ---------------------------------------------------------------------------------- the code that edits
+
+
+def test_a_run_by_a_method_that_was_replaced_is_not_taken(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises(*arguments: Any) -> Any:
+        raise RuntimeError("replaced")
+
+    run()
+    monkeypatch.setitem(METHODS, "rome", dataclasses.replace(METHODS["rome"], propose=raises))
+    with pytest.raises(RuntimeError, match="replaced"):
+        run()
+
+
+@pytest.mark.parametrize(
+    ("owner", "function"), [(rome, "_layer_update"), (step, "measure"), (Rect, "trim"), (EditableLM, "batch")]
+)
+def test_a_run_by_a_function_that_was_replaced_is_not_taken(
+    run, monkeypatch: pytest.MonkeyPatch, owner: Any, function: str
+) -> None:
+    def raises(*arguments: Any, **keywords: Any) -> Any:
+        raise RuntimeError("replaced")
+
+    run()
+    monkeypatch.setattr(owner, function, raises)
+    with pytest.raises(RuntimeError, match="replaced"):
+        run()
+
+
+def test_a_run_with_another_constant_is_not_taken(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run()
+    monkeypatch.setattr("harness_rect.measure.BATCH_SEQUENCES", 31)
+    _, steps = run()
+    assert steps == 4

@@ -21,7 +21,7 @@ from harness_rect.errors import UserError
 from harness_rect.measure import measure, measure_baseline, probes
 from harness_rect.methods import METHODS, Dense, LowRank, Proposal
 from harness_rect.regularizers import rect
-from harness_rect.session import EditSession, stream
+from harness_rect.session import EditSession
 from harness_rect.session.runs import EditCache
 
 TEMPLATES = ["{}", "The city is large. {}"]
@@ -551,6 +551,14 @@ class Stop(BaseException):
     """A sudden end: not even saved on the way out, as Ctrl-C is."""
 
 
+def stop_at(n: int) -> Callable[[int], None]:
+    def stop(done: int) -> None:
+        if done == n:
+            raise Stop
+
+    return stop
+
+
 def untimed(report: dict[str, Any]) -> dict[str, Any]:
     steps = [{k: v for k, v in step.items() if "seconds" not in k} for step in report["steps"]]
     return {key: value for key, value in report.items() if key != "seconds_per_edit"} | {"steps": steps}
@@ -567,8 +575,10 @@ def test_a_run_that_dies_at_a_checkpoint_comes_back_to_it(start, tmp_path: Path,
                 raise Stop
             seen[n] = (untimed(report), session.lm.weight(WEIGHT).detach().clone())
 
-        session.run(cache, checkpoints=checkpoints, on_checkpoint=reached)
+        session.run(cache, checkpoints=checkpoints, on_checkpoint=reached, on_step=steps.append)
         return seen
+
+    steps: list[int] = []
 
     reference = run(start(rect=0.4), None, [1, 2, 3])
     cache, session = EditCache(tmp_path), start(rect=0.4)
@@ -577,9 +587,9 @@ def test_a_run_that_dies_at_a_checkpoint_comes_back_to_it(start, tmp_path: Path,
         run(session, cache, [1, 2, 3], die=dies_at)
     assert torch.equal(session.lm.weight(WEIGHT), original)
     again = start(rect=0.4)
-    proposals = watch(again)
+    steps.clear()
     seen = run(again, cache, [n for n in (1, 2, 3) if n >= dies_at])
-    assert len(proposals) == 3 - dies_at
+    assert steps == list(range(dies_at, 4))
     assert seen.keys() == {n for n in (1, 2, 3) if n >= dies_at}
     for n, (report, weight) in seen.items():
         assert report == reference[n][0]
@@ -595,23 +605,19 @@ def test_a_saved_state_beyond_a_checkpoint_is_not_used(start, tmp_path: Path) ->
     with pytest.raises(Stop):
         start().run(cache, checkpoints=[2], on_checkpoint=die)
     seen: list[int] = []
-    session = start()
-    proposals = watch(session)
-    session.run(cache, checkpoints=[1, 3], on_checkpoint=lambda report: seen.append(report["n_edits"]))
-    assert seen == [1, 3] and len(proposals) == 3
+    steps: list[int] = []
+    start().run(cache, [1, 3], lambda report: seen.append(report["n_edits"]), steps.append)
+    assert seen == [1, 3] and steps == [0, 1, 2, 3]
 
 
 def test_a_finished_run_serves_the_checkpoint_at_its_end_alone(start, tmp_path: Path) -> None:
     cache = EditCache(tmp_path)
     start().run(cache)
-    for checkpoints, edited in (([3], 0), ([2, 3], 3)):
-        session, seen, steps = start(), [], []
-        proposals = watch(session)
-        session.run(
-            cache, checkpoints, on_checkpoint=lambda r, s=seen: s.append(r["n_edits"]), on_step=steps.append
-        )
-        assert seen == checkpoints and len(proposals) == edited
-        assert steps == ([3] if not edited else [0, 1, 2, 3])
+    for checkpoints, expected in (([3], [3]), ([2, 3], [0, 1, 2, 3])):
+        seen: list[int] = []
+        steps: list[int] = []
+        start().run(cache, checkpoints, lambda report, to=seen: to.append(report["n_edits"]), steps.append)
+        assert seen == checkpoints and steps == expected
 
 
 def test_a_failure_at_the_checkpoint_of_a_finished_run_restores_the_model(start, tmp_path: Path) -> None:
@@ -697,18 +703,10 @@ def test_prune_in_factors_gives_what_the_dense_form_gives(start, monkeypatch) ->
 def test_an_interrupted_prune_goes_on_with_its_factors(start, tmp_path, monkeypatch) -> None:
     whole = enlarged(start(regularizer="prune"))
     whole.run()
-    monkeypatch.setattr("harness_rect.session.stream.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("harness_rect.io.resume.SAVE_SECONDS", 0.0)
     cut = enlarged(start(regularizer="prune"))
-    step = stream.take_step
-
-    def stop_late(editing: Any, index: int, edits: Any) -> Any:
-        if index == 2:
-            raise RuntimeError("cut off")
-        return step(editing, index, edits)
-
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="cut off"):
-        patch.setattr(stream, "take_step", stop_late)
-        cut.run(EditCache(tmp_path / "cache"))
+    with pytest.raises(Stop):
+        cut.run(EditCache(tmp_path / "cache"), on_step=stop_at(2))
     resumed = enlarged(start(regularizer="prune"))
     resumed.run(EditCache(tmp_path / "cache"))
     assert torch.equal(weight(resumed), weight(whole))

@@ -17,7 +17,7 @@ from torch import nn
 from harness_rect import cli
 from harness_rect.edits import Probe
 from harness_rect.errors import UserError
-from harness_rect.io.resume import save_state
+from harness_rect.io.resume import Resumable, save_state
 from harness_rect.methods.gradients import inputs_and_gradients, targets_of, token_nll
 from harness_rect.methods.mend import active
 from harness_rect.methods.mend_weights import load_editor, read_description
@@ -256,6 +256,21 @@ def test_an_interrupted_training_ends_with_the_same_bits(make_lm, tmp_path, monk
     assert not list((tmp_path / "cut").glob(".*"))
 
 
+def test_an_unfinished_training_is_not_continued_by_other_code(make_lm, tmp_path, monkeypatch):
+    def stop(tensors, state):
+        raise KeyboardInterrupt
+
+    lm = make_lm("gpt2")
+    monkeypatch.setattr("harness_rect.io.resume.SAVE_SECONDS", -1.0)
+    save = Resumable.save
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Resumable, "save", lambda self, *state: [save(self, *state), stop(*state)])
+        trainer(lm, steps=8).run(tmp_path)
+    monkeypatch.setattr(module, "GRADIENT_CLIP", 50.0)
+    with pytest.raises(UserError, match="or code"):
+        trainer(lm, steps=8).run(tmp_path)
+
+
 def test_an_unfinished_training_is_not_continued_with_other_settings(make_lm, tmp_path):
     lm = make_lm("gpt2")
     folder = tmp_path / "mend"
@@ -298,14 +313,13 @@ KILLED = """
 import os, signal, sys
 from harness_rect import cli
 from harness_rect.io import resume
-from harness_rect.training import mend
 resume.SAVE_SECONDS = -1.0
-step = mend.MendTrainer._step
-def stop(self):
-    if self.progress.step == 3:
+save = resume.Resumable.save
+def stop(self, tensors, state):
+    save(self, tensors, state)
+    if state["step"] == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    step(self)
-mend.MendTrainer._step = stop
+resume.Resumable.save = stop
 cli.main(sys.argv[1:])
 """
 

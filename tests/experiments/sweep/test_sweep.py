@@ -26,7 +26,7 @@ import harness_rect._autoload  # noqa: F401  for the stock lm_eval to compare wi
 from harness_rect import cli
 from harness_rect.errors import UserError
 from harness_rect.experiments.sweep import evaluate, runner
-from harness_rect.session import stream
+from harness_rect.session import EditSession
 
 ROOT = Path(__file__).resolve().parents[3]
 ROWS = {
@@ -195,25 +195,32 @@ def test_a_stock_lm_eval_run_gives_the_same(
         assert written.read_text() == theirs.read_text()
 
 
+def numbers_of_edits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many edits each run's model had, from its start to its last step."""
+    seen: list[int] = []
+    run = EditSession.run
+
+    def watched(*args: Any, on_step: Callable[[int], None], **kwargs: Any) -> Any:
+        return run(*args, on_step=lambda done: [seen.append(done), on_step(done)], **kwargs)
+
+    monkeypatch.setattr(EditSession, "run", watched)
+    return seen
+
+
 def test_requests_are_built_once_and_the_model_is_edited_once(place, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[str] = []
-    edited: list[int] = []
-    construct, step = ConfigurableTask.construct_requests, stream.take_step
+    construct = ConfigurableTask.construct_requests
 
     def constructing(task: Any, *args: Any, **kwargs: Any) -> Any:
         built.append(task.config.task)
         return construct(task, *args, **kwargs)
 
-    def stepping(session: Any, *args: Any) -> Any:
-        edited.append(1)
-        return step(session, *args)
-
     monkeypatch.setattr(ConfigurableTask, "construct_requests", constructing)
-    monkeypatch.setattr(stream, "take_step", stepping)
+    edited = numbers_of_edits(monkeypatch)
     place("here")
     sweep(orders=1, log_samples=False)
     assert sorted(built) == ["rect_nli"] * 4 + ["rect_sentiment"] * 4
-    assert len(edited) == 2 * 3
+    assert edited == 2 * [0, 1, 2, 3]
 
 
 # --------------------------------------------------------------------------------------------- being killed
@@ -303,16 +310,9 @@ def test_a_trajectory_goes_on_where_it_was(place, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(evaluate.Evaluator, "evaluate", breaking)
     with pytest.raises(RuntimeError, match="the evaluation failed"):
         sweep(**only)
-    steps: list[int] = []
-    step = stream.take_step
-
-    def stepping(session: Any, index: int, *args: Any) -> Any:
-        steps.append(index)
-        return step(session, index, *args)
-
-    monkeypatch.setattr(stream, "take_step", stepping)
+    edited = numbers_of_edits(monkeypatch)
     sweep(**only)
-    assert evaluated == [1, 3, 3, 4] and steps == [3]
+    assert evaluated == [1, 3, 3, 4] and edited == [3, 4]
 
 
 # ------------------------------------------------------------------------------------- going on and refusing
