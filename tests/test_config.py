@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from lm_eval.utils import simple_parse_args_string
 
+from harness_rect import cli
+from harness_rect.cli.edit import described_by
 from harness_rect.config import EditConfig
 from harness_rect.errors import UserError, did_you_mean
-from harness_rect.regularizers import NoRegularizer, Rect, parse_share
+from harness_rect.experiments.sweep.plan import SweepConfig, make_plan
+from harness_rect.methods import METHODS
+from harness_rect.regularizers import REGULARIZERS, NoRegularizer, Rect, parse_share
+from tests.support.regularizers import settings_of
 
 
 def refused(**arguments) -> str:
@@ -110,6 +116,35 @@ def test_a_configuration_made_directly_is_checked_too():
 
 def test_no_method_needs_no_edits():
     assert EditConfig.from_args(method="none").edits is None
+
+
+@pytest.mark.parametrize("regularizer", REGULARIZERS)
+def test_every_method_and_regularizer_is_the_same_run_however_it_is_asked_for(regularizer, tmp_path):
+    given = {"regularizer": regularizer, **settings_of(regularizer)}
+    entries = [{"method": method, "hparams": "rect-tiny"} for method in METHODS]
+    sweep = SweepConfig(
+        output=str(tmp_path),
+        models=["gpt2"],
+        edits="tiny[0:2]",
+        methods=entries,
+        regularizers=[given],
+        checkpoints=[2],
+        tasks=["rect_nli"],
+    )
+    for entry, trajectory in zip(entries, make_plan(sweep, "sweep.yaml").trajectories, strict=True):
+        arguments = {"edits": "tiny[0:2]", **entry, **given}
+        expected = EditConfig(**arguments)
+        options = [word for name, value in arguments.items() for word in (option(name), str(value))]
+        argv = ["edit", "--model", "gpt2", "--output", "out", *options]
+        assert described_by(cli.make_parser(argv).parse_args(argv)) == expected
+        typed = simple_parse_args_string(",".join(f"{name}={value}" for name, value in arguments.items()))
+        assert EditConfig.from_args(**typed) == expected
+        assert trajectory.config == expected
+        assert expected.regularizer == REGULARIZERS[regularizer](**settings_of(regularizer))
+
+
+def option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def test_paths_may_be_paths_or_numbers(tmp_path):

@@ -97,7 +97,9 @@ def test_the_generated_tables_are_up_to_date():
 def test_the_command_line_names_every_method():
     from harness_rect import cli
 
-    (commands,) = (action for action in cli._parser(["edit"])._actions if isinstance(action.choices, dict))
+    (commands,) = (
+        action for action in cli.make_parser(["edit"])._actions if isinstance(action.choices, dict)
+    )
     text = commands.choices["edit"].format_help()
     for name in METHODS:
         assert name in text, name

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for noisy in ("httpx", "transformers", "datasets", "absl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        arguments = _parser(argv).parse_args(argv)
+        arguments = make_parser(argv).parse_args(argv)
         return arguments.run(arguments) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -52,7 +52,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
-def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     """The parser of all commands, with the options of the one that ``argv`` names."""
     parser = _Parser(prog="harness-rect", description="Edit language models; measure the harm.")
     parser.add_argument("--version", action="version", version=__version__)

@@ -37,8 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Edit, write the checkpoint and print how the edits did."""
-    given = {name: getattr(arguments, name) for name in config.declared_arguments()}
-    described = config.EditConfig.from_args("command line", **given)
+    described = described_by(arguments)
     if described.method == "none":
         raise UserError("--method none edits nothing; choose a method")
     check_output(arguments.output)
@@ -49,6 +48,12 @@ def run(arguments: argparse.Namespace) -> None:
     session.run(EditCache.from_spec(described.edit_cache))
     save_checkpoint(arguments.output, model, tokenizer, session.report)
     _print_summary(session.report, arguments.output)
+
+
+def described_by(arguments: argparse.Namespace) -> config.EditConfig:
+    """The editing run that the options describe."""
+    given = {name: getattr(arguments, name) for name in config.declared_arguments()}
+    return config.EditConfig.from_args("command line", **given)
 
 
 def _print_summary(report: EditReport, output: Path) -> None:

@@ -6,10 +6,11 @@ once and is evaluated at its checkpoints (numbers of edits). The unedited model 
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,25 +19,16 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from harness_rect.config import EditConfig
+from harness_rect.config import EditConfig, ModelArguments, declared_arguments, settings
 from harness_rect.edits import Edit, EditStream, load_edits
-from harness_rect.errors import UserError
+from harness_rect.errors import UserError, did_you_mean
 from harness_rect.io.files import written_whole
 from harness_rect.validation import validated
 
 #: lm-eval's own seeds of random, numpy, torch and few-shot sampling.
 SEEDS = (0, 1234, 1234, 1234)
-#: Arguments of edited_hf that a sweep sets itself, so that a model's entry may not.
-_OURS = {"method", "regularizer", "keep", "rect", "rect_convention", "edit_seed", "edit_cache"} | {
-    "edits",
-    "edit_batch_size",
-    "hparams",
-    "stats",
-    "data",
-    "save_edited",
-    "batch_size",
-    "max_batch_size",
-}
+#: Arguments of a run that are keys of the sweep itself, not of one entry.
+_OF_THE_SWEEP = frozenset({"edits", "edit_seed", "edit_cache", "data", "save_edited"})
 
 
 def _a_list(value: Any) -> Any:
@@ -44,23 +36,37 @@ def _a_list(value: Any) -> Any:
 
 
 def _short(key: str) -> BeforeValidator:
-    """An entry that may be written as its one necessary value."""
-    return BeforeValidator(lambda value: value if isinstance(value, Mapping) else {key: value})
+    """An entry that may be written as the value of its main key; an empty one is the value none."""
+    return BeforeValidator(
+        lambda value: value if isinstance(value, Mapping) else {key: "none" if value is None else value}
+    )
 
 
-class ModelEntry(BaseModel):
-    """A model, and any further arguments of lm-eval's ``hf`` (dtype, device, revision, ...)."""
+class _Entry(BaseModel):
+    """A mapping of arguments, with a name for folders and tables. What they mean is checked with the rest."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    pretrained: str = Field(min_length=1)
     name: str = ""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What is given, without the name."""
+        given = self.model_dump(exclude={"name"})
+        return {key: value for key, value in given.items() if value is not None}
+
+
+class ModelEntry(_Entry):
+    """A model, and any further arguments of lm-eval's ``hf`` (dtype, device, revision, ...)."""
+
+    pretrained: str = Field(min_length=1)
 
     @model_validator(mode="after")
     def _arguments(self) -> ModelEntry:
+        ours = {*declared_arguments(ModelArguments), "batch_size", "max_batch_size"}
         for key, value in (self.model_extra or {}).items():
-            if key in _OURS:
-                raise ValueError(f"{key} is no argument of one model here; see docs/sweep.md for its place")
+            if key in ours:
+                raise ValueError(f"{key} is not an argument of one model; docs/sweep.md has its place")
             if not isinstance(value, str | int | float | bool):
                 raise ValueError(f"{key}: expected a single value, got {value!r}")
         return self
@@ -70,50 +76,42 @@ class ModelEntry(BaseModel):
         path = Path(self.pretrained)
         return _file_name(self.name or (path.name if path.is_dir() else self.pretrained))
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return {"pretrained": self.pretrained, **(self.model_extra or {})}
 
-
-class MethodEntry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class MethodEntry(_Entry):
+    """A method, and the arguments that go with it: ``hparams``, ``stats``, ``edit_batch_size``."""
 
     method: str
-    hparams: str | None = None
-    stats: str | None = None
-    edit_batch_size: int | None = Field(default=None, ge=1)
-    name: str = ""
 
-    @field_validator("method")
-    @classmethod
-    def _edits(cls, method: str) -> str:
-        if method == "none":
-            raise ValueError("none edits nothing: for the unedited model put 0 into checkpoints")
-        return method
+    @model_validator(mode="after")
+    def _arguments(self) -> MethodEntry:
+        if self.method == "none":
+            raise ValueError("method none edits nothing: for the unedited model put 0 into checkpoints")
+        _check_keys(self, EditConfig.model_fields.keys() - _OF_THE_SWEEP - {"regularizer"})
+        return self
 
     @property
     def label(self) -> str:
         return self.name or self.method
 
 
-class RegularizerEntry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class RegularizerEntry(_Entry):
+    """A regularizer with its settings, or ``rect``; without either, none."""
 
-    regularizer: str | None = None
-    keep: float | str | None = None
-    rect: float | str | None = None
-    rect_convention: str | None = None
-    name: str = ""
+    @model_validator(mode="after")
+    def _arguments(self) -> RegularizerEntry:
+        _check_keys(self, {"regularizer", "rect", *settings()})
+        return self
 
     @property
     def arguments(self) -> dict[str, Any]:
         """What goes into model_args: nothing for no regularizer."""
-        given = self.model_dump(exclude={"name"}, exclude_none=True)
-        return {key: value for key, value in given.items() if (key, value) != ("regularizer", "none")}
+        return {key: value for key, value in super().arguments.items() if value != "none"}
 
 
-def _regularizer(value: Any) -> Any:
-    return value if isinstance(value, Mapping) else {"regularizer": "none" if value is None else value}
+def _check_keys(entry: _Entry, known: Collection[str]) -> None:
+    for key in entry.model_extra or {}:
+        if key not in known:
+            raise ValueError(f"unknown key {key!r}: {did_you_mean(key, sorted({*known, 'name'}))}")
 
 
 class SweepConfig(BaseModel):
@@ -131,8 +129,8 @@ class SweepConfig(BaseModel):
         min_length=1
     )
     regularizers: Annotated[
-        list[Annotated[RegularizerEntry, BeforeValidator(_regularizer)]], BeforeValidator(_a_list)
-    ] = Field(default=[RegularizerEntry(regularizer="none")], min_length=1)
+        list[Annotated[RegularizerEntry, _short("regularizer")]], BeforeValidator(_a_list)
+    ] = Field(default=[RegularizerEntry()], min_length=1)
     checkpoints: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_a_list)] = Field(min_length=1)
     tasks: Annotated[list[str], BeforeValidator(_a_list)] = Field(min_length=1)
     edit_batch_size: int = Field(default=1, ge=1)
@@ -338,17 +336,10 @@ def make_plan(config: SweepConfig, where: str) -> Plan:
             f" but edits={config.edits} has {len(stream)}"
         )
     orders = tuple(_order(k, config, stream, output) for k in range(config.orders))
-    trajectories = []
-    for model in config.models:
-        for method in config.methods:
-            for regularizer in config.regularizers:
-                for order in orders:
-                    for seed in config.edit_seeds:
-                        trajectories.append(
-                            _trajectory(
-                                config, where, model, method, regularizer, order, seed, checkpoints, output
-                            )
-                        )
+    combinations = itertools.product(
+        config.models, config.methods, config.regularizers, orders, config.edit_seeds
+    )
+    trajectories = [_trajectory(config, where, checkpoints, *combination) for combination in combinations]
     plan = Plan(config, output, stream, orders, tuple(trajectories) if checkpoints else ())
     _check_folders([m.label for m in config.models], f"{where}: models")
     _check_folders(
@@ -360,33 +351,30 @@ def make_plan(config: SweepConfig, where: str) -> Plan:
 def _trajectory(
     config: SweepConfig,
     where: str,
+    checkpoints: Sequence[int],
     model: ModelEntry,
     method: MethodEntry,
     regularizer: RegularizerEntry,
     order: Order,
     seed: int,
-    checkpoints: Sequence[int],
-    output: Path,
 ) -> Trajectory:
-    size = method.edit_batch_size or config.edit_batch_size
-    asked = {
-        "method": method.method,
-        "edit_batch_size": size if size != 1 else None,
-        **regularizer.arguments,
-        "hparams": method.hparams,
-        "stats": method.stats,
-        "edit_seed": seed if seed != 0 else None,
-    }
-    given = {key: value for key, value in asked.items() if value is not None}
+    given = {"edit_batch_size": config.edit_batch_size} | method.arguments | regularizer.arguments
+    given["edit_seed"] = seed
     last = checkpoints[-1] if checkpoints else len(order.edits)
     checked = EditConfig.from_args(f"{where}: {method.label}", edits=order.spec(last), **given)
-    for key in ("rect", "keep"):  # 40% and 0.4 are the same run
-        if key in given:
-            given[key] = checked.regularizer.model_dump()["keep"]
+    values = checked.regularizer.model_dump()
+    if "rect" in given:
+        values["rect"] = values["keep"]
+    given |= {key: values[key] for key in given.keys() & values.keys()}  # 40% and 0.4 are the same run
+    for key in ("edit_batch_size", "edit_seed"):
+        if given[key] == EditConfig.model_fields[key].default:
+            del given[key]
+    size = checked.edit_batch_size
     for n in checkpoints:
         if n % size and n != len(order.edits):
             raise UserError(
-                f"{where}: checkpoints: {n} is no whole number of batches of {size} edits ({method.label})"
+                f"{where}: checkpoints: {n} edits do not fill batches of {size} ({method.label}): expected a"
+                f" multiple of {size}, or the whole stream"
             )
     label = "+".join(filter(None, (method.label, regularizer.name or _regularizer_label(checked))))
     return Trajectory(
@@ -395,7 +383,7 @@ def _trajectory(
         order=order,
         config=checked,
         checkpoints=tuple(checkpoints),
-        folder=output
+        folder=Path(config.output)
         / model.label
         / _file_name(label)
         / (f"order{order.number}" + (f"-seed{seed}" if seed else "")),

@@ -78,6 +78,39 @@ def test_percent_and_share_are_the_same_run() -> None:
 
 
 @pytest.mark.parametrize(
+    ("entry", "label", "arguments"),
+    [
+        ("prune", "rome+prune", {"regularizer": "prune"}),
+        (
+            {"regularizer": "prune", "base": 1.5},
+            "rome+prune-base1.5",
+            {"regularizer": "prune", "base": 1.5},
+        ),
+        (
+            {"regularizer": "sphere", "alpha": "0.3"},
+            "rome+sphere-alpha0.3",
+            {"regularizer": "sphere", "alpha": 0.3},
+        ),
+        (
+            {"rect": "40%", "rect_convention": "alphaedit"},
+            "rome+rect0.4-alphaedit",
+            {"rect": 0.4, "rect_convention": "alphaedit"},
+        ),
+        ({"rect": 0.4, "name": "mine"}, "rome+mine", {"rect": 0.4}),
+        (None, "rome", {}),
+        ({"regularizer": "none"}, "rome", {}),
+    ],
+)
+def test_a_regularizer_is_an_entry_with_its_settings(
+    entry: Any, label: str, arguments: dict[str, Any]
+) -> None:
+    (one,) = plan(regularizers=[entry], checkpoints=[2]).evaluations
+    assert str(one.folder) == f"out/gpt2/{label}/order0/edits_002"
+    edited = {"pretrained": "gpt2", "method": "rome", "edits": "facts.json[0:2]"}
+    assert one.model_args == edited | arguments
+
+
+@pytest.mark.parametrize(
     "spec",
     [
         f"facts.json{rows}"
@@ -134,19 +167,33 @@ def test_another_order_says_the_same_of_each_edit(spec: str) -> None:
         ({"tasks": None}, "sweep.yaml: tasks: Field required"),
         ({"models": []}, "sweep.yaml: models"),
         ({"model": "gpt2"}, "model and models are both given"),
-        ({"models": [{"pretrained": "gpt2", "method": "rome"}]}, "models.0: method is no argument"),
+        ({"models": [{"pretrained": "gpt2", "method": "rome"}]}, "models.0: method is not an argument"),
         ({"models": ["gpt2", "GPT2"]}, "two entries are called"),
         ({"methods": ["romee"]}, "no editing method 'romee': did you mean 'rome'"),
-        ({"methods": ["none"]}, "methods.0.method: none edits nothing"),
+        ({"methods": ["none"]}, "methods.0: method none edits nothing"),
         ({"methods": ["rome", {"method": "rome", "hparams": "x.json"}]}, "two entries are called"),
-        ({"methods": [{"method": "rome", "hparam": "x"}]}, "methods.0.hparam: Extra inputs"),
+        (
+            {"methods": [{"method": "rome", "hparam": "x"}]},
+            "methods.0: unknown key 'hparam': did you mean 'hparams'",
+        ),
         ({"regularizers": [{"rect": 40}]}, "rect=40.*: expected a share"),
         ({"regularizers": ["rect"]}, "regularizer=rect needs keep="),
         ({"regularizers": [{"rect": 0.4, "keep": 0.4}]}, "give one or the other"),
+        (
+            {"regularizers": [{"regularizer": "prune", "bass": 2}]},
+            "regularizers.0: unknown key 'bass': did you mean 'base'",
+        ),
+        ({"regularizers": [{"regularizer": "prune", "base": 1}]}, "base: Input should be greater than 1"),
+        ({"regularizers": [{"regularizer": "prune", "alpha": 0.3}]}, "regularizer=prune does not use it"),
+        (
+            {"regularizers": [{"regularizer": "prune", "edit_seed": 1}]},
+            "regularizers.0: unknown key 'edit_seed'",
+        ),
+        ({"regularizers": ["prune", {"regularizer": "prune", "base": 1.2}]}, "two entries are called"),
         ({"checkpoints": [1, 11]}, "checkpoints: 11 edits asked for, but edits=facts.json has 10"),
         ({"checkpoints": [-1]}, "checkpoints.0"),
         ({"edit_batch_size": 2}, "method=rome edits one fact at a time"),
-        ({"methods": ["memit"], "edit_batch_size": 2}, "checkpoints: 5 is no whole number of batches of 2"),
+        ({"methods": ["memit"], "edit_batch_size": 2}, "checkpoints: 5 edits do not fill batches of 2"),
         ({"limit": 2.5}, "limit: expected a whole number"),
         ({"batch_size": "many"}, "batch_size: expected a number"),
         ({"seed": [1, 2]}, "seed: expected one number, or four"),
