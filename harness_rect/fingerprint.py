@@ -1,4 +1,4 @@
-"""Short names for large things: models, and descriptions of runs."""
+"""Digests of models and of descriptions of runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 #: Elements summed at a time: bounds the memory of the 64-bit copies.
 CHUNK = 1 << 22
-#: As what an element of so many bytes is read; 8 as two of 4, since sums of 64-bit words lose sign bits.
+#: Bytes of an element -> the integer type its bits are read as; 8 as two of 4, since sums of 64-bit words
+#: lose sign bits.
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32}
 
 
@@ -26,8 +27,8 @@ def digest(description: Mapping[str, Any]) -> str:
 def model_fingerprint(model: nn.Module) -> str:
     """sha256 (hex) over every parameter and buffer: name, shape, dtype and sums over all of its bits.
 
-    Two 64-bit sums for each chunk, one weighted by position, are taken where the tensor lies: a change of any
-    single element changes both, and a large model need not be copied off its device.
+    Two 64-bit sums of each chunk, one weighted by position, are computed on the tensor's device, so that a
+    large model is not copied from it; a change of any single element changes both.
     """
     total = hashlib.sha256()
     for name, tensor in sorted(itertools.chain(model.named_parameters(), model.named_buffers())):

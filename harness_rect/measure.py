@@ -1,8 +1,9 @@
 """Reliability, generalization and locality of edits, read directly from a model.
 
-Teacher forcing: a target counts by its share of tokens that are the argmax at their place given the prompt
-and the tokens before them. ``locality`` compares argmax tokens with those of the unedited model, as EasyEdit
-and the paper do; ``neighborhood_acc`` compares them with the reference answer, as ROME's zsRE metric does.
+Accuracy is measured under teacher forcing: the share of a target's tokens that are the argmax of the model
+given the prompt and the target tokens before them. ``locality`` compares argmax tokens with those of the
+unedited model, as EasyEdit and the paper do; ``neighborhood_acc`` compares them with the reference answer, as
+ROME's zsRE metric does.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ def teacher_force(lm: EditableLM, pairs: Sequence[Pair]) -> list[Forced]:
 class EditProbes:
     """Token ids of everything one edit is measured on.
 
-    unreadable: prompts too long for the model, left out and counted.
-    answered: for each locality pair, whether its target is the row's reference answer.
+    unreadable: number of prompts left out because they are too long for the model.
+    answered: for each locality pair, whether the row has a reference answer, which is then the target.
     """
 
     rewrite: Pair
@@ -125,21 +126,14 @@ def with_space(answer: str) -> str:
     return answer if answer.startswith(" ") else " " + answer
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """What the unedited model says: argmax tokens at each edit's locality prompts."""
-
-    locality: dict[str, list[tuple[int, ...]]]
+#: Edit id -> the argmax tokens of the unedited model at each of the edit's locality prompts.
+Baseline = dict[str, list[tuple[int, ...]]]
 
 
 def measure_baseline(lm: EditableLM, probed: dict[str, EditProbes]) -> Baseline:
     """Run the unedited model on all locality prompts of a stream."""
-    flat = [(id, pair) for id, p in probed.items() for pair in p.locality]
-    results = teacher_force(lm, [pair for _, pair in flat])
-    locality: dict[str, list[tuple[int, ...]]] = {id: [] for id in probed}
-    for (id, _), forced in zip(flat, results, strict=True):
-        locality[id].append(forced.argmax)
-    return Baseline(locality)
+    results = iter(teacher_force(lm, [pair for p in probed.values() for pair in p.locality]))
+    return {id: [next(results).argmax for _ in p.locality] for id, p in probed.items()}
 
 
 def measure(
@@ -171,7 +165,7 @@ def measure(
         elif kind == "paraphrase":
             scores.setdefault("generalization", []).append(forced.accuracy)
         else:
-            before = baseline.locality[id][index]
+            before = baseline[id][index]
             same = sum(a == b for a, b in zip(forced.argmax, before, strict=True)) / len(before)
             scores.setdefault("locality", []).append(same)
             if probed[id].answered[index]:
@@ -180,10 +174,7 @@ def measure(
 
 
 def averages(scores: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean of each metric over the edits that have it; a metric nobody has is absent."""
+    """Mean of each metric over the edits that have it; a metric that none has is absent."""
     names = sorted({name for s in scores for name in s})
-    return {name: _mean([s[name] for s in scores if name in s]) for name in names}
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+    values = {name: [s[name] for s in scores if name in s] for name in names}
+    return {name: sum(of) / len(of) for name, of in values.items()}

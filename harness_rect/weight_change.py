@@ -1,6 +1,4 @@
-"""How far a weight is from where it was: the overfitting measures of Gu et al. 2024, section 4, and their
-pictures.
-"""
+"""Distance of an edited weight from the original: the overfitting measures of Gu et al. 2024, section 4."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from harness_rect.regularizers.rect import relative_change
 THRESHOLDS = (0.077, 0.171)
 #: Edges of the histogram, log10 of the relative change.
 LOG10_EDGES = tuple(-6 + 0.25 * i for i in range(37))
-#: Rows and columns of the picture of |dW|.
+#: Rows and columns of the heat map of |dW|.
 HEAT_MAP = (16, 32)
 
 

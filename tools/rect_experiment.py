@@ -18,6 +18,8 @@ from typing import Any
 
 from scipy import stats
 
+from harness_rect.session.report import EditReport
+
 Key = tuple[str, str, int]  # method, regularizer, number of edits
 METRICS = ("reliability", "generalization", "locality")
 
@@ -35,11 +37,11 @@ def read(folder: Path) -> tuple[float, dict[Key, dict[int, dict[str, float]]]]:
         if not evaluation["n_edits"]:
             unedited = score
             continue
-        edit = results["config"]["edit"]
-        kept = "none" if edit["regularizer"] == "none" else f"{edit['regularizer']} {100 * edit['keep']:.0f}%"
+        edit = EditReport.read(results["config"]["edit"], evaluation["results"])
+        kept = "none" if edit.keep is None else f"{edit.regularizer} {100 * edit.keep:.0f}%"
         scores = {"mean of eight": score}
-        scores |= {f"{m} right after": edit["right_after_each_edit"][m] for m in METRICS}
-        scores |= {f"{m} at the end": edit["at_the_end"][m] for m in METRICS}
+        scores |= {f"{m} right after": edit.right_after_each_edit[m] for m in METRICS}
+        scores |= {f"{m} at the end": edit.at_the_end[m] for m in METRICS}
         found[evaluation["label"].partition("+")[0], kept, evaluation["n_edits"]][evaluation["order"]] = (
             scores
         )

@@ -56,7 +56,7 @@ class Editing:
         return self.weights.masters, self.memory, {"steps": self.steps, "edits": self.edits}
 
     def resume(self, masters: dict[str, Tensor], memory: dict[str, Tensor], records: dict[str, Any]) -> None:
-        """Go on from what :meth:`saved` gave."""
+        """Continue from what :meth:`saved` returned."""
         self.weights.resume(masters)
         self.context.state.update(memory)
         self.memory = dict(memory)

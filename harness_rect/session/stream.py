@@ -206,12 +206,12 @@ class EditSession:
         )
 
     def _resume(self, editing: Editing, cache: EditCache, key: str, checkpoints: Collection[int]) -> None:
-        """Go on with an interrupted run, unless it is past a checkpoint: there is no way back to that."""
+        """Continue an interrupted run, unless its state is already past a checkpoint."""
         partial = cache.load_partial(key, self.weight_names)
         if partial is None or any(len(partial[2]["edits"]) > n for n in checkpoints):
             return
         editing.resume(*partial)
-        log.info("going on with an interrupted run after %d of %d edits", len(editing.edits), len(self.edits))
+        log.info("resuming an interrupted run after %d of %d edits", len(editing.edits), len(self.edits))
 
     def _report(self, editing: Editing) -> EditReport:
         """The report of the stream up to here, with every edit so far measured again."""

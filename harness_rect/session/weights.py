@@ -1,4 +1,4 @@
-"""The edited weights of a model: originals to go back to, and float32 copies that updates are added to."""
+"""The edited weights of a model: the originals, and float32 copies to which updates are added."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class EditedWeights:
             weight.copy_(master)
 
     def resume(self, masters: Mapping[str, Tensor]) -> None:
-        """Go on from the float32 copies of an interrupted stream; after :meth:`start`."""
+        """Continue from the float32 copies of an interrupted stream; after :meth:`start`."""
         self.masters = {name: master.to(self.masters[name]) for name, master in masters.items()}
         self.install(self.masters)
 
