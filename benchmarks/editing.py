@@ -398,8 +398,8 @@ def parts_of_an_edit(run: Callable[[], Any], device: str) -> list[Row]:
     """Where the seconds of one edit go."""
     places: dict[str, tuple[Any, str]] = {
         "keys": (rome, "_keys"),
-        "the full pass": (value_search, "suffix_run"),
-        "search": (value_search.Part, "evaluate"),
+        "the full pass": (value_search, "open_forward"),
+        "search": (value_search._LossTerms, "evaluate"),
     }
     spent = dict.fromkeys(places, 0.0)
     with ExitStack() as stack:

@@ -39,7 +39,7 @@ class _FullRuns(logging.Handler):
         self.seen: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        from harness_rect.models.suffix import FULL_RUN_WARNING
+        from harness_rect.models.forward import FULL_RUN_WARNING
 
         if record.msg == FULL_RUN_WARNING:
             self.seen.append(record.getMessage())

@@ -13,10 +13,10 @@ import pytest
 import torch
 from support.tiny_models import FAMILIES, depth, make_edit
 
-from harness_rect.methods import METHODS, Context, value_search
+from harness_rect.methods import METHODS, Context
 from harness_rect.methods.memit import MemitHyperParameters
 from harness_rect.methods.rome import RomeHyperParameters
-from harness_rect.models import EditableLM
+from harness_rect.models import EditableLM, graphs
 from harness_rect.moments import SecondMoment
 from harness_rect.moments.collect import collect
 from harness_rect.regularizers import rect
@@ -56,13 +56,13 @@ def off(found, wanted):
 def recordings(monkeypatch):
     """Which searches were recorded as CUDA graphs."""
     made: list[bool] = []
-    recorded = value_search.recorded
+    recorded = graphs.recorded
 
     def watch(*args):
         made.append((replay := recorded(*args)) is not None)
         return replay
 
-    monkeypatch.setattr(value_search, "recorded", watch)
+    monkeypatch.setattr(graphs, "recorded", watch)
     return made
 
 
@@ -76,7 +76,7 @@ def test_a_gpu_edits_as_a_cpu_with_recorded_steps_and_without(
     wanted, found = propose(on_cpu, method), propose(lm, method)
     assert all(recordings) or family != "gpt2"  # GPT-J's forward, for one, cannot be recorded
     assert off(found, wanted) < 1e-3
-    monkeypatch.setattr(value_search, "GRAPH_TOKENS", 0)
+    monkeypatch.setattr(graphs, "GRAPH_TOKENS", 0)
     assert off(propose(lm, method), found) < 1e-3
 
 
@@ -85,7 +85,7 @@ def test_bfloat16_steps_are_recorded_too(make_lm, recordings, monkeypatch):
     lm = EditableLM(copy.deepcopy(on_cpu.model).cuda().bfloat16(), on_cpu.encoder.tokenizer)
     found = propose(lm, "rome")
     assert all(recordings) and recordings
-    monkeypatch.setattr(value_search, "GRAPH_TOKENS", 0)
+    monkeypatch.setattr(graphs, "GRAPH_TOKENS", 0)
     assert off(propose(lm, "rome"), found) < 0.1
 
 

@@ -13,7 +13,6 @@ from training import test_mend
 from harness_rect.config import EditConfig
 from harness_rect.models import EditableLM
 from harness_rect.models.architecture import locate
-from harness_rect.models.suffix import suffix_run, to_compare
 from harness_rect.moments.collect import collect
 from harness_rect.regularizers import REGULARIZERS
 from harness_rect.session import EditSession
@@ -88,23 +87,6 @@ def test_blocks_on_a_disk_need_not_be_in_memory(method, family, make_model, mome
     torch.testing.assert_close(
         found, {name: value for name, value in whole.state_dict().items() if name in found}
     )
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_some_of_a_batch_runs_from_the_middle(family, make_lm):
-    lm = make_lm(family, **depth(family, 3))
-    over_devices(lm.model)
-    sequences, starts = [[3, 4, 5, 6, 7], [8, 9, 10], [11, 12, 13, 14]], [2, 0, 1]
-    with SeveralDevices():
-        lm = EditableLM(lm.model, lm.encoder.tokenizer)
-        rows, offsets = torch.tensor([[0, 1, 2], [1, 0, 2]], device=lm.input_device)
-        changed = torch.zeros(3, dtype=torch.long, device=lm.input_device)
-        run, whole = suffix_run(lm, sequences, starts, 1, rows, offsets, changed)
-        with torch.no_grad():
-            run.checked_logits(rows, offsets, to_compare(whole))
-            some = run.select(torch.tensor([2, 1], device=lm.input_device))
-            found = some.logits(rows[:2], offsets[1:].flip(0))
-    torch.testing.assert_close(found, whole[1:].flip(0), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

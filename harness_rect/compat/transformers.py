@@ -9,25 +9,30 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.cache_utils import DynamicLayer
 from transformers.pytorch_utils import Conv1D
 
-__all__ = ["STEPWISE_GELU", "Conv1D", "DynamicLayer", "cache_arguments", "cache_of"]
+__all__ = ["STEPWISE_GELU", "Conv1D", "DynamicCache", "cache_arguments", "cache_of"]
 
 #: Modules that compute 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) step by step.
 STEPWISE_GELU = (NewGELUActivation, FastGELUActivation)
 
 
-def cache_of(layers: Sequence[DynamicLayer]) -> DynamicCache:
-    """A cache of keys and values of these layers, one for each block.
-
-    It is not made from the model's configuration: with sliding windows it would drop earlier tokens.
-    """
+def cache_of(pairs: Sequence[tuple[Tensor, Tensor]]) -> DynamicCache:
+    """A cache that holds the keys and values of each block, without copies of them."""
     cache = DynamicCache()
-    cache.layers = list(layers)
+    cache.layers = [_layer(*pair) for pair in pairs]
     return cache
+
+
+def _layer(keys: Tensor, values: Tensor) -> DynamicLayer:
+    layer = DynamicLayer()
+    layer.lazy_initialization(keys, values)
+    layer.keys, layer.values = keys, values
+    return layer
 
 
 def cache_arguments(model: PreTrainedModel, cache: DynamicCache) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from harness_rect.edits import Edit
 from harness_rect.methods.contexts import BARE
 from harness_rect.methods.value_search import until_subject
 from harness_rect.models import EditableLM
+from harness_rect.models.forwards import returned_by, skipping, with_hidden
 from harness_rect.models.lm import Batch, chunks, hidden_of
-from harness_rect.models.suffix import returned_by, skipping, with_hidden
 
 #: Tokens a pass that only reads keys or outputs may hold, padding included.
 CHUNK_TOKENS = 8192

@@ -1,6 +1,6 @@
-"""A function of one tensor recorded as a CUDA graph: a step of a search launches thousands of small kernels.
+"""A step of a search recorded as a CUDA graph: launching its thousands of small kernels one by one is slow.
 
-What is recorded is compared with what the function gave when it was called, and not used if they differ.
+A recording is compared with what the function returned when it was called, and not used if they differ.
 """
 
 from __future__ import annotations
@@ -12,13 +12,39 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from harness_rect.models.lm import EditableLM
+
 log = logging.getLogger(__name__)
 
 #: Largest relative difference (2-norm) between a called and a replayed result.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 TOLERANCE_16_BITS = 5e-2
 
+#: Only steps with at most so many tokens are recorded: in larger ones launching does not matter.
+GRAPH_TOKENS = 2048
+
 Run = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+def recorded_after_first_call(run: Run, lm: EditableLM, tokens: int) -> Run:
+    """``run``, recorded when it is first called; ``run`` itself where that is impossible or does not pay.
+
+    Args:
+        run: as in :func:`recorded`. tokens: how many the model processes in it.
+    """
+    devices = {parameter.device for parameter in lm.model.parameters()}
+    if lm.input_device.type != "cuda" or len(devices) > 1 or tokens > GRAPH_TOKENS:
+        return run
+    replay: list[Run] = []
+
+    def called(argument: Tensor) -> tuple[Tensor, ...]:
+        if replay:
+            return replay[0](argument)
+        results = run(argument)
+        replay.append(recorded(run, argument, results, next(lm.model.parameters()).dtype) or run)
+        return results
+
+    return called
 
 
 def recorded(run: Run, given: Tensor, expected: Sequence[Tensor], dtype: torch.dtype) -> Run | None:

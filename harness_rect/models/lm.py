@@ -7,14 +7,13 @@ which leaves every real token's position id and attention unchanged.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
 from harness_rect.errors import UserError
 from harness_rect.models.architecture import check_floating, is_transposed, locate
@@ -103,7 +102,6 @@ class EditableLM:
         self.architecture = locate(model)
         self._modules = dict(model.named_modules())
         self._writes: dict[int, bool] = {}
-        self._tokenwise: dict[int, tuple[nn.Module, ...]] = {}
         pad = tokenizer.pad_token_id
         rows = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
         readable = pad is not None and pad < rows
@@ -276,11 +274,6 @@ class EditableLM:
         self._run({self.block(layer): hook}, batch)
         return found[0]
 
-    def _probe(self) -> tuple[Batch, Tensor]:
-        """A sentence to try a block on, and a vector (d_model,) to add to a hidden state."""
-        batch = self.batch([self.encoder.ids("The city is large")])
-        return batch, torch.randn(self.architecture.d_model, generator=torch.Generator().manual_seed(0))
-
     @torch.no_grad()
     def writes_to_stream(self, layer: int) -> bool:
         """Whether what is added to the down projection's output comes out of the block as it is.
@@ -289,7 +282,8 @@ class EditableLM:
         layer, in float32; False for models in 16 bits, where the two sums are rounded differently.
         """
         if layer not in self._writes:
-            batch, added = self._probe()
+            batch = self.batch([self.encoder.ids("The city is large")])
+            added = torch.randn(self.architecture.d_model, generator=torch.Generator().manual_seed(0))
             last = batch.ids.shape[1] - 1
 
             def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -305,42 +299,6 @@ class EditableLM:
             self._writes[layer] = exact and bool(off < 1e-5 * (1 + before.abs().max()))
         return self._writes[layer]
 
-    @torch.no_grad()
-    def tokenwise_matrices(self, layer: int) -> tuple[nn.Module, ...]:
-        """The block's matrices whose input at a token depends on what enters the block at that token alone.
-
-        Those are the ones before attention mixes tokens: of queries, keys and values, and all of the MLP's
-        where it stands beside attention. Tried once a layer; none for the first block.
-        """
-        if layer == 0:
-            return ()
-        if layer not in self._tokenwise:
-            batch, added = self._probe()
-            changed = max(0, batch.ids.shape[1] // 2 - 1)
-            matrices = [m for m in self.block(layer).modules() if isinstance(m, nn.Linear | Conv1D)]
-            runs: list[dict[nn.Module, list[Tensor]]] = []
-            for factor in (0.0, 1.0):
-                entered: dict[nn.Module, list[Tensor]] = {module: [] for module in matrices}
-
-                def add(module: nn.Module, args: tuple[Any, ...], output: Any, factor: float = factor) -> Any:
-                    out = hidden_of(output).clone()
-                    out[0, changed] += factor * out[0, changed].abs().max() * added.to(out)
-                    return (out, *output[1:]) if isinstance(output, tuple) else out
-
-                def keep(
-                    module: nn.Module, args: tuple[Any, ...], output: Any, entered: Any = entered
-                ) -> None:
-                    entered[module].append(args[0])
-
-                with self.hooked({**dict.fromkeys(matrices, keep), self.block(layer - 1): add}):
-                    self.block_output(layer, batch, [changed])
-                runs.append(entered)
-            plain, moved = runs
-            self._tokenwise[layer] = tuple(
-                m for m in matrices if _same_but_at(plain[m], moved[m], changed, batch.ids.shape)
-            )
-        return self._tokenwise[layer]
-
     def run_hooked(self, hooks: dict[int, Callable[..., object]], batch: Batch) -> None:
         """Forward pass with a hook on the down projection of each given layer; ends early if one says so."""
         self._run({self.down_projection(layer): hook for layer, hook in hooks.items()}, batch)
@@ -352,14 +310,10 @@ class EditableLM:
             except _StopForward:
                 pass
 
-    def hooked(self, hooks: Mapping[nn.Module, Callable[..., object]]) -> AbstractContextManager[None]:
-        """Forward hooks on modules, removed at the end whatever happens."""
-        return self.hooked_in_order(list(hooks.items()))
-
     @contextmanager
-    def hooked_in_order(self, hooks: Sequence[tuple[nn.Module, Callable[..., object]]]) -> Iterator[None]:
-        """The same where one module may have several, each seeing what the one before it made."""
-        handles = [module.register_forward_hook(hook) for module, hook in hooks]
+    def hooked(self, hooks: Mapping[nn.Module, Callable[..., object]]) -> Iterator[None]:
+        """Forward hooks on modules, removed at the end whatever happens."""
+        handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
         try:
             yield
         finally:
@@ -405,14 +359,6 @@ def chunks(lengths: Sequence[int], tokens: int) -> list[list[int]]:
         else:
             found.append([index])
     return found
-
-
-def _same_but_at(plain: list[Tensor], moved: list[Tensor], token: int, shape: torch.Size) -> bool:
-    """Whether one tensor each, of one sequence, that differ at this token and nowhere else."""
-    if len(plain) != 1 or len(moved) != 1 or plain[0].shape[:-1] != shape or token + 1 >= shape[1]:
-        return False
-    same = (plain[0] == moved[0]).all(-1)[0]
-    return not bool(same[token]) and int(same.sum()) == shape[1] - 1
 
 
 def hidden_of(output: Any) -> Tensor:

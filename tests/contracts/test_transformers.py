@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-import inspect
-
 import pytest
 import torch
-import transformers
 from support.tiny_models import FAMILIES
 from torch import nn
 
 from harness_rect.compat.transformers import (
     STEPWISE_GELU,
     Conv1D,
-    DynamicLayer,
+    DynamicCache,
     cache_arguments,
     cache_of,
 )
 
 
-class Recorded(DynamicLayer):
-    """A cache layer that keeps nothing and counts the tokens it was given."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = 0
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        self.seen += key_states.shape[-2]
-        self.dtype, self.device = key_states.dtype, key_states.device
-        return key_states, value_states
-
-
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_hands_keys_and_values_to_the_layers_of_the_cache_it_is_given(family, make_model):
-    model = make_model(family)
-    layers = [Recorded() for _ in range(2)]
-    cache = cache_of(layers)
+def test_a_cache_holds_all_keys_and_values_of_each_block_and_grows_by_those_of_new_tokens(family, make_model):
+    model, past = make_model(family), DynamicCache()
     with torch.no_grad():
-        model(torch.tensor([[5, 6, 7]]), **cache_arguments(model, cache))
-    assert [layer.seen for layer in layers] == [3, 3], "searches from the middle would run in full"
-    assert cache.layers == layers, (
-        "the cache replaces or adds layers; _Keeping in models/suffix.py is not used"
-    )
+        model(torch.tensor([[5, 6, 7]]), **cache_arguments(model, past))
+        pairs = [(layer.keys, layer.values) for layer in past.layers]
+        assert [keys.shape[-2] for keys, _ in pairs] == [3, 3], "searches would run the whole model"
+        given = cache_of(pairs)
+        found = model(torch.tensor([[8, 9]]), **cache_arguments(model, given)).logits
+        wanted = model(torch.tensor([[5, 6, 7, 8, 9]]), use_cache=False).logits[:, 3:]
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+    assert [keys.shape[-2] for keys, _ in pairs] == [3, 3]
 
 
 def test_the_cache_goes_by_the_name_that_the_model_takes_it_under():
@@ -80,8 +65,3 @@ def test_stepwise_gelu_is_the_tanh_approximation(activation):
     x = torch.linspace(-6, 6, 101, dtype=torch.float64)
     wanted = nn.functional.gelu(x, approximate="tanh")
     assert torch.allclose(activation()(x), wanted), "models/forwards.py replaces it by torch's kernel"
-
-
-def test_a_layer_of_the_cache_takes_keys_and_values_and_returns_them():
-    names = list(inspect.signature(DynamicLayer.update).parameters)
-    assert names[:3] == ["self", "key_states", "value_states"], transformers.__version__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.tiny_models import FAMILIES, LENGTH, depth, make_edit
+from support.tiny_models import FAMILIES, LENGTH, make_edit
 
 from harness_rect.errors import UserError
 from harness_rect.methods.value_search import subject_position
@@ -248,15 +248,3 @@ def test_only_a_norm_behind_the_mlp_keeps_what_is_added_from_the_stream(family, 
     lm.model.bfloat16()
     assert lm.writes_to_stream(1) == (family not in {"gemma2", "gemma3_text", "olmo2"})  # asked once
     assert not lm.writes_to_stream(0)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_matrices_before_attention_are_found(family, make_lm):
-    lm = make_lm(family, **depth(family, 3))
-    found = lm.tokenwise_matrices(1)
-    names = {name.rpartition(".")[2] for name, module in lm.model.named_modules() if module in found}
-    fused, apart = {"c_attn", "query_key_value", "qkv_proj"}, {"q_proj", "k_proj", "v_proj"}
-    mlp = {"gptj": {"fc_in", "fc_out"}, "gpt_neox": {"dense_h_to_4h", "dense_4h_to_h"}}.get(family, set())
-    assert names == apart | mlp or (names - mlp < fused and len(names - mlp) == 1 and mlp <= names)
-    assert all(lm.architecture.blocks[1] in name for name, m in lm.model.named_modules() if m in found)
-    assert lm.tokenwise_matrices(0) == ()
