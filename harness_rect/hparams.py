@@ -1,8 +1,7 @@
-"""Hyper-parameters of an editing run: a published file, a preset of ours, or a default for any model.
+"""Hyper-parameters of an editing run: a published file, a preset of this package, or a method's default.
 
-Files of ROME, MEMIT, AlphaEdit and EasyEdit load as they are, JSON or YAML. Keys that say where modules,
-devices and files are on their authors' machines mean nothing here and are set aside; a key that nobody
-published is an error.
+JSON and YAML files of ROME, MEMIT, AlphaEdit and EasyEdit load unchanged. Their keys for module names,
+devices and paths are ignored; a key that no published file has is an error.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ log = logging.getLogger(__name__)
 
 PRESETS = Path(__file__).parent / "presets"
 
-#: Keys of published files that name modules, machines, paths or evaluation settings; not used.
+#: Keys of published files that are ignored: module names, devices, paths, settings of evaluation.
 SET_ASIDE = frozenset(
     (
         "alg_name",
@@ -55,9 +54,9 @@ SET_ASIDE = frozenset(
         "lm_head_module",
     )
 )
-#: The one module key that could ask for something else than we do; it is compared with what was found.
+#: The published key for the edited module; compared with the module that is edited here.
 REWRITE_MODULE = "rewrite_module_tmp"
-#: Keys of the other published methods, for an error that says more than "unknown".
+#: Keys of all methods, for a more helpful error than "unknown".
 OTHER_METHODS = (
     frozenset().union(*({*m.hparams.model_fields, *m.set_aside} for m in METHODS.values())) - SET_ASIDE
 )
@@ -65,7 +64,7 @@ OTHER_METHODS = (
 
 @dataclass(frozen=True)
 class ResolvedHparams:
-    """values: validated hyper-parameters; origin: the preset, file or rule they came from."""
+    """Validated hyper-parameters, and the preset, file or default they came from."""
 
     values: HyperParameters
     origin: str
@@ -98,7 +97,7 @@ def resolve_hparams(method: Method, spec: str | None, lm: EditableLM) -> Resolve
         raise UserError(f"{origin}: {error}") from None
     if method.at_subject and lm.architecture.n_layers - 1 in layers:
         log.warning(
-            "layer %d is the last: what is written there at the subject cannot reach the target's tokens",
+            "layer %d is the last: an edit there at the subject cannot influence the tokens of the target",
             lm.architecture.n_layers - 1,
         )
     log.info("hyper-parameters of %s: %s", method.name, origin)
@@ -109,7 +108,7 @@ def read_hparams_file(path: Path) -> dict[str, Any]:
     """The mapping in a JSON or YAML file.
 
     Raises:
-        UserError: if the file is missing, does not parse, or is no mapping.
+        UserError: the file is missing, does not parse, or is not a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -124,7 +123,7 @@ def read_hparams_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: does not parse: {problem}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected a mapping of hyper-parameters, found {type(raw).__name__}")
-    return {str(key): value for key, value in raw.items()}  # YAML has keys such as 5 and true
+    return {str(key): value for key, value in raw.items()}  # YAML keys can be numbers or booleans
 
 
 def preset_names(method: Method) -> list[str]:
@@ -160,7 +159,7 @@ def _for_model(method: Method, lm: EditableLM) -> tuple[dict[str, Any], str]:
 
 
 def _ours(method: Method, raw: dict[str, Any], origin: str, lm: EditableLM) -> dict[str, Any]:
-    """The part of a published file that the method uses."""
+    """The hyper-parameters in a published file that the method uses."""
     known = set(method.hparams.model_fields)
     values: dict[str, Any] = {}
     for key, value in raw.items():
@@ -180,7 +179,7 @@ def _ours(method: Method, raw: dict[str, Any], origin: str, lm: EditableLM) -> d
 
 
 def _check_rewrite_module(template: object, origin: str, lm: EditableLM) -> None:
-    """Refuse a file that asks for another matrix than the down projection."""
+    """Refuse a file for another matrix than the MLP's down projection."""
     downs = lm.architecture.down_projections
     asked = str(template).replace("{}", "0")
     if asked != downs[0] and asked in dict(lm.model.named_modules()):

@@ -182,12 +182,12 @@ class Order:
 
     number: int
     name: str  # what stands before the slice
-    selection: range | None  # None: the whole file, whose length nobody needs to know
+    selection: range | None  # rows of the file; None: all of it
     edits: tuple[Edit, ...]
     shuffled: bool
 
     def spec(self, n: int) -> str:
-        """``edits=`` of the first ``n``, as it could be typed."""
+        """The first ``n`` edits as a value of ``edits=``."""
         rows = range(len(self.edits)) if self.selection is None else self.selection
         first = rows[:n]
         step = f":{first.step}" if abs(first.step) != 1 or first.step < 0 else ""
@@ -205,7 +205,7 @@ class Trajectory:
     config: EditConfig
     checkpoints: tuple[int, ...]
     folder: Path
-    #: in model_args beside the model's own
+    #: model_args of the editing
     edit_arguments: tuple[tuple[str, Any], ...]
 
     @property
@@ -221,9 +221,9 @@ class Evaluation:
     trajectory: Trajectory | None
     n_edits: int
     folder: Path
-    #: what `lm_eval --model edited_hf --model_args` would need
+    #: for `lm_eval --model edited_hf --model_args`
     model_args: dict[str, Any]
-    edits: tuple[Edit, ...]  # those the editing tasks ask about
+    edits: tuple[Edit, ...]  # what the editing tasks evaluate
 
     @property
     def file(self) -> Path:
@@ -240,7 +240,7 @@ class Plan:
 
     @cached_property
     def evaluations(self) -> tuple[Evaluation, ...]:
-        """In the order in which they are made."""
+        """All evaluations in the order in which they run."""
         found: list[Evaluation] = []
         for model in self.config.models:
             found += self.of_model(model)
@@ -279,10 +279,10 @@ class Plan:
         return model.arguments | edit | data
 
     def write_orders(self) -> None:
-        """The shuffled edits as files, so that a single run of lm_eval can use them too.
+        """Write the shuffled edits as files, which a single run of lm_eval can use too.
 
         Raises:
-            UserError: such a file is there with other edits in it.
+            UserError: such a file exists with other edits.
         """
         for order in self.orders:
             if not order.shuffled:
@@ -293,7 +293,7 @@ class Plan:
                     temporary.write_text(text, encoding="utf-8")
             elif path.read_text(encoding="utf-8") != text:
                 raise UserError(
-                    f"{path}: made with other edits than {self.config.edits}; give another output folder"
+                    f"{path}: has other edits than {self.config.edits}; give another output folder"
                 )
 
 
@@ -319,7 +319,7 @@ def read_config(path: Path) -> SweepConfig:
 
 
 def make_plan(config: SweepConfig, where: str) -> Plan:
-    """Trajectories and evaluations, checked as far as that goes without a model; reads the edits.
+    """Trajectories and evaluations, with all checks that need no model; reads the edits.
 
     Args:
         where: the configuration file, for messages.
@@ -407,7 +407,7 @@ def _regularizer_label(config: EditConfig) -> str:
 
 
 def _check_folders(names: Sequence[str], where: str) -> None:
-    """Two results must never go to one place. Compared without case, as some file systems do."""
+    """Refuse two entries with one folder. Case is ignored, as some file systems do."""
     seen: set[str] = set()
     for name in names:
         if name.casefold() in seen:
@@ -427,8 +427,8 @@ def _order(number: int, config: SweepConfig, stream: EditStream, output: Path) -
 def _rows(spec: str, length: int) -> tuple[str, range | None]:
     """The name in an edits spec, and the row numbers that its slice selects.
 
-    A slice that counts from the end needs the length of the file, which ``length`` is not; so its start is
-    found by reading the file whole once.
+    ``length`` is the number of selected rows. A slice that counts from the end needs the length of the file,
+    which is then read once as a whole.
     """
     match = re.fullmatch(r"(.*)\[([^\[\]]*)\]", spec.strip(), flags=re.DOTALL)
     if match is None:
@@ -445,7 +445,7 @@ def _rows(spec: str, length: int) -> tuple[str, range | None]:
 
 
 def _row(edit: Edit) -> str:
-    """An edit as a line of JSON that :func:`load_edits` reads back as it is."""
+    """An edit as a line of JSON, from which :func:`load_edits` reads the same edit."""
     row = {
         "case_id": edit.id,
         "prompt": edit.prompt,
