@@ -1,4 +1,4 @@
-"""Scoring of the eight general tasks, after Gu et al. 2024 (evaluation scripts), without the scripts' slips.
+"""Scoring of the eight general tasks, after Gu et al. 2024 (evaluation scripts) without their mistakes.
 
 Each task has pure functions of (gold, output), and below them the ``process_results`` that lm-eval calls with
 a document (see ``harness_rect.evaluation.data``) and a list holding the one output. It returns one value for
@@ -63,18 +63,18 @@ def _judged(valid: bool, correct: bool) -> dict[str, float]:
 
 
 def nli(doc: Doc, results: Sequence[str]) -> dict[str, float]:
-    said = one_of_two(results[0], "true", "false")
-    return _judged(said is not None, said == ("true", "false")[doc["label"]])
+    answer = one_of_two(results[0], "true", "false")
+    return _judged(answer is not None, answer == ("true", "false")[doc["label"]])
 
 
 def sentiment(doc: Doc, results: Sequence[str]) -> dict[str, float]:
-    said = one_of_two(results[0], "positive", "negative")
-    return _judged(said is not None, said == ("negative", "positive")[doc["label"]])
+    answer = one_of_two(results[0], "positive", "negative")
+    return _judged(answer is not None, answer == ("negative", "positive")[doc["label"]])
 
 
 def closed_domain_qa(doc: Doc, results: Sequence[str]) -> dict[str, float]:
-    said = yes_or_no(results[0])
-    return _judged(said is not None, said is doc["answer"])
+    answer = yes_or_no(results[0])
+    return _judged(answer is not None, answer is doc["answer"])
 
 
 def dialogue(doc: Doc, results: Sequence[str]) -> dict[str, float]:
@@ -146,7 +146,7 @@ def listed_entities(output: str) -> list[str]:
     """The entities an output lists: its first line that is not blank, split at ``,``, ``;`` and "and".
 
     Each is stripped of white space and trailing punctuation. An entity with a comma or "and" inside its name
-    cannot be told from two and is never matched.
+    cannot be distinguished from two and is never matched.
     """
     line = output.strip().split("\n")[0]
     keys = (_entity_key(piece) for piece in re.split(r"[,;]|(?<!\S)and(?!\S)", line))

@@ -352,7 +352,7 @@ def load(path: Path | str) -> Results:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_int=_integer)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     except json.JSONDecodeError as error:
@@ -367,6 +367,11 @@ def load(path: Path | str) -> Results:
     if not results.tasks:
         raise UserError(f"{path}: holds no scores")
     return results
+
+
+def _integer(text: str) -> float:
+    """An integer; infinity where it is larger than any float, so that arithmetic with it cannot fail."""
+    return int(text) if len(text) < 300 else float(text)
 
 
 def labels(results: Sequence[Results]) -> list[str]:

@@ -52,11 +52,12 @@ def test_a_group_within_itself_ends(tmp_path: Path, tasks) -> None:
     assert load(write(tmp_path, made, tasks)).leaves("all") == ["rect_nli"]
 
 
-@pytest.mark.parametrize("wrong", [5, "text", [1], {"a": 1}])
+@pytest.mark.parametrize("wrong", [5, 10**400, "text", [1], {"a": 1}])
 def test_entries_of_other_types_are_left_out(tmp_path: Path, tasks, wrong) -> None:
     made = content(tasks, config={"model": wrong, "model_args": [wrong], "edit": [wrong]})
     made["configs"]["rect_nli"] |= {"metric_list": wrong, "metadata": wrong}
     made["n-samples"]["rect_nli"]["effective"] = [wrong]
+    made["results"]["rect_nli"]["acc_stderr,none"] = wrong
     row = {"doc_id": 0, "metrics": wrong, "arguments": wrong, "doc": wrong, "doc_hash": wrong, "acc": 1}
     results = load(write(tmp_path, made | {"samples": {"rect_nli": [row]}}, {}))
     assert results.headline("rect_nli") == Key("acc", "none")

@@ -90,7 +90,7 @@ def pair(base: Results, other: Results, task: str, key: Key) -> Paired:
         try:
             values = [s.values[key.metric] for s in side]
             value, rows = combined(values), np.array(combined.columns(values), dtype=float)
-        except (TypeError, ValueError, IndexError):
+        except (TypeError, ValueError, OverflowError):
             raise Unpairable("its samples are no numbers that are averaged") from None
         reported = results.scores(task)[key].value
         if not math.isclose(value, reported, rel_tol=1e-6, abs_tol=1e-9):

@@ -1,4 +1,4 @@
-"""Is a change more than chance? Tests and intervals for two evaluations.
+"""Significance tests and confidence intervals for the change between two evaluations.
 
 Paired, where both answered the same documents:
 
@@ -132,11 +132,11 @@ def _swapping_p(strata: Sequence[Stratum], resamples: int, seed: int) -> float:
         return 1.0  # one unit, swapped or not, is as far from zero either way
     ends = np.cumsum(counts)
     stacks = [np.concatenate([s.base[d], s.other[d]]) for s, d in zip(strata, differing, strict=True)]
-    agreed = [s.base[~d].sum(0) for s, d in zip(strata, differing, strict=True)]
+    unchanged = [s.base[~d].sum(0) for s, d in zip(strata, differing, strict=True)]
 
     def change(first: NDArray[np.intp], second: NDArray[np.intp], axis: int = -1) -> Array:
         parts = []
-        for stratum, stack, rest, end, count in zip(strata, stacks, agreed, ends, counts, strict=True):
+        for stratum, stack, rest, end, count in zip(strata, stacks, unchanged, ends, counts, strict=True):
             place = slice(end - count, end)
             a, b = _sums(stack, first[..., place]), _sums(stack, second[..., place])
             parts.append(stratum.change(rest + a, rest + b))

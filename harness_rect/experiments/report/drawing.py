@@ -1,4 +1,4 @@
-"""How a figure of the report gets onto the page and into files.
+"""Rendering figures: onto the page as inline SVG, and into files.
 
 On the page every panel is an SVG of its own, so that a narrow screen stacks them instead of shrinking their
 text; text stays text, and colours become the page's CSS variables, which know light and dark. Nothing in a
@@ -29,12 +29,12 @@ from matplotlib.patches import Patch
 from harness_rect.io.files import written_whole
 from harness_rect.io.progress import logging_only
 
-#: Colours of axes and text, and of the data: Okabe and Ito's, less the yellow that white paper swallows.
+#: Colours of axes and text, and of the data: Okabe and Ito's without yellow, too pale on white.
 INK, MUTED, GRID, PAPER = "#1b1e23", "#5b6470", "#d3d8de", "#ffffff"
 PALETTE = (INK, "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKERS = "osD^vPX<>"
 _LINES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (9, 1.5)))
-#: What the page calls each colour; it gives them values for light and dark.
+#: The page's CSS variable for each colour, which has a value for light and one for dark.
 CSS_NAMES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"} | {
     c: f"c{i}" for i, c in enumerate(PALETTE) if i
 }
@@ -84,7 +84,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Panel:
-    """One set of axes. description: what a reader who cannot see it should know."""
+    """One set of axes. description: the text for screen readers."""
 
     name: str
     title: str
@@ -111,7 +111,7 @@ class Plate:
 
 
 def fitting(label: str, width: int = 44) -> str:
-    """A label in at most two lines that fit a panel; the page's tables and legends have it whole."""
+    """A label in at most two lines that fit a panel; tables and legends show it in full."""
     return "\n".join(textwrap.wrap(label, width, max_lines=2, placeholder="…"))
 
 
@@ -121,18 +121,18 @@ def fitting(label: str, width: int = 44) -> str:
 @contextmanager
 def _style() -> Iterator[None]:
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # A font that is not here, or lacks a letter of a model's name: the browser has its own.
+        # A font without a letter of a model's name; the browser uses another font for it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
 
 def _quiet_fonts() -> AbstractContextManager[None]:
-    # Helvetica and Arial are asked for, and rarely there.
+    # Helvetica and Arial are often not installed.
     return logging_only(logging.ERROR, "matplotlib.font_manager")
 
 
 def _save(figure: Figure, target: Any, form: str) -> None:
-    # Without these entries neither time nor version gets into the file.
+    # Without these entries the file holds neither time nor version.
     metadata: dict[str, None] = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
     figure.savefig(
         target, format=form, metadata=metadata, transparent=form == "svg", dpi=200 if form == "png" else 72
@@ -140,7 +140,7 @@ def _save(figure: Figure, target: Any, form: str) -> None:
 
 
 def inline_svg(panel: Panel) -> Markup:
-    """The panel as an ``<svg>`` element for an HTML page: themed, titled, its ids its own."""
+    """The panel as an ``<svg>`` element for an HTML page: with the page's colours, a title and unique ids."""
     with _style(), _quiet_fonts():
         figure = Figure(figsize=panel.size, layout="constrained")
         panel.draw(figure.add_subplot())
@@ -148,7 +148,7 @@ def inline_svg(panel: Panel) -> Markup:
 
 
 def swatch(look: Look | Patch, name: str) -> Markup:
-    """The sign of a legend entry, without text."""
+    """The symbol of a legend entry, without text."""
     with _style(), _quiet_fonts():
         figure = Figure(figsize=(0.55, 0.22))
         axes = figure.add_axes((0, 0, 1, 1))

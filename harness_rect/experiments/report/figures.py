@@ -1,4 +1,4 @@
-"""The figures of a report: what is drawn, from which numbers."""
+"""The figures of the page: what is drawn, from which numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from harness_rect.evaluation.catalogue import EDITING_METRICS
-from harness_rect.evaluation.catalogue import title as task_title
 from harness_rect.experiments.report.drawing import (
     INK,
     MUTED,
@@ -28,7 +27,7 @@ from harness_rect.experiments.report.series import NO_REGULARIZER, Regularizatio
 from harness_rect.experiments.report.study import TIMES, Estimate, Run, Study
 from harness_rect.session.report import WeightTotals, When
 
-#: Histograms of delta: at most so many numbers of edits in a panel.
+#: Histograms of delta: the most numbers of edits in one panel.
 _MOST_LINES = 4
 #: Curves: bands of more series than this would cover each other; then there are error bars.
 _MOST_BANDS = 3
@@ -49,7 +48,7 @@ def looks(study: Study) -> Looks:
 
 
 def number(value: float | None) -> str:
-    """Three decimals, or four figures where there is more before the point."""
+    """Three decimals, or whole numbers from 1000 on."""
     if value is None:
         return "-"
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:,.0f}"
@@ -78,14 +77,14 @@ def curves(
     panels = [
         Panel(
             f"{name}-{i}",
-            study.mean_label if task is None else task_title(task),
+            study.title(task),
             _curve_description(points[task], lines),
-            _curve(study.mean_label if task is None else task_title(task), points[task], lines),
+            _curve(study.title(task), points[task], lines),
         )
         for i, task in enumerate(tasks)
     ]
     rows = [
-        [study.mean_label if task is None else task_title(task), lines[series][0], str(n), interval(point)]
+        [study.title(task), lines[series][0], str(n), interval(point)]
         for task in tasks
         for series, drawn in points[task].items()
         for n, point in drawn
@@ -134,7 +133,7 @@ def _curve(title: str, points: Curves, lines: Mapping[Series, tuple[str, Look]])
             if whole:
                 at, lows, highs = zip(*bars, strict=True)
                 axes.fill_between(at, lows, highs, color=look.color, alpha=0.13, linewidth=0)
-            for n, low, high in () if whole else bars:  # side by side, not as mud
+            for n, low, high in () if whole else bars:  # side by side, so that they do not overlap
                 beside = n + widest * 0.009 * (place - (len(points) - 1) / 2)
                 axes.plot([beside, beside], [low, high], color=look.color, lw=1.1, alpha=0.6)
         if values and min(values) >= 0 and max(values) <= 1:
@@ -277,7 +276,7 @@ def side_by_side(study: Study, setting: Setting, name: str, styles: Looks) -> Pl
             continue
         score = (base.mean if task is None else base.scores.get(task)) if base else None
         unedited = score.value if score else None
-        label = study.mean_label if task is None else task_title(task)
+        label = study.title(task)
         text = "; ".join(f"{labels[s]} {number(p.value)}" for s, p in points.items())
         panels.append(
             Panel(
@@ -527,7 +526,7 @@ def _histogram(
 
 
 def _power(value: float, _: Any) -> str:
-    """0.01, 1, 100, and 1e-4 where zeros would have to be counted."""
+    """0.01, 1, 100, and 1e-4 below 0.001."""
     return f"{value:g}" if value >= 0.001 else f"{value:.0e}".replace("e-0", "e-")
 
 

@@ -312,7 +312,10 @@ def _provenance(study: Study) -> Table:
 
 
 def _day(date: float) -> str:
-    return f"{datetime.fromtimestamp(date, timezone.utc):%Y-%m-%d %H:%M} UTC" if date else ""
+    try:
+        return f"{datetime.fromtimestamp(date, timezone.utc):%Y-%m-%d %H:%M} UTC" if date else ""
+    except (ValueError, OverflowError, OSError):  # not a time
+        return ""
 
 
 def _hparams(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -136,7 +136,7 @@ def _provenance(one: Results) -> dict[str, str]:
         **{name.replace("_", " "): getattr(edit, name) for name in _FIELDS if name in edit.model_fields_set},
         "second moments": edit.second_moments_origin,
         "limit": config.get("limit"),
-        "lm-eval seeds": None if set(seeds) == {None} else " ".join(map(str, seeds)),
+        "lm-eval seeds": None if all(seed is None for seed in seeds) else " ".join(map(str, seeds)),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         **{name.replace("_", " "): (getattr(edit, name) or "")[:12] for name in _HASHES},
     }

@@ -17,6 +17,7 @@ import numpy as np
 from scipy import stats
 
 from harness_rect.evaluation.catalogue import EDITING_METRICS, GENERAL, TASKS
+from harness_rect.evaluation.catalogue import title as task_title
 from harness_rect.experiments.compare.comparison import retention
 from harness_rect.experiments.compare.significance import CONFIDENCE
 from harness_rect.experiments.report.series import Series, Setting
@@ -202,6 +203,10 @@ class Study:
         """The share of the unedited model's mean that is retained."""
         base, mean = self.base(series.setting.model), self.ability(series, n_edits)
         return retention(base.mean.value, mean.value) if base and base.mean and mean else None
+
+    def title(self, task: str | None) -> str:
+        """Of a task, or of the mean (None)."""
+        return self.mean_label if task is None else task_title(task)
 
     @property
     def mean_label(self) -> str:
