@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from harness_rect import config
+from harness_rect.evaluation import catalogue
 from harness_rect.methods import METHODS
 from harness_rect.regularizers import REGULARIZERS
 
@@ -63,11 +64,27 @@ def arguments() -> str:
     )
 
 
+def tasks() -> str:
+    return markdown(
+        ["task", "metrics, the headline first", "our file", "the paper's file"],
+        [
+            [
+                f"`{task.name}`",
+                ", ".join(metric.name for metric in task.metrics),
+                task.file or "the applied edits",
+                task.paper_file,
+            ]
+            for task in catalogue.TASKS.values()
+        ],
+    )
+
+
 #: Name in the pages -> what makes the table.
 TABLES: dict[str, Callable[[], str]] = {
     "arguments": arguments,
     "methods": methods,
     "regularizers": regularizers,
+    "tasks": tasks,
 }
 
 
