@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import importlib.util
 import inspect
 import re
 import sys
@@ -14,6 +17,8 @@ from hatchling.build import build_wheel
 from support import tiny_models
 
 from harness_rect.config import EditConfig
+from harness_rect.evaluation.catalogue import GROUPS, TASKS, Group, Task
+from harness_rect.evaluation.data import SOURCES, Source
 from harness_rect.methods import METHODS, Method
 from harness_rect.regularizers import REGULARIZERS, Regularizer
 
@@ -24,39 +29,59 @@ DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 
 
+#: Where an entry of a type is looked up by name.
+TABLES = {Method: METHODS, Regularizer: REGULARIZERS, Task: TASKS, Group: GROUPS, Source: SOURCES}
+
+
 @pytest.fixture
 def registries(monkeypatch):
-    """What a guide adds to methods, regularizers and the tests' model families is gone after the test."""
-    monkeypatch.setattr(tiny_models, "FAMILIES", dict(tiny_models.FAMILIES))
+    """Packages and model families that a guide adds are gone after the test."""
     for registry in (METHODS, REGULARIZERS):
         monkeypatch.setattr(registry, "_objects", dict(registry._objects))
         monkeypatch.setattr(registry, "_plugins", None)
+    monkeypatch.setattr(tiny_models, "FAMILIES", dict(tiny_models.FAMILIES))
 
 
 def follow(guide: Path, folder: Path, monkeypatch) -> dict[str, Any]:
     """Do what a guide says in ``folder``; the names that its Python blocks without a file define.
 
-    Python files of this package become modules of it, whose methods and regularizers are registered.
+    Blocks of new files are written. Those of this package's modules are run in them, and what they define or
+    state is registered.
     """
     monkeypatch.chdir(folder)
     scope: dict[str, Any] = {"__name__": guide.stem}
     for language, file, text in BLOCK.findall(guide.read_text(encoding="utf-8")):
-        code = compile(text, file or guide.name, "exec") if language == "python" else None
-        if code is not None and file:
-            module = ModuleType(file.removesuffix(".py").replace("/", "."))
-            monkeypatch.setitem(sys.modules, module.__name__, module)
-            exec(code, vars(module))
-            for entry in vars(module).values():
-                if isinstance(entry, Method):
-                    METHODS[entry.name] = entry
-                elif inspect.isclass(entry) and issubclass(entry, Regularizer) and entry is not Regularizer:
-                    REGULARIZERS[entry.name] = entry
-        elif code is not None:
-            exec(code, scope)
+        if file.startswith("harness_rect/"):
+            run_in_module(file.removesuffix(".py").replace("/", "."), text, monkeypatch)
+        elif language == "python":
+            exec(compile(text, guide.name, "exec"), scope)
         if file:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).write_text(text, encoding="utf-8")
     return scope
+
+
+def run_in_module(name: str, text: str, monkeypatch) -> None:
+    """Add ``text`` to a module until the end of the test, and register its methods, tasks, ..."""
+    if importlib.util.find_spec(name) is None:
+        module, before = ModuleType(name), {}
+        monkeypatch.setitem(sys.modules, name, module)
+        scope = vars(module)
+    else:
+        module = importlib.import_module(name)
+        before, scope = vars(module), dict(vars(module))
+    *body, last = ast.parse(text).body
+    stated = isinstance(last, ast.Expr)  # an entry of a table, as it stands there
+    exec(compile(ast.Module(body if stated else [*body, last], []), name, "exec"), scope)
+    new = {key: value for key, value in scope.items() if value is not before.get(key)}
+    for key, value in new.items():
+        monkeypatch.setattr(module, key, value, raising=False)
+    if stated:
+        new["entry"] = eval(compile(ast.Expression(last.value), name, "eval"), scope)
+    for entry in new.values():
+        kind = Regularizer if inspect.isclass(entry) and issubclass(entry, Regularizer) else type(entry)
+        if kind in TABLES and entry is not Regularizer:
+            monkeypatch.setitem(TABLES[kind], entry.task if kind is Source else entry.name, entry)
 
 
 @pytest.mark.parametrize("guide", sorted(DOCS.glob("adding_*.md")), ids=lambda path: path.stem)
@@ -75,6 +100,7 @@ def test_the_example_of_another_package_adds_a_regularizer(tmp_path, monkeypatch
     monkeypatch.chdir(package)
     monkeypatch.syspath_prepend(package / build_wheel(str(package)))
     del REGULARIZERS["norm_clip"]
+    monkeypatch.setattr(REGULARIZERS, "_plugins", None)
     config = EditConfig.from_args(edits="tiny", regularizer="norm_clip", max_ratio="0.005")
     assert config.regularizer.max_ratio == 0.005
     assert type(config.regularizer).__module__ == "norm_clip"
