@@ -49,7 +49,7 @@ class Task:
         kind: "general" measures an ability of the model, "editing" the applied edits.
         group: the group that lists it.
         file: the JSON Lines file that it reads in a ``data`` folder; empty where it reads the edits.
-        paper_file: the file, or folder, of the paper's own data that it reads instead.
+        paper_file: the file, or folder, of the paper's own data that it reads instead, if there is one.
         unit: what the documents with the same ``text`` are together, where they are not independent.
         repeats_headline: whether the headline is also reported as ``score``, of which the group has the mean.
     """

@@ -351,11 +351,11 @@ def _open_folder(source: Source, folder: Path) -> tuple[str, Iterable[Row]]:
     ours, paper = folder / source.file, folder / source.paper_file
     if ours.exists():
         return str(ours), json_rows(ours)
-    if paper.exists():
+    if source.paper_file and paper.exists():
         return str(paper), source.read_paper(paper)
+    or_paper = f" or the paper's {source.paper_file}" if source.paper_file else ""
     raise UserError(
-        f"{source.task}: {folder} holds neither {source.file} nor the paper's {source.paper_file}; "
-        f"put one there, with {source.wanted}"
+        f"{source.task}: expected {source.file}{or_paper} in {folder}; put it there, with {source.wanted}"
     )
 
 

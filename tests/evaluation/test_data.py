@@ -319,7 +319,7 @@ def _error(source: data.Source, where: Path | str) -> str:
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     message = _error(NLI, tmp_path)
-    assert message.startswith(f"rect_nli: {tmp_path} holds neither rte.jsonl nor the paper's test-NLI.tsv")
+    assert message.startswith(f"rect_nli: expected rte.jsonl or the paper's test-NLI.tsv in {tmp_path};")
     assert "is not a folder; expected hub, tiny or a folder with sst2.jsonl" in _error(
         SENTIMENT, tmp_path / "nowhere"
     )
@@ -439,4 +439,4 @@ def test_the_lm_eval_command_prints_one_line(
     with pytest.raises(SystemExit) as caught:
         data.sentiment(data=str(tmp_path))
     assert caught.value.code == 2
-    assert capsys.readouterr().err.startswith(f"error: rect_sentiment: {tmp_path} holds neither sst2.jsonl")
+    assert capsys.readouterr().err.startswith("error: rect_sentiment: expected sst2.jsonl or")

@@ -252,7 +252,7 @@ def test_a_task_file_agrees_with_the_catalogue(name: str) -> None:
         list(entry) == ["metric", "aggregation", "higher_is_better"] for entry in config["metric_list"]
     )
     assert config["output_type"] == ("generate_until" if task.kind == "general" else "loglikelihood")
-    assert bool(task.file) == bool(task.paper_file) == (task.kind == "general")
+    assert bool(task.file) == (task.kind == "general")
     assert config["num_fewshot"] == 0
     assert config["test_split"] == "test"
     assert config["metadata"] == {"version": 1.0}
