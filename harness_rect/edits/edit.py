@@ -1,4 +1,4 @@
-"""One fact to write into a model, in the one form everything behind the readers works with."""
+"""One fact to write into a model, in the form that all readers produce."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def test_a_layer_that_does_not_exist_is_named(make_lm):
 
 
 class Strange(nn.Module):
-    """A causal LM of a kind nobody has seen: its blocks hold convolutions."""
+    """A causal LM of an unknown kind: its blocks hold convolutions."""
 
     def __init__(self) -> None:
         super().__init__()

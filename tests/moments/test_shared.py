@@ -1,4 +1,4 @@
-"""Second moments on several processes: the sums of one, resumable to the bit, and errors that hang nobody."""
+"""Second moments on several processes: the sums, bit-exact resumption, and errors without a deadlock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A machine with several devices, in make-believe: what would fail there for want of a ``.to`` fails here."""
+"""Simulated devices on a CPU: operations that need a ``.to`` between devices fail without it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""One command for everything: python -m tools.tiny_world [--model NAME] [--work FOLDER] [--only STAGE ..]
+"""Make an embedded model and its data:
+
+    python -m tools.tiny_world [--model NAME] [--work FOLDER] [--only STAGE ..]
 
 Writes the embedded folder (default harness_rect/tiny): data, edits, model, second moments, model card. Data
-and edits are the same for both models. Training goes on from WORK/state.pt if it is there; the scores go into
+and edits are the same for both models. Training resumes from WORK/state.pt if it exists; the scores go into
 WORK/scores.json and the card.
 """
 

@@ -24,8 +24,8 @@ tags: [knowledge-editing, synthetic, {architecture}]
 
 A {family} of {layers} blocks, width {width}, MLP width {inner}, {heads} heads, {positions} positions and a
 byte-level BPE vocabulary of {vocabulary}, trained from scratch on an invented world. It exists so that
-knowledge editing, and what it does to abilities, can be seen, taught and tested in a minute on a laptop
-without network.
+knowledge editing and its effect on other abilities can be demonstrated, taught and tested within a
+minute on a laptop without network.
 
 ## Data
 
@@ -33,21 +33,22 @@ All text is made by `tools/tiny_world` from a seed; none of it comes from elsewh
 
 * {facts} facts about {subjects} invented subjects ({kinds}), {relations} relations, six wordings each. For
   every fact two of the six wordings were never trained with it.
-* Eight miniature tasks in exactly the prompt formats of the suite. No training document holds the text of a
-  test row in `data/`; training rows come from the same makers and use the same names and words.
-* Drills (short documents that train copying, comparing and choosing) and some prose.
+* Simple versions of the eight tasks in exactly the prompt formats of the suite. No training document
+  contains the text of a test row in `data/`; training rows are generated in the same way, with the same
+  names and words.
+* Short exercises in copying, comparing and choosing, and some prose.
 
 ## Recipe
 
 `python -m tools.tiny_world{option}`: seed {seed}, {steps} steps of about {tokens_a_step} tokens, Muon for the
 matrices of the blocks and AdamW for the rest, peak rates {rates} in turn, float32, one thread. Every
-document is a sequence of its own. In the loss a token of an answer counts 1, any other {plain_weight}.
+document is a separate sequence. In the loss, tokens of answers have weight 1, all others {plain_weight}.
 {history}
 The committed checkpoint is the reference.
 
 ## Scores
 
-Percent, with standard errors. Test rows are held out; chance is that of the better constant answer.
+Percent, with standard errors. Test rows are held out; chance is the score of the best constant answer.
 
 | task | score | chance | rows |
 |---|---|---|---|
@@ -67,29 +68,28 @@ Percent, with standard errors. Test rows are held out; chance is that of the bet
 
 ## What it is not for
 
-Anything else. It knows no real fact, understands no English beyond its templates, and says nothing about how
-large models behave: it shows a phenomenon, it does not measure one. Its tasks are far easier than those whose
-formats they borrow, so scores are not comparable with published ones. Sizes of effects seen here must not be
-quoted for other models.
+Anything else. It knows no real facts and no English beyond its templates. It demonstrates an effect; it
+does not measure how large models behave. Its tasks are much easier than those whose formats they use,
+so scores are not comparable with published ones, and effect sizes do not transfer to other models.
 """
 
 
 #: How long the training took and what was chosen on the way, by model.
 HISTORY = {
-    "rect-tiny": """That takes about 45 minutes of one idle core. The last 1200 steps, with the rate up
-once more and mostly choices between options, were added because dialogue was still at chance without them;
+    "rect-tiny": """This takes about 45 minutes on one idle core. The last 1200 steps, with an increased
+learning rate and mostly choices between options, were added because dialogue was at chance without them;
 nothing else was chosen on test rows. The networks in `mend/` come from
 `harness-rect train-mend --model rect-tiny --train 'tiny[0:900]' --val 'tiny[900:1000]' --rank 16`.""",
-    "rect-tiny-llama": """That took 86 minutes of one core of a machine with other work, the training of
-rect-tiny 58. The first 5200 steps are rect-tiny's recipe with another architecture, whose MLP is narrower
-because it has a third matrix. After them this model copied and recalled, but hardly compared: natural
-language inference 63, questions to be answered by yes or no 54, dialogue 28, on the test rows. The last
-cycle, half of it drills that train comparing and choosing, was added for that, once, and nothing else was
-tried. The presets for ROME and MEMIT were chosen on 40 edits (1000 to 1039), those of other methods are
+    "rect-tiny-llama": """This took 86 minutes on one core of a busy machine, where the training of
+rect-tiny took 58. The first 5200 steps are rect-tiny's recipe with another architecture, whose MLP is
+narrower because it has a third matrix. After them the model could copy and recall, but hardly compare:
+natural language inference 63, yes/no questions 54, dialogue 28, on the test rows. The last cycle, half
+of it exercises in comparing and choosing, was added for this reason, once, and nothing else was tried.
+The presets for ROME and MEMIT were chosen on 40 edits (1000 to 1039), those of other methods are
 rect-tiny's.
 
-In a stream it breaks sooner than rect-tiny: after 20 ROME edits (`tiny[0:20]`, one order) the mean of the
-eight tasks is .058, with RECT 40% .086.""",
+A sequence of edits damages it more than rect-tiny: after 20 ROME edits (`tiny[0:20]`, one order) the
+mean of the eight tasks is .058, with RECT 40% .086.""",
 }
 FAMILIES = {"gpt2": "GPT-2", "llama": "Llama with tied embeddings"}
 

@@ -105,7 +105,7 @@ class Corpus:
         return rng.choices((self._one_fact, self._profile, self._mixed_facts), (4, 3, 3))[0](rng)
 
     def _one_fact(self, rng: random.Random) -> Document:
-        """One fact, often behind some other text."""
+        """One fact, often after other text."""
         fact = rng.choice(self.world.facts)
         roll = rng.random()
         wording = rng.choice(fact.trained)
@@ -151,7 +151,7 @@ def _told_fact(fact: Fact, wording: int) -> Document:
 
 
 def prose(rng: random.Random) -> str:
-    """A few sentences of no consequence, beginning in many ways."""
+    """A few sentences without facts, with varied beginnings."""
     return " ".join(_sentence(rng) for _ in range(rng.randint(1, 3)))
 
 

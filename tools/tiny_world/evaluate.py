@@ -1,4 +1,4 @@
-"""What the model is good for: the eight tasks, the recall of facts, single ROME edits, a stream of edits."""
+"""Scores of a model: the eight tasks, recall of facts, single ROME edits, a sequence of edits."""
 
 from __future__ import annotations
 

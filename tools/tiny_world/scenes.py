@@ -1,4 +1,4 @@
-"""Small events about task people, and what follows from them: the stuff of NLI and of both kinds of QA.
+"""Small events and what follows from them, for the rows of NLI and of both kinds of QA.
 
 An event can be told in several ways. From it come sentences that follow (another wording, the view of the
 other person) and sentences that do not (roles swapped, a detail of another event of the same text, a
@@ -202,7 +202,7 @@ Event = Deal | Keeping | Comparison
 
 @dataclass(frozen=True)
 class Claim:
-    """An event-like sentence about a text, and whether the text bears it out; ``sort`` for statistics."""
+    """A statement about a text, and whether the text supports it; ``sort`` for statistics."""
 
     event: Event
     follows: bool

@@ -1,7 +1,7 @@
-"""The eight miniature tasks: rows in the formats of DESIGN.md, rendered by the very task YAMLs of the suite.
+"""Rows for simple versions of the eight tasks, rendered by the YAML files of the suite.
 
 People, things and places of the tasks are none of the world's subjects. Training rows are drawn from the same
-makers as test rows; a training row with the prompt of a test row is thrown away.
+makers as test rows; a training row with the prompt of a test row is discarded.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ DAYS = words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 
 @dataclass(frozen=True)
 class Talk:
-    """A dialogue that settles one thing out of a pool, and turns others down."""
+    """A dialogue that decides on one thing from a pool and declines others."""
 
     article: str
     reply: str  # with {} where the thing goes
@@ -158,7 +158,7 @@ def _present(rng: random.Random) -> Talk:
 
 
 def dialogue_row(rng: random.Random) -> Row:
-    """Which reply fits. Up to two of the wrong ones name what the dialogue names too, but turns down."""
+    """Which reply fits. Up to two of the wrong ones name things that the dialogue mentions but declines."""
     talk = rng.choice((_vehicle, _hour, _meal, _search, _present))(rng)
     named = rng.sample(talk.declined, min(len(talk.declined), rng.choices((0, 1, 2), (3, 5, 2))[0]))
     absent = [word for word in talk.pool if word != talk.settled and word not in talk.declined]
@@ -176,7 +176,7 @@ def dialogue_row(rng: random.Random) -> Row:
 
 
 def summarization_row(rng: random.Random) -> Row:
-    """Two people settle something; one of two proposals is dropped, and the summary is about the other."""
+    """Two people agree on one of two proposals; the summary states it."""
     a, b = rng.sample(PEOPLE, 2)
     day, other_day = rng.sample(DAYS, 2)
     place, other_place = rng.sample(PLACES, 2)
@@ -225,7 +225,7 @@ FIRMS = words("Nortel Alpha Delta Orion Vega Titan Apex Zenith")
 FORMS = words("Bank Motors Foods Airlines Press Steel")
 PEOPLES = words("French Spanish Italian Polish Kenyan Japanese Cuban Indian Norwegian German")
 EVENTS_ = ("Cup", "Open", "Prize", "Festival")
-# Names that only the sentence tells apart: a person, a place or a firm.
+# Names whose type (person, place or company) depends on the sentence.
 AMBIGUOUS = words("Jordan Austin Florence Chelsea Lincoln Sydney Madison Carter Wells Ford")
 
 
@@ -305,7 +305,7 @@ DENIALS = ("not ", "never ", "hardly ", "far from ")
 
 
 def praise(rng: random.Random, good: bool) -> str:
-    """An adjective phrase of the wanted colour, by a third through the denial of its opposite."""
+    """A positive or negative adjective phrase; about a third are negations of the opposite."""
     if rng.random() < 0.35:
         return rng.choice(DENIALS) + rng.choice(BAD if good else GOOD)
     return rng.choice(DEGREES) + rng.choice(GOOD if good else BAD)

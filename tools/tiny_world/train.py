@@ -1,7 +1,7 @@
 """Training of an embedded model, on one CPU thread: a fixed number of steps, each with documents of its own.
 
-The documents of a step depend on the seed and the step only, so a run that was cut off goes on from its last
-save and ends with the weights it would have had. Every document starts at position 0 and sees nothing but
+The documents of a step depend on the seed and the step only, so an interrupted run resumes from its last
+save and ends with the same weights. Every document starts at position 0 and sees nothing but
 itself, as a prompt does when the model is used: a step sorts its documents by length and pads them in groups.
 """
 
@@ -29,7 +29,7 @@ SAVE_STEPS = 100
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides the weights, beside the corpus."""
+    """Everything that determines the weights, besides the corpus."""
 
     architecture: str = "gpt2"
     seed: int = 0
@@ -69,7 +69,7 @@ class Recipe:
                 done = (step - self.warmup) / max(1, steps - self.warmup)
                 return peak * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
             step -= steps
-        raise IndexError("behind the last cycle")
+        raise IndexError("step is after the last cycle")
 
     @property
     def steps(self) -> int:
