@@ -9,20 +9,16 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import Collator
-from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 from harness_rect import embedded
-from harness_rect.compat.request_cache import separate_answers
+from harness_rect.compat.lm_eval_model import SharedPassLM
 from harness_rect.config import (
     Argument,
     EditConfig,
@@ -32,8 +28,6 @@ from harness_rect.config import (
 )
 from harness_rect.edits import EditStream, load_edits
 from harness_rect.errors import UserError, closest, one_line_errors
-from harness_rect.evaluation.editing import IdRequest
-from harness_rect.evaluation.shared_passes import Ids, carriers, score
 from harness_rect.io.files import check_output
 from harness_rect.models.architecture import check_editable, refuse_config
 from harness_rect.models.load import load_errors
@@ -48,7 +42,7 @@ log = logging.getLogger("harness_rect.edited_hf")
 QUANTISING = ("load_in_8bit", "load_in_4bit", "autogptq", "gptqmodel")
 
 
-class EditedHF(HFLM):
+class EditedHF(SharedPassLM):
     """A causal language model into which a stream of edits goes before evaluation.
 
     Args:
@@ -122,64 +116,10 @@ class EditedHF(HFLM):
         """
         self._edit_report = UNEDITED if edit_report is None else EditReport.read(edit_report)
 
-    def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Keep answers of this edited model apart from all others in lm-eval's ``--use_cache`` file.
-
-        lm-eval keys that file by the request text alone, so the model before and after editing would
-        share answers.
-        """
-        if self._edit_report.run is not None and cache_hook.dbdict is not None:
-            separate_answers(cache_hook.dbdict, self._edit_report.run)
-        super().set_cache_hook(cache_hook)
-
-    def _loglikelihood_tokens(
-        self, requests: Sequence[Any], disable_tqdm: bool = False, override_bs: int | None = None
-    ) -> list[tuple[float, bool]]:
-        """HFLM's answers, where our editing tasks ask from one pass for all beginnings of a sequence.
-
-        All other requests are HFLM's own business, and so are those of which no pass can be saved or that
-        must be cut at the model's length.
-        """
-        if self.backend == "causal" and self.logits_cache and all(isinstance(r, IdRequest) for r in requests):
-            inputs = [(*context, *target[:-1]) for _, context, target in requests]
-            passes = carriers(inputs)
-            if len(passes) < len(set(inputs)) and len(next(iter(passes))) <= self.max_length:
-                return self._answer(requests, inputs, passes, disable_tqdm)
-        return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
-
-    def _answer(
-        self,
-        requests: Sequence[Any],
-        inputs: Sequence[Ids],
-        passes: dict[Ids, list[int]],
-        disable_tqdm: bool,
-    ) -> list[tuple[float, bool]]:
-        """Answers in the order of ``requests``, from the sequences ``passes`` in batches, longest first."""
-        auto = self.batch_size == "auto"
-        if auto:
-            self.batch_sizes: dict[int, int] = {}  # as HFLM: those found for other requests are not ours
-        chunks = Collator.get_chunks(
-            # Each sequence by the request that is all of it, which is what lm-eval's scheduler reads.
-            [(ids, *requests[which[0]][1:]) for ids, which in passes.items()],
-            n=0 if auto else self.batch_size,
-            fn=self._batch_scheduler if auto else None,
-        )
-        answers: dict[int, tuple[float, bool]] = {}
-        quiet = disable_tqdm or self.rank != 0
-        with tqdm(total=len(requests), disable=quiet, desc="Running loglikelihood requests") as progress:
-            for chunk in chunks:
-                batch = [ids for ids, *_ in chunk]
-                # On the right any token serves for padding: none before it sees it.
-                padded = pad_sequence([torch.tensor(ids) for ids in batch], batch_first=True)
-                logits = self._model_call(padded.to(self.device))
-                logits = logits[:, -padded.shape[1] :]  # without the virtual tokens of prompt tuning
-                for ids, row in zip(batch, logits, strict=True):
-                    asked = passes[ids]
-                    ends, targets = [len(inputs[i]) for i in asked], [requests[i][2] for i in asked]
-                    found = score(row, ends, targets, self.softmax_dtype)
-                    answers.update(zip(asked, found, strict=True))
-                    progress.update(len(asked))
-        return [answers[i] for i in range(len(requests))]
+    @property
+    def run_key(self) -> str | None:
+        """Names the edited weights in lm-eval's ``--use_cache`` file."""
+        return self._edit_report.run
 
     def get_model_info(self) -> dict[str, Any]:
         """HFLM's information, and under ``edit`` what was done to the model."""

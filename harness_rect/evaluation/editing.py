@@ -1,29 +1,29 @@
 """The two editing tasks: ``rect_zsre`` (accuracies of target tokens) and ``rect_counterfact`` (comparisons).
 
-Both are defined on every edit, whatever file it came from. The old target is ``pred`` / ``target_true``; the
-neighborhood is ``loc`` with ``loc_ans`` / ``neighborhood_prompts`` with ``target_true``. What a row lacks is
-left out of that metric's mean and counted; a metric no row has prompts for is absent.
+Both take edits of every format. The old target is ``pred`` or ``target_true``; the neighborhood is ``loc``
+with ``loc_ans``, or ``neighborhood_prompts`` with ``target_true``. An edit without what a metric needs is
+left out of that metric's mean and counted; a metric that no edit can have is absent.
 
-Requests carry token ids: a share of target tokens cannot be had from lm-eval's text requests, which answer
-for a continuation as a whole and move white space between context and continuation (Llama's tokenizers give
-a number a token for the space alone). rect_zsre makes one for each target token; edited_hf answers those of a
-target from one pass. Any lm-eval model that scores token ids (Hugging Face, vLLM, SGLang) can be
-evaluated; its tokenizer is loaded from the ``pretrained``/``tokenizer`` arguments.
+Requests carry token ids, because lm-eval's text requests are answered for a continuation as a whole, and move
+white space between context and continuation (Llama's tokenizers give a number a token for the space alone).
+rect_zsre makes one request for each target token; edited_hf answers those of a target from one forward pass.
+Any lm-eval model that scores token ids (Hugging Face, vLLM, SGLang) can be evaluated; its tokenizer is loaded
+from the ``pretrained`` or ``tokenizer`` argument.
 """
 
 from __future__ import annotations
 
 import abc
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import exp
 from typing import Any, ClassVar
 
 import datasets
 import transformers
-from lm_eval.api.instance import Instance
 
 from harness_rect import embedded
+from harness_rect.compat.lm_eval import SCORE_IDS, IdRequest, Instance, request_fields
 from harness_rect.edits import Edit, load_edits
 from harness_rect.errors import UserError, one_line_errors
 from harness_rect.evaluation.task import RectTask
@@ -34,28 +34,6 @@ from harness_rect.models.load import load_errors
 log = logging.getLogger(__name__)
 
 Pair = tuple[list[int], list[int]]
-#: The lm-eval method that scores token ids; every model class built on its TemplateLM has it.
-SCORE_IDS = "_loglikelihood_tokens"
-
-
-class IdRequest(Instance):
-    """A request for the log-likelihood of ``continuation`` ids after ``context`` ids.
-
-    lm-eval hands requests to the scoring method as they are, and that method reads each as a triple
-    (cache key, context ids, continuation ids).
-    """
-
-    def _triple(self) -> tuple[None, list[int], list[int]]:
-        return (None, *self.arguments[-2:])
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._triple())
-
-    def __getitem__(self, index: int) -> Any:
-        return self._triple()[index]
-
-    def __len__(self) -> int:
-        return 3
 
 
 def edits_for_tasks(**metadata: Any) -> dict[str, datasets.Dataset]:
@@ -123,18 +101,17 @@ def load_tokenizer(metadata: dict[str, Any]) -> TextEncoder:
 
 
 class EditingTask(RectTask):
-    """What both tasks share: documents are edits, and each asks for several scored continuations.
+    """What both tasks share: documents are edits, and several continuations are scored for each.
 
-    Metrics are reported for the documents that have them. Where only some have, ``<metric>_rows`` says
-    how many, and there is no standard error.
+    A metric is the mean over the documents that have it. Where only some do, ``<metric>_rows`` is their
+    number, and there is no standard error.
     """
 
-    #: metric -> the document field it needs, for metrics a row can lack
+    #: metric -> the document fields it needs, for metrics that a document may lack
     needs: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __init__(self, config: dict[str, Any]) -> None:
-        # Without this entry lm-eval looks every metric up in a registry on the hub.
-        super().__init__(config=config | {"process_results": "EditingTask.process_results"})
+        super().__init__(config)
         with one_line_errors():
             self._encoder = load_tokenizer(self.config.metadata or {})
         #: metrics that some of the evaluated documents have and some lack
@@ -142,12 +119,12 @@ class EditingTask(RectTask):
         self._continuations: dict[tuple[str, str], Pair] = {}
 
     def score_edits(self, edits: Iterable[Edit]) -> None:
-        """Take other edits for documents from the next ``build_all_requests`` on."""
+        """Use these edits as documents from the next ``build_all_requests`` on."""
         self.dataset = _splits(edits)
         self.task_docs = self.eval_docs
 
     def _count_rows(self, limit: int | None, samples: list[int] | None) -> None:
-        """Find out, over the documents of all processes, which metrics are partial, and say so."""
+        """Find the metrics that only some documents of all processes have, and warn of them."""
         documents = [doc for _, doc in self.doc_iterator(rank=0, world_size=1, limit=limit, samples=samples)]
         self._partial.clear()
         for metric, required in self.needs.items():
@@ -171,28 +148,21 @@ class EditingTask(RectTask):
             self._continuations[prompt, target] = ids
         return self._continuations[prompt, target]
 
-    def request(self, doc: dict[str, Any], text: tuple[str, str], ids: Pair, metadata: Any) -> IdRequest:
-        return IdRequest(
-            request_type=SCORE_IDS,
-            doc=doc,
-            arguments=(*text, *ids),
-            idx=0,
-            metadata=metadata,
-        )
-
     @abc.abstractmethod
-    def requests(self, doc: dict[str, Any], metadata: Any) -> list[IdRequest]:
-        """What is asked of the model for one edit."""
+    def questions(self, doc: dict[str, Any]) -> list[tuple[str, str, Pair]]:
+        """(prompt, target, ids) of each continuation that is scored for one edit."""
 
     @abc.abstractmethod
     def scores(self, doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
         """metric -> value of one edit, from the answers in the order asked."""
 
     def construct_requests(self, doc: dict[str, Any], ctx: Any, **kwargs: Any) -> list[Instance]:
-        requests = self.requests(doc, kwargs["metadata"])
-        for index, request in enumerate(requests):
-            request.idx = index  # lm-eval sorts answers by it
-        return list(requests)
+        fields = request_fields(self, kwargs)
+        return [
+            # lm-eval sorts answers by idx
+            IdRequest(request_type=SCORE_IDS, doc=doc, arguments=(prompt, target, *ids), idx=index, **fields)
+            for index, (prompt, target, ids) in enumerate(self.questions(doc))
+        ]
 
     def build_all_requests(self, **kwargs: Any) -> None:
         self._count_rows(kwargs.get("limit"), kwargs.get("samples"))
@@ -200,7 +170,7 @@ class EditingTask(RectTask):
 
     def process_results(self, doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
         scores = self.scores(doc, results)
-        # None, not absent: of every process lm-eval gathers the metrics that the first one's documents have.
+        # None, not absent: lm-eval gathers from every process the metrics that the first process has.
         partial: dict[str, Any] = dict.fromkeys(self._partial)
         return partial | scores | {f"{metric}_rows": float(metric in scores) for metric in self._partial}
 
@@ -233,13 +203,12 @@ class ZsreTask(EditingTask):
             "neighborhood_acc": [(probe["prompt"], probe["answer"]) for probe in doc["neighborhood"]],
         }
 
-    def requests(self, doc: dict[str, Any], metadata: Any) -> list[IdRequest]:
+    def questions(self, doc: dict[str, Any]) -> list[tuple[str, str, Pair]]:
         found = []
         for pairs in self._groups(doc).values():
             for prompt, target in pairs:
                 context, ids = self.continuation(prompt, target)
-                for i, token in enumerate(ids):
-                    found.append(self.request(doc, (prompt, target), (context + ids[:i], [token]), metadata))
+                found += [(prompt, target, (context + ids[:i], [token])) for i, token in enumerate(ids)]
         return found
 
     def scores(self, doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
@@ -282,20 +251,16 @@ class CounterfactTask(EditingTask):
             "n": [(probe["prompt"], probe["answer"], new) for probe in doc["neighborhood"]],
         }
 
-    def requests(self, doc: dict[str, Any], metadata: Any) -> list[IdRequest]:
+    def questions(self, doc: dict[str, Any]) -> list[tuple[str, str, Pair]]:
         asked = [
             (prompt, target)
             for comparisons in self._groups(doc).values()
             for prompt, *targets in comparisons
             for target in targets
         ]
-        # lm-eval fails on a document that asks nothing. Where there is nothing to compare, the answer to this
-        # is not looked at.
+        # lm-eval fails on a document without requests; where nothing is compared, this answer is not read.
         asked = asked or [(doc["prompt"], doc["target_new"])]
-        return [
-            self.request(doc, (prompt, target), self.continuation(prompt, target), metadata)
-            for prompt, target in asked
-        ]
+        return [(prompt, target, self.continuation(prompt, target)) for prompt, target in asked]
 
     def scores(self, doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
         log_likelihoods = iter(results)

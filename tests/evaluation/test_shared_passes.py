@@ -7,14 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness_rect.evaluation.shared_passes import carriers, score
+from harness_rect.compat.shared_passes import grouped_by_prefix, score
 
 sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5).map(tuple), max_size=12)
 
 
 @given(sequences)
 def test_every_sequence_is_carried_once_by_one_it_begins(asked: list[tuple[int, ...]]) -> None:
-    found = carriers(asked)
+    found = grouped_by_prefix(asked)
     assert sorted(i for indices in found.values() for i in indices) == list(range(len(asked)))
     for carrier, indices in found.items():
         assert asked[indices[0]] == carrier
@@ -23,7 +23,7 @@ def test_every_sequence_is_carried_once_by_one_it_begins(asked: list[tuple[int, 
 
 @given(sequences)
 def test_no_carrier_begins_another_and_the_longest_come_first(asked: list[tuple[int, ...]]) -> None:
-    found = list(carriers(asked))
+    found = list(grouped_by_prefix(asked))
     assert not any(a != b and b[: len(a)] == a for a in found for b in found)
     assert [len(ids) for ids in found] == sorted(map(len, found), reverse=True)
 

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
+from harness_rect.compat.lm_eval import describe_machine
 from harness_rect.edits import EditStream, fingerprint, load_edits
 from harness_rect.errors import UserError
 from harness_rect.experiments.sweep.clock import Clock
@@ -34,7 +35,7 @@ from harness_rect.experiments.sweep.display import (
     duration,
     timing_table,
 )
-from harness_rect.experiments.sweep.evaluate import Evaluator, QuietHF, describe_machine, read_results
+from harness_rect.experiments.sweep.evaluate import Evaluator, QuietHF, read_results
 from harness_rect.experiments.sweep.plan import (
     Evaluation,
     ModelEntry,

@@ -24,6 +24,7 @@ from lm_eval.tasks import TaskManager
 
 import harness_rect._autoload  # noqa: F401  for the stock lm_eval to compare with
 from harness_rect import cli
+from harness_rect.compat.lm_eval import KeptTasks
 from harness_rect.errors import UserError
 from harness_rect.experiments.sweep import evaluate, runner
 from harness_rect.session import EditSession
@@ -90,7 +91,7 @@ def place(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
     """``place(name)``: a folder with links to the small world, the working directory from now on."""
     monkeypatch.setenv("HARNESS_RECT_CACHE", str(tmp_path / "cache"))
     # All of lm-eval's own tasks take seconds to list.
-    monkeypatch.setattr(evaluate, "TaskManager", functools.partial(TaskManager, include_defaults=False))
+    monkeypatch.setattr(evaluate, "KeptTasks", functools.partial(KeptTasks, include_defaults=False))
 
     def place(name: str) -> Path:
         folder = tmp_path / name
@@ -123,7 +124,7 @@ def files(folder: Path) -> dict[str, str]:
 def undisturbed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of the whole sweep, made once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "TaskManager", functools.partial(TaskManager, include_defaults=False))
+        patch.setattr(evaluate, "KeptTasks", functools.partial(KeptTasks, include_defaults=False))
         folder = tmp_path_factory.mktemp("undisturbed")
         for path in world.iterdir():
             (folder / path.name).symlink_to(path)

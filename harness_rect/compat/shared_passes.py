@@ -1,8 +1,8 @@
 """Answering many token-id requests from few forward passes.
 
-A causal model says the same at a token whatever follows it. A request whose sequence is the beginning of
-another request's is therefore answered by the other one's pass: the n requests that ask for n target tokens
-under teacher forcing need one pass, not n.
+A causal model gives the same logits at a token whatever follows it. A request whose sequence is a prefix of
+another request's is therefore answered by the other one's pass: the n requests that ask for the n target
+tokens under teacher forcing need one pass, not n.
 """
 
 from __future__ import annotations
@@ -15,34 +15,33 @@ from torch import Tensor
 Ids = tuple[int, ...]
 
 
-def carriers(sequences: Sequence[Ids]) -> dict[Ids, list[int]]:
-    """The sequences that are no beginning of another one, longest first.
+def grouped_by_prefix(sequences: Sequence[Ids]) -> dict[Ids, list[int]]:
+    """The sequences that are not a prefix of another one, longest first.
 
     Returns:
-        Each with the indices of all sequences that it begins with or equals; every index stands once, that
-        of the sequence itself first.
+        Each with the indices of the sequences that are a prefix of it, its own first; every index occurs in
+        one group.
     """
     found: dict[Ids, list[int]] = {}
-    carrier: Ids = ()
-    # Sorted, a sequence stands right before those that it begins.
+    longest: Ids = ()
+    # In descending order a sequence comes right after those that begin with it.
     for index in sorted(range(len(sequences)), key=sequences.__getitem__, reverse=True):
-        if carrier[: len(sequences[index])] != sequences[index]:
-            carrier = sequences[index]
-        found.setdefault(carrier, []).append(index)
+        if longest[: len(sequences[index])] != sequences[index]:
+            longest = sequences[index]
+        found.setdefault(longest, []).append(index)
     return dict(sorted(found.items(), key=lambda item: -len(item[0])))
 
 
 def score(
     logits: Tensor, ends: Sequence[int], targets: Sequence[Sequence[int]], dtype: torch.dtype | None = None
 ) -> list[tuple[float, bool]]:
-    """What lm-eval answers a request with, for several requests on one sequence.
+    """lm-eval's answers to several requests on one sequence.
 
     Args:
         logits: (tokens, vocabulary) of the sequence.
-        ends: of each request, the number of its input tokens; the logits there are those of its last target
-            token.
-        targets: of each request, the target ids.
-        dtype: of the log-probabilities; None leaves that of the logits.
+        ends: number of input tokens of each request; the last of them predicts its last target token.
+        targets: target ids of each request.
+        dtype: dtype of the log-probabilities; None: that of the logits.
 
     Returns:
         For each request the log-probability of its target (nats), and whether every token is the argmax.

@@ -1,0 +1,215 @@
+"""What tasks and sweeps need of lm-eval and lm-eval does not promise, for the releases 0.4.13 to 0.5.
+
+``tests/contracts`` checks each name. Models are in :mod:`.lm_eval_model`, which imports lm-eval's own.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from lm_eval import evaluator
+from lm_eval.api import task as _task
+from lm_eval.api.instance import Instance
+from lm_eval.api.registry import get_aggregation
+from lm_eval.loggers import EvaluationTracker
+from lm_eval.tasks import TaskManager
+from torch.utils import collect_env
+
+from harness_rect.io.files import temporary_folder, written_whole
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+
+__all__ = [
+    "SCORE_IDS",
+    "Finished",
+    "IdRequest",
+    "Instance",
+    "KeptTasks",
+    "YamlTask",
+    "build_arguments",
+    "describe_machine",
+    "evaluate",
+    "request_fields",
+    "sample_size",
+]
+
+#: Whether tasks are scored by lm-eval 0.5's scorers.
+SCORERS = hasattr(_task, "GenerateTask")
+_Base: Any = _task.GenerateTask if SCORERS else _task.ConfigurableTask
+
+
+class YamlTask(_Base):
+    """A task from a YAML file whose metrics come from ``process_results`` alone.
+
+    lm-eval 0.4 looks metrics up on the hub where the YAML gives no ``process_results``, and 0.5 refuses a
+    metric that shares its name with one of its own (acc, f1) unless the task has that one's output type, and
+    prefers the YAML's aggregation to :meth:`aggregation`. Here neither happens.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        config = {key: value for key, value in config.items() if key != "class"}
+        if not SCORERS:
+            config.setdefault("process_results", "process_results")  # any value keeps 0.4 from the hub
+        super().__init__(config=config)
+
+    def _build_scorers(self) -> list[Any]:
+        from lm_eval.api.metrics import Metric
+
+        def no_metric(*args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError("values of this task's metrics come from process_results")
+
+        metrics = [
+            # Without an aggregation of its own a metric takes the one of `aggregation`.
+            Metric(one["metric"], no_metric, higher_is_better=one.get("higher_is_better", True))
+            for one in self.config.metric_list
+        ]
+        listed = self.config.filter_list
+        self.config.filter_list = [{**entry, "metric_list": metrics} for entry in listed]
+        try:
+            return super()._build_scorers()
+        finally:
+            self.config.filter_list = listed
+
+    def aggregation(self) -> dict[str, Callable[[Sequence[Any]], float]]:
+        """metric -> how the values of all documents become one."""
+        if not SCORERS:
+            return super().aggregation()
+        listed = {one["metric"]: one.get("aggregation", "mean") for one in self.config.metric_list}
+        return {name: get_aggregation(how) if isinstance(how, str) else how for name, how in listed.items()}
+
+
+#: The lm-eval method that scores token ids; every model class built on its TemplateLM has it.
+SCORE_IDS = "_loglikelihood_tokens"
+
+
+class IdRequest(Instance):
+    """A request for the log-likelihood of some token ids after others, the last two of its arguments.
+
+    lm-eval passes requests unchanged to the method named ``request_type``; this one reads each as a triple
+    (cache key, context ids, continuation ids).
+    """
+
+    def _triple(self) -> tuple[None, list[int], list[int]]:
+        return (None, *self.arguments[-2:])
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._triple())
+
+    def __getitem__(self, index: int) -> Any:
+        return self._triple()[index]
+
+    def __len__(self) -> int:
+        return 3
+
+
+def request_fields(task: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Which document a request belongs to, from what lm-eval gives ``construct_requests``."""
+    if SCORERS:
+        return {"task_name": task.task_name, "doc_id": given["doc_id"]}
+    return {"metadata": given["metadata"]}
+
+
+def sample_size(task: Any, limit: float | None) -> int | None:
+    """How many documents ``--limit`` leaves: a number of them, or below 1 a share."""
+    if limit is None:
+        return None
+    return math.ceil(len(task.eval_docs) * limit) if limit < 1 else int(limit)
+
+
+class KeptTasks(TaskManager):
+    """Loads tasks once: asked for the same names again, it returns the same objects."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self._kept: dict[tuple[str, ...], Any] = {}
+
+    def load(self, specs: Any, *args: Any, **given: Any) -> Any:
+        names = tuple(specs)
+        if names not in self._kept:
+            self._kept[names] = super().load(list(names), *args, **given)
+        return self._kept[names]
+
+
+# Facts about the machine and the working directory, for which lm-eval starts a dozen programs.
+_environment = functools.cache(collect_env.get_pretty_env_info)
+_commit = functools.cache(evaluator.get_git_commit_hash)
+
+
+def describe_machine() -> None:
+    """Find out once what every results file says of this machine."""
+    _environment()
+    _commit()
+
+
+class Finished:
+    """Results that are not on disk yet."""
+
+    def __init__(self, tracker: EvaluationTracker, results: dict[str, Any]) -> None:
+        self._tracker, self.results = tracker, results
+
+    def write(self, folder: Path, sweep: dict[str, Any]) -> None:
+        """Write the files that the ``lm_eval`` command writes; ``results.json`` last, so that it means done.
+
+        Args:
+            sweep: goes into the results under ``sweep``.
+        """
+        samples = self.results.pop("samples", None)
+        folder.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(folder, "results") as temporary:
+            self._tracker.output_path = str(temporary / "results.json")
+            self._tracker.save_results_aggregated(self.results | {"sweep": sweep}, samples)
+            for task in self.results["configs"] if samples is not None else ():
+                self._tracker.save_results_samples(task, samples[task])
+            ending = f"_{self._tracker.date_id}"
+            written = sorted(temporary.iterdir(), key=lambda path: path.name.startswith("results"))
+            lines = sum(path.read_bytes().count(b"\n") for path in written[:-1])
+            complete = written and lines == sum(map(len, (samples or {}).values()))
+            if not complete or len(written) != 1 + len(samples or ()):  # its writer only logs what fails
+                raise RuntimeError(f"lm-eval could not write the results of {folder}")
+            for path in written:
+                with written_whole(folder / path.name.replace(ending, "")) as whole:
+                    path.replace(whole)
+
+
+def evaluate(model: LM, name: str, **given: Any) -> Finished:
+    """``simple_evaluate`` of a model that is loaded, as the command line would record it.
+
+    Args:
+        name: what ``--model`` would be. given: the arguments of ``simple_evaluate``.
+    """
+    tracker = EvaluationTracker(output_path="results.json")
+    with (
+        mock.patch.object(collect_env, "get_pretty_env_info", _environment),
+        mock.patch.object(evaluator, "get_git_commit_hash", _commit),
+    ):
+        results = evaluator.simple_evaluate(
+            model=model, evaluation_tracker=tracker, fewshot_as_multiturn=None, **given
+        )
+    if results is None:
+        raise RuntimeError("lm-eval returned no results")
+    # It was given a model, not the name of one.
+    results["config"]["model"] = tracker.general_config_tracker.model_source = name
+    return Finished(tracker, dict(results))
+
+
+def build_arguments(limit: int | None) -> dict[str, Any]:
+    """What ``evaluate`` passes to ``build_all_requests`` in one process without a chat template."""
+    return {
+        "limit": limit,
+        "samples": None,
+        "rank": 0,
+        "world_size": 1,
+        "cache_requests": False,
+        "rewrite_requests_cache": False,
+        "system_instruction": None,
+        "apply_chat_template": False,
+        "fewshot_as_multiturn": None,
+        "chat_template": None,
+        "tokenizer_name": "",
+    }
