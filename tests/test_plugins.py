@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from support.plugins import CODE, install
 
@@ -92,6 +93,25 @@ def test_lm_eval_uses_an_installed_package(tmp_path: Path) -> None:
     command = ["lm_eval", "--model", "edited_hf", "--model_args", arguments, "--tasks", "rect_zsre"]
     run(tmp_path, *command, "--output_path", "out", "--device", "cpu")
     (results,) = (tmp_path / "out").rglob("results*.json")
+    check_edited(json.loads(results.read_text())["config"]["edit"])
+
+
+def test_a_sweep_uses_an_installed_package(tmp_path: Path, installed, monkeypatch) -> None:
+    installed(BOTH)
+    monkeypatch.chdir(tmp_path)
+    config = {
+        "output": "out",
+        "models": ["rect-tiny"],
+        "edits": "tiny[0:1]",
+        "methods": ["ones"],
+        "regularizers": [{"regularizer": "clip", "limit": LIMIT}],
+        "checkpoints": [1],
+        "tasks": ["rect_zsre"],
+        "device": "cpu",
+    }
+    Path("sweep.yaml").write_text(yaml.safe_dump(config))
+    assert cli.main(["sweep", "sweep.yaml"]) == 0
+    (results,) = Path("out").rglob("results*.json")
     check_edited(json.loads(results.read_text())["config"]["edit"])
 
 

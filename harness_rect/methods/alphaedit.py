@@ -24,7 +24,7 @@ from harness_rect.methods.memit import MEMIT, MassEditHyperParameters, propose_w
 
 
 class AlphaEditHyperParameters(MassEditHyperParameters):
-    """MEMIT's, and what the projection needs. ``mom2_update_weight``, which its files hold, plays no part.
+    """MEMIT's, and those of the projection. ``mom2_update_weight`` of published files has no effect.
 
     nullspace_threshold: eigenvalues of C below it span the space left to edits. L2: weight of |dW|^2.
     """

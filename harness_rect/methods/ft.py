@@ -1,12 +1,12 @@
 """Fine-tuning baselines: Adam on the down projections of a few blocks, the rest of the model frozen.
 
 * ``ft``: mean NLL per target token at the edit prompts (Zhu et al. 2020, as the baseline of Meng et al.
-  2022). With ``norm_constraint`` = epsilon it is FT-L: after every step the weight is put back into the box
-  |W - W_before| <= epsilon (max norm).
+  2022). With ``norm_constraint`` = epsilon it is FT-L: after every step each element is clamped to
+  |W - W_before| <= epsilon.
 * ``locft_bf``: localized breadth-first fine-tuning ("Fine-tuning Done Right in Model Editing", arXiv
   2509.22072): mini-batches, epoch after epoch over the whole batch of facts instead of one fact to its end,
-  and an end-of-text token behind every target. It lives on a large ``edit_batch_size``; with 1 it differs
-  from ``ft`` by that token only.
+  and an end-of-text token after every target. It is meant for a large ``edit_batch_size``; with 1 it
+  differs from ``ft`` by that token only.
 
 W_before is the weight just before the edit. The published FT of the ROME repository scores all tokens of a
 target from one position; every token is scored at its own here.
@@ -39,8 +39,8 @@ class FtHyperParameters(HyperParameters):
     """Hyper-parameters of fine-tuning, named as in the published files.
 
     num_steps: epochs over the facts of an edit. batch_size: facts a gradient step.
-    norm_constraint: epsilon of the box; None or false for none. kl_factor, wd_power_law: stand in published
-    files; only the values that switch them off are known here.
+    norm_constraint: epsilon, the largest change of an element; None or false for no limit.
+    kl_factor, wd_power_law: keys of published files; only the values that switch them off are accepted.
     """
 
     layers: list[int] = Field(min_length=1)
@@ -59,7 +59,7 @@ class FtHyperParameters(HyperParameters):
 
 
 class FtLHyperParameters(FtHyperParameters):
-    """As :class:`FtHyperParameters`, with a box in any case."""
+    """As :class:`FtHyperParameters`, always with a limit on the change."""
 
     norm_constraint: float | None = Field(default=5e-4, gt=0)
 
@@ -67,7 +67,7 @@ class FtLHyperParameters(FtHyperParameters):
     @classmethod
     def _there(cls, epsilon: float | None) -> float | None:
         if epsilon is None:
-            raise ValueError("ft_l is fine-tuning inside a box; without one it is method=ft")
+            raise ValueError("ft_l limits the change of each element; without a limit use method=ft")
         return epsilon
 
 
@@ -93,7 +93,7 @@ def propose(
     masters = [weight.clone() for weight in before]  # float32, rounded into the model at every step
     optimiser = torch.optim.Adam(masters, lr=hparams.lr, weight_decay=hparams.weight_decay)
     order = list(range(len(pairs)))
-    # A generator of this step's own: the same facts are shuffled alike whatever came before.
+    # Seeded by the facts, so that the order does not depend on earlier steps.
     shuffle = random.Random("\n".join(edit.id for edit in edits)).shuffle
     losses = [0.0] * len(pairs)
     first: list[float] = []

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness_rect.edits import Edit
 from harness_rect.models import EditableLM
 from harness_rect.models.lm import Batch, unflatten
 
@@ -63,6 +64,36 @@ def fact_means(targets: Targets, nll: Tensor) -> Tensor:
     weighted = nll * targets.weights
     empty = torch.zeros(len(targets.batch.lengths), device=weighted.device)
     return empty.index_add(0, targets.rows.to(weighted.device), weighted)
+
+
+def target_gradients(
+    lm: EditableLM,
+    edits: Sequence[Edit],
+    weights: Sequence[str],
+    reduced: Callable[[Targets, Tensor], Tensor],
+) -> tuple[Targets, dict[str, tuple[Tensor, Tensor]], list[dict[str, Any]]]:
+    """Inputs and output gradients of weights for the NLL of the facts' targets.
+
+    Args:
+        weights: names of parameters of linear modules.
+        reduced: the loss (), from the targets and the NLL of each of their tokens, (n,).
+
+    Returns:
+        the targets; weight -> (x, g) as :func:`inputs_and_gradients` gives them; for each fact its mean NLL,
+        as the details of a proposal.
+    """
+    targets = targets_of(lm, [lm.encoder.continuation(edit.text, edit.target) for edit in edits])
+    nll: list[Tensor] = []
+
+    def loss() -> Tensor:
+        nll.append(token_nll(lm, targets))
+        return reduced(targets, nll[0])
+
+    modules = {name: name.removesuffix(".weight") for name in weights}
+    _, found = inputs_and_gradients(lm, list(modules.values()), targets.batch, loss)
+    each = fact_means(targets, nll[0].detach())
+    details = [{"nll": value} for value in each.tolist()]
+    return targets, {name: found[module] for name, module in modules.items()}, details
 
 
 def inputs_and_gradients(

@@ -46,7 +46,9 @@ def solve_with_history(prior: Prior, keys: Tensor, state: State, name: str) -> T
             return torch.linalg.solve(_plus_identity(k.T @ g), g, left=False)
         _, solved, factor = old
         y, system = _against_old(solved, factor, k, g)
-        if not int(torch.linalg.cholesky_ex(system).info):  # else rounding has the better of it
+        if not int(
+            torch.linalg.cholesky_ex(system).info
+        ):  # else the system is not positive definite after rounding
             x = g - solved @ torch.linalg.solve_triangular(factor.T, y, upper=True)
             return torch.linalg.solve(system, x, left=False)
     products = g @ k.T
@@ -74,7 +76,7 @@ def remember_keys(prior: Prior, keys: Tensor, state: State, name: str) -> None:
             state.pop(f"{name}.{part}", None)
         state[f"{name}.folded"] = (all_solved @ all_keys.T).contiguous().cpu()
         return
-    # Laid out as they come back from a file: a resumed run then rounds as one that was not interrupted.
+    # Contiguous, as tensors read from a file are, so that a resumed run gives the same bits.
     for part, value in zip(_PARTS, (all_keys, all_solved, larger), strict=True):
         state[f"{name}.{part}"] = value.contiguous().cpu()
 

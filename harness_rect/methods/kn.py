@@ -14,8 +14,7 @@ where each P(T_i) is the token's own probability right after the bare prompt. Ne
     several:            v = - sum E[A] + sum E[B]
 
 with E the input embedding, B the tokens of the new target and A as many tokens of the model's own greedy
-continuation of the prompt. Targets are tokenised as the row gives them, without a space of ours and without
-BOS.
+continuation of the prompt. Targets are tokenised as the row gives them, without a leading space or BOS.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ PASS_TOKENS = 4096
 class KnHyperParameters(HyperParameters):
     """Hyper-parameters of KN, named as in its published files.
 
-    steps: m. adaptive_threshold: share of the largest score. p, refine: with one prompt and no refinement,
-    all that is run, p does nothing. lr_scale, n_toks: stand in the files and do nothing there either.
+    steps: m. adaptive_threshold: share of the largest score. refine: refinement over several prompts is not
+    implemented. p, lr_scale, n_toks: keys of the published files; they have no effect here.
     """
 
     steps: int = Field(default=20, ge=1)

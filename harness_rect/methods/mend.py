@@ -21,7 +21,7 @@ x~, g~ near the whitened pair an edit goes down the loss only where lr_W is nega
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from harness_rect.edits import Edit
 from harness_rect.errors import UserError
 from harness_rect.fingerprint import model_fingerprint
 from harness_rect.methods.base import Context, HyperParameters, Method, Proposal
-from harness_rect.methods.gradients import fact_means, inputs_and_gradients, targets_of, token_nll
+from harness_rect.methods.gradients import target_gradients
 from harness_rect.methods.mend_network import Editor, HyperNetwork
 from harness_rect.methods.mend_weights import Description, load_editor, read_description, weights_folder
 from harness_rect.models import EditableLM
@@ -165,30 +165,14 @@ def propose(
 ) -> Proposal:
     """Updates of all trained weights for one batch of facts."""
     editor = load_editor(hparams.folder)
-    targets = targets_of(lm, [lm.encoder.continuation(edit.text, edit.target) for edit in edits])
-    nll: list[Tensor] = []
-
-    def loss() -> Tensor:
-        nll.append(token_nll(lm, targets))
-        return nll[0].mean()
-
-    modules = [name.removesuffix(".weight") for name in editor.weights]
-    _, found = inputs_and_gradients(lm, modules, targets.batch, loss)
-    updates = _updates(lm, editor, found)
-    each = fact_means(targets, nll[0].detach())
-    return Proposal(updates, [{"nll": value} for value in each.tolist()])
-
-
-def _updates(lm: EditableLM, editor: Editor, found: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Update]:
+    _, found, details = target_gradients(lm, edits, list(editor.weights), lambda targets, nll: nll.mean())
     updates: dict[str, Update] = {}
-    for name in editor.weights:
-        x, g = found[name.removesuffix(".weight")]
+    for name, (x, g) in found.items():
         network, mode, lr = editor.of(name)
         x_new, g_new = factors(x, g.to(x.device), network.to(x.device), mode)
         g_new = lr.to(x.device) * g_new
-        stored_as_inputs = lm.is_transposed(name)
-        updates[name] = LowRank(x_new.T, g_new.T) if stored_as_inputs else LowRank(g_new.T, x_new.T)
-    return updates
+        updates[name] = LowRank(x_new.T, g_new.T) if lm.is_transposed(name) else LowRank(g_new.T, x_new.T)
+    return Proposal(updates, details)
 
 
 #: Keys of published files that describe the training, or a network that is as it was trained.

@@ -25,7 +25,7 @@ from torch import Tensor
 from harness_rect.edits import Edit
 from harness_rect.errors import UserError
 from harness_rect.methods.base import Context, HyperParameters, Method, Proposal
-from harness_rect.methods.gradients import fact_means, inputs_and_gradients, targets_of, token_nll
+from harness_rect.methods.gradients import target_gradients
 from harness_rect.models import Architecture, EditableLM
 from harness_rect.moments.running import Running
 from harness_rect.precision import in_double
@@ -70,7 +70,7 @@ def edited_weights(lm: EditableLM, hparams: UltraEditHyperParameters) -> list[st
     for name in names:
         if name not in matrices:
             raise UserError(
-                f"inner_params: {name} is no MLP matrix of this model, which has {min(matrices)}, ..."
+                f"inner_params: {name} is not an MLP matrix of this model; those are {min(matrices)}, ..."
             )
     return [f"{name}.weight" for name in names]
 
@@ -80,24 +80,18 @@ def propose(
 ) -> Proposal:
     """Updates of all layers for one batch of facts; the running statistics go into ``context.state``."""
     weights = edited_weights(lm, hparams)
-    targets = targets_of(lm, [lm.encoder.continuation(edit.text, edit.target) for edit in edits])
-    nll: list[Tensor] = []
-
-    def loss() -> Tensor:
-        nll.append(token_nll(lm, targets))
-        return (nll[0] * targets.weights).sum()  # each fact's mean: the published code passes one at a time
-
-    modules = [name.removesuffix(".weight") for name in weights]
-    _, found = inputs_and_gradients(lm, modules, targets.batch, loss)
+    # The sum of the facts' means: the published code passes one fact at a time.
+    targets, found, details = target_gradients(
+        lm, edits, weights, lambda targets, nll: (nll * targets.weights).sum()
+    )
     which, where = targets.rows, targets.positions
     if hparams.token == "mask":
         which, where = targets.batch.mask.cpu().nonzero().T
-    rows = {m: (x[which, where], g[which, where]) for m, (x, g) in found.items()}
+    rows = {name: (x[which, where], g[which, where]) for name, (x, g) in found.items()}
     for h, g in rows.values():
         _welford(context.state, torch.cat([h, g], 1))
     updates: dict[str, Update] = {}
-    for name, module in zip(weights, modules, strict=True):
-        h, g = rows[module]
+    for name, (h, g) in rows.items():
         normal = _normalised(context.state, torch.cat([h, g], 1))
         h_hat, g_hat = normal.split([h.shape[1], g.shape[1]], 1)
         v = -hparams.lr * h_hat.square().sum(1, keepdim=True) * g_hat
@@ -106,8 +100,7 @@ def propose(
         values = torch.linalg.solve(in_double(system), in_double(v))
         factors = values.T, in_double(h.T)
         updates[name] = LowRank(*(reversed(factors) if lm.is_transposed(name) else factors))
-    each = fact_means(targets, nll[0].detach())
-    return Proposal(updates, [{"nll": value} for value in each.tolist()])
+    return Proposal(updates, details)
 
 
 def _welford(state: dict[str, Tensor], x: Tensor) -> None:

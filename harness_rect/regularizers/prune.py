@@ -1,8 +1,8 @@
 """PRUNE: restrain the large singular values of everything edited so far (Ma et al., ICLR 2025).
 
 The paper restrains the update once, after all edits. As a regularizer it does so after each: what is above
-the limit then is restrained again by later steps. Where all updates of a weight are low-rank the accumulated
-one is kept in factors, and only a system of its rank is decomposed.
+the limit then is restrained again by later steps. While all updates of a weight are low-rank, the accumulated
+update is kept as two factors, and only matrices of its rank are decomposed.
 """
 
 from __future__ import annotations
@@ -92,8 +92,6 @@ def prune(update: Tensor, weight: Tensor, original: Tensor, *, base: float = BAS
     squares, left = torch.linalg.eigh(a @ a.T)  # of the smaller side; only large values are needed of it
     s = squares.clamp_min(0).sqrt()
     large = s >= limit
-    if not large.any():
-        return update.clone()
     u, s = left[:, large], s[large]
     restrained = _restrained(s, limit, base)
     change = u @ (((restrained - s) / s).unsqueeze(1) * (u.T @ a))

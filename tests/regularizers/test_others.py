@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.regularizers import settings_of, trimming
 
+from harness_rect.config import make_regularizer
 from harness_rect.regularizers import (
+    WeightState,
     largest_singular_value,
     pca,
     prune,
@@ -19,6 +21,7 @@ from harness_rect.regularizers import (
     sphere,
     sphere_factors,
 )
+from harness_rect.updates import Dense, LowRank
 
 shapes = st.tuples(st.integers(2, 9), st.integers(2, 9))
 
@@ -144,3 +147,15 @@ def test_inputs_stay_as_they_are_and_dtypes_are_kept(name):
     regularize = trimming(name, torch.Generator().manual_seed(0), **settings_of(name, 0.5))
     assert regularize(update, weight, original).dtype == torch.float32
     assert all(torch.equal(a, b) for a, b in zip((update, weight, original), copies, strict=True))
+
+
+def test_prune_stays_dense_after_a_dense_update():
+    generator = torch.Generator().manual_seed(5)
+    original = torch.randn(12, 20, generator=generator)
+    first, left, right = (
+        torch.randn(*shape, generator=generator) * 4 for shape in ((12, 20), (12, 1), (20, 1))
+    )
+    regularizer, state = make_regularizer("prune", {}), WeightState({}, generator)
+    weight = original + regularizer.trim(Dense(first), original, original, state).dense()
+    second = regularizer.trim(LowRank(left, right), weight, original, state).dense()
+    assert torch.allclose(second, prune(left @ right.T, weight, original), atol=1e-5)

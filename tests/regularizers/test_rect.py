@@ -261,3 +261,10 @@ def test_zeros_over_zeros_in_a_large_weight_count_as_no_change(keep):
     wanted = torch.zeros_like(delta)
     wanted[best] = update.flatten()[best]
     assert torch.equal(rect(update, weight, keep=keep), wanted.view_as(update))
+
+
+def test_ties_are_kept_in_order_over_all_chunks(monkeypatch):
+    monkeypatch.setattr("harness_rect.regularizers.rect._CHUNK", 8)
+    update = torch.ones(5, 10)
+    kept = rect(update, torch.ones(5, 10), keep=0.5)
+    assert kept.flatten().tolist() == [1.0] * 25 + [0.0] * 25
