@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -264,7 +265,7 @@ def test_zeros_over_zeros_in_a_large_weight_count_as_no_change(keep):
 
 
 def test_ties_are_kept_in_order_over_all_chunks(monkeypatch):
-    monkeypatch.setattr("harness_rect.regularizers.rect._CHUNK", 8)
+    monkeypatch.setattr(sys.modules[_Changes.__module__], "_CHUNK", 8)
     update = torch.ones(5, 10)
     kept = rect(update, torch.ones(5, 10), keep=0.5)
     assert kept.flatten().tolist() == [1.0] * 25 + [0.0] * 25
