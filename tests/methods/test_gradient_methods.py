@@ -178,5 +178,5 @@ def test_ultraedit_edits_the_matrices_a_published_file_names(family, token, make
     assert METHODS["ultraedit"].weights(lm, h) == [f"{name}.weight" for name in names]
     for name, update in propose(lm, "ultraedit", h).updates.items():
         assert update.dense().shape == lm.weight(name).shape and update.dense().any()
-    with pytest.raises(UserError, match="no MLP matrix"):
+    with pytest.raises(UserError, match="not an MLP matrix"):
         METHODS["ultraedit"].weights(lm, UltraEditHyperParameters(inner_params=["lm_head"]))
