@@ -19,6 +19,7 @@ from support import tiny_models
 from harness_rect.config import EditConfig
 from harness_rect.evaluation.catalogue import GROUPS, TASKS, Group, Task
 from harness_rect.evaluation.data import SOURCES, Source
+from harness_rect.experiments.sweep.plan import SweepConfig
 from harness_rect.methods import METHODS, Method
 from harness_rect.regularizers import REGULARIZERS, Regularizer
 
@@ -129,3 +130,13 @@ def test_the_command_line_names_every_method():
     text = commands.choices["edit"].format_help()
     for name in METHODS:
         assert name in text, name
+
+
+def test_every_key_of_a_sweep_is_described():
+    text = (DOCS / "sweep.md").read_text(encoding="utf-8")
+    described = {
+        key
+        for row in re.findall(r"^\| (`.*?) \|", text, flags=re.MULTILINE)
+        for key in re.findall(r"`(\w+)`", row)
+    }
+    assert described - {"model"} == set(SweepConfig.model_fields)
