@@ -54,7 +54,7 @@ from harness_rect.methods.value_search import subject_position
 from harness_rect.models import EditableLM
 from harness_rect.models.lm import chunks, hidden_of, stop_forward
 from harness_rect.moments import SecondMoment
-from harness_rect.moments.collect import collect
+from harness_rect.moments.accumulate import accumulate
 from harness_rect.regularizers import rect
 
 RESULTS = Path(__file__).parent / "results"
@@ -563,7 +563,7 @@ def bench_moments(lm: EditableLM, shape: str, device: str, repeats: int, tokens:
 
     def ours(which: list[int]) -> dict[int, Tensor]:
         with tempfile.TemporaryDirectory() as folder:
-            return collect(lm, which, sequences, Path(folder) / "partial.npz", "benchmark")[0]
+            return accumulate(lm, which, sequences, Path(folder) / "partial.safetensors", "benchmark")[0]
 
     theirs, mine = published(), ours(layers)
     off = max(agree(mine[layer].to(device), theirs[layer], 1e-4, f"moments {layer}") for layer in layers)

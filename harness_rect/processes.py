@@ -30,14 +30,14 @@ class Processes:
 
     @classmethod
     def launched(cls, cuda: bool) -> Processes:
-        """All processes of this command; they exchange sums by NCCL if they compute with CUDA, else by gloo.
+        """All processes of this command; sums are exchanged by NCCL with CUDA, else by gloo.
 
         Raises:
             UserError: if there is no GPU for this process.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
-        # One may load a model, or compute, for long after the others; the default is ten minutes.
+        # One process may take much longer than the others to load a model; the default is ten minutes.
         state = PartialState(cpu=not cuda, timeout=timedelta(days=1))
         if cuda and state.local_process_index >= (gpus := torch.cuda.device_count()):
             raise UserError(f"each process needs a GPU of its own: start at most {gpus} on this machine")
@@ -60,9 +60,9 @@ class Processes:
         return str(self._state.device)
 
     @contextmanager
-    def agreed(self) -> Iterator[None]:
-        """Wait for all processes at the end; where one of several had a UserError all exit with status 2, and
-        the main one prints it.
+    def failing_together(self) -> Iterator[None]:
+        """Wait for all processes at the end; if any of several raised a UserError, the main one prints it and
+        all exit with status 2.
 
         Raises:
             UserError: of a process that computes alone, unchanged.
@@ -79,7 +79,7 @@ class Processes:
         if errors:
             if self.is_main:
                 print(f"error: {errors[0]}", file=sys.stderr, flush=True)
-            # The launcher ends the others as soon as one exits: not before the line is out.
+            # When one process exits, the launcher stops the others: wait until the line is printed.
             self._state.wait_for_everyone()
             self.leave()
             raise SystemExit(2)

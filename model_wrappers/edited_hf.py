@@ -31,7 +31,7 @@ from harness_rect.errors import UserError, closest, one_line_errors
 from harness_rect.io.files import check_output
 from harness_rect.models.architecture import check_editable, refuse_config
 from harness_rect.models.load import load_errors
-from harness_rect.moments.provider import layout_name
+from harness_rect.moments.layout import layout_name
 from harness_rect.session.checkpoint import save_checkpoint
 from harness_rect.session.report import UNEDITED, EditReport
 from harness_rect.session.runs import EditCache

@@ -18,7 +18,7 @@ from harness_rect.methods.memit import MemitHyperParameters
 from harness_rect.methods.rome import RomeHyperParameters
 from harness_rect.models import EditableLM, graphs
 from harness_rect.moments import SecondMoment
-from harness_rect.moments.collect import collect
+from harness_rect.moments.accumulate import accumulate
 from harness_rect.regularizers import rect
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -103,8 +103,8 @@ def test_second_moments_are_the_same(make_lm, tmp_path):
     sequences = [
         on_cpu.encoder.ids(text) for text in ("The city is large.", "I went to Rome to see it, too.")
     ]
-    wanted, count = collect(on_cpu, [0, 1], sequences, tmp_path / "a", "x")
-    found, same = collect(lm, [0, 1], sequences, tmp_path / "b", "x")
+    wanted, count = accumulate(on_cpu, [0, 1], sequences, tmp_path / "a", "x")
+    found, same = accumulate(lm, [0, 1], sequences, tmp_path / "b", "x")
     assert count == same and off(found, wanted) < 1e-5
 
 

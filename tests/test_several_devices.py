@@ -13,7 +13,7 @@ from training import test_mend
 from harness_rect.config import EditConfig
 from harness_rect.models import EditableLM
 from harness_rect.models.architecture import locate
-from harness_rect.moments.collect import collect
+from harness_rect.moments.accumulate import accumulate
 from harness_rect.regularizers import REGULARIZERS
 from harness_rect.session import EditSession
 
@@ -93,10 +93,10 @@ def test_blocks_on_a_disk_need_not_be_in_memory(method, family, make_model, mome
 def test_second_moments_are_those_of_one_device(family, make_lm, tmp_path):
     lm = make_lm(family, **depth(family, 3))
     sequences = [lm.encoder.ids(text) for text in ("The city is large.", "I went to Rome to see it, too.")]
-    wanted, count = collect(lm, [0, 1, 2], sequences, tmp_path / "a", "x")
+    wanted, count = accumulate(lm, [0, 1, 2], sequences, tmp_path / "a", "x")
     over_devices(lm.model)
     with SeveralDevices():
-        found, same = collect(lm, [0, 1, 2], sequences, tmp_path / "b", "x")
+        found, same = accumulate(lm, [0, 1, 2], sequences, tmp_path / "b", "x")
     assert count == same
     torch.testing.assert_close(found, wanted)
 

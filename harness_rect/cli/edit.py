@@ -13,7 +13,7 @@ from harness_rect.cli.common import add_model_options, add_option, load_model
 from harness_rect.edits import load_edits
 from harness_rect.errors import UserError
 from harness_rect.io.files import check_output
-from harness_rect.moments.provider import layout_name
+from harness_rect.moments.layout import layout_name
 from harness_rect.session.checkpoint import save_checkpoint
 from harness_rect.session.report import EditReport
 from harness_rect.session.runs import EditCache

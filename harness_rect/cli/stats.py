@@ -15,7 +15,7 @@ from harness_rect.fingerprint import model_fingerprint
 from harness_rect.io.files import check_parent
 from harness_rect.models import EditableLM
 from harness_rect.moments import MomentProvider
-from harness_rect.moments.collect import DEFAULT_TOKENS, texts_of
+from harness_rect.moments.text import DEFAULT_TOKENS, texts_of
 from harness_rect.processes import Processes
 
 
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not processes.is_main:
         logging.disable(logging.WARNING)
         transformers.utils.logging.disable_progress_bar()
-    with processes.agreed():
+    with processes.failing_together():
         layers = parse_layers(arguments.layers)
         tokens = DEFAULT_TOKENS if arguments.tokens is None else arguments.tokens
         if tokens < 1:
@@ -52,8 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
         provider = MomentProvider(
             lm, None, "", model_fingerprint(model), dataset=arguments.text, dtype=dtype, tokens=tokens
         )
-    names = {layer: lm.architecture.down_projections[layer] for layer in layers}
-    paths = {layer: arguments.output / f"{name}_{dtype}_mom2_{tokens}.npz" for layer, name in names.items()}
+    paths = provider.paths_in(arguments.output, layers)
     count = provider.compute_into(paths, processes)
     processes.leave()
     if processes.is_main:

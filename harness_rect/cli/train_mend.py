@@ -11,7 +11,7 @@ from harness_rect.cli.common import add_model_options, add_option, load_model, p
 from harness_rect.edits import load_edits
 from harness_rect.io.files import check_parent
 from harness_rect.models import EditableLM
-from harness_rect.moments.provider import layout_name
+from harness_rect.moments.layout import layout_name
 from harness_rect.training.mend import (
     MendTrainer,
     MendTraining,

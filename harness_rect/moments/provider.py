@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock
@@ -15,66 +14,29 @@ from harness_rect.code_digest import code_digest
 from harness_rect.errors import UserError
 from harness_rect.io.cache import cache_folder
 from harness_rect.models import EditableLM
-from harness_rect.moments.collect import DEFAULT_TOKENS, collect, texts_of, windows
-from harness_rect.moments.second_moment import SecondMoment, read_moment, write_moment
+from harness_rect.moments.accumulate import accumulate
+from harness_rect.moments.layout import file_name, find_moment, folder_name, read_moment, write_moment
+from harness_rect.moments.second_moment import SecondMoment
+from harness_rect.moments.text import DEFAULT_TOKENS, texts_of, windows
 from harness_rect.processes import ALONE, Processes
 
 log = logging.getLogger(__name__)
-
-
-def layout_name(model: str) -> str:
-    """What the public layout calls a model: its hub name, or the last part of a local path."""
-    return Path(model).name if Path(model).is_dir() else model
-
-
-def model_folder_name(name: str) -> str:
-    """How the public layout spells a model's name as a folder: slashes become underscores."""
-    return name.replace("/", "_")
-
-
-def find_moment(
-    folder: Path, module: str, model_name: str, dataset: str, dtype: str, samples: int
-) -> Path | None:
-    """The file of one module under a user's folder, most exact match first.
-
-    Looked for in ``<folder>/<model>/<dataset>_stats/``, ``<folder>/<dataset>_stats/`` and ``<folder>/``; a
-    file of another sample size or dtype serves where there is exactly one.
-
-    Raises:
-        UserError: if several files fit equally well.
-    """
-    # The public cache knows a model by its name alone ("gpt2-xl"), the hub also by its owner.
-    models = [model_folder_name(model_name), model_name.rpartition("/")[2]]
-    stats = f"{dataset}_stats"
-    places = [*(folder / name / stats for name in models if name), folder / stats, folder]
-    for place in places:
-        exact = place / f"{module}_{dtype}_mom2_{samples}.npz"
-        if exact.is_file():
-            return exact
-    pattern = re.compile(re.escape(module) + r"_(float32|float64)_mom2_\d+\.npz")
-    for place in places:
-        found = sorted(p for p in place.glob("*.npz") if pattern.fullmatch(p.name)) if place.is_dir() else []
-        if len(found) > 1:
-            names = ", ".join(p.name for p in found)
-            raise UserError(
-                f"{place}: several files of second moments for {module}: {names}; set mom2_n_samples"
-            )
-        if found:
-            return found[0]
-    return None
 
 
 class MomentProvider:
     """Second moments of the layers a run needs, of the unedited model.
 
     Args:
-        folder: the user's ``stats`` folder, or None for the cache only.
+        folder: the user's ``stats`` folder, or None for the cache only. That it lacks a layer is an error: a
+            typo must not start a long computation.
         model_name: as in the public layout's folder names.
         model_fingerprint: identifies the weights the moments are of.
         dataset, dtype, samples: ``mom2_dataset``, ``mom2_dtype``, ``mom2_n_samples``; the dataset may be a
             path to a text file.
+        tokens: of the text, where moments are computed.
 
-    A user's folder that lacks a layer is an error: a typo must not start a long computation.
+    Raises:
+        UserError: if there is no such folder.
     """
 
     def __init__(
@@ -98,17 +60,13 @@ class MomentProvider:
 
     def load(self, layers: Sequence[int]) -> None:
         """Find or compute the moments of all ``layers`` at once. Must be called before any edit."""
-        missing = []
-        for layer in layers:
-            path = self._find(layer)
-            if path is None:
-                missing.append(layer)
-            else:
-                self._moments[layer] = read_moment(path, self.lm.architecture.d_mlp)
-                log.info("second moments of layer %d: %s", layer, path)
-        if missing:
-            for layer, path in self._compute(missing).items():
-                self._moments[layer] = read_moment(path, self.lm.architecture.d_mlp)
+        if self.folder is None:
+            paths = self._cached(layers)
+        else:
+            paths = {layer: self._find(self.folder, layer) for layer in layers}
+        for layer, path in paths.items():
+            self._moments[layer] = read_moment(path, self.lm.architecture.d_mlp)
+            log.info("second moments of layer %d: %s", layer, path)
 
     def get(self, layer: int) -> SecondMoment:
         """The second moment of a loaded layer."""
@@ -121,28 +79,40 @@ class MomentProvider:
     def provenance(self) -> dict[str, object]:
         """For the results file: layer -> origin, tokens and a hash of the numbers used."""
         return {
-            str(layer): {
-                "file": moment.origin,
-                "tokens": moment.count,
-                "sha256": moment.sha256,
-            }
+            str(layer): {"file": moment.origin, "tokens": moment.count, "sha256": moment.sha256}
             for layer, moment in sorted(self._moments.items())
         }
 
-    def _find(self, layer: int) -> Path | None:
-        module = self.lm.architecture.down_projections[layer]
-        if self.folder is None:
-            path = self._cache_path(module)
-            return path if path.is_file() else None
-        found = find_moment(self.folder, module, self.model_name, self.dataset, self.dtype, self.samples)
+    def paths_in(self, folder: Path, layers: Sequence[int]) -> dict[int, Path]:
+        """layer -> the file for its moments, computed from ``tokens`` tokens, in a folder."""
+        names = self.lm.architecture.down_projections
+        return {layer: folder / file_name(names[layer], self.dtype, self.tokens) for layer in layers}
+
+    def _find(self, folder: Path, layer: int) -> Path:
+        module, stats = self.lm.architecture.down_projections[layer], f"{self.dataset}_stats"
+        found = find_moment(folder, module, self.model_name, self.dataset, self.dtype, self.samples)
         if found is None:
             raise UserError(
-                f"stats={self.folder}: no second moments of {module} (looked for"
-                f" {module}_{self.dtype}_mom2_{self.samples}.npz in it, in {self.dataset}_stats/ and in"
-                f" {model_folder_name(self.model_name)}/{self.dataset}_stats/); make them with"
-                f" `harness-rect stats --model M --layers {layer} --text FILE --output {self.folder}`"
+                f"stats={folder}: no second moments of {module} (looked for"
+                f" {file_name(module, self.dtype, self.samples)} in it, in {stats}/ and in"
+                f" {folder_name(self.model_name)}/{stats}/); compute them with"
+                f" `harness-rect stats --model M --layers {layer} --text FILE --output {folder}`"
             )
         return found
+
+    def _cached(self, layers: Sequence[int]) -> dict[int, Path]:
+        """layer -> its file in the cache, computed if it is not there."""
+        key = hashlib.sha256(json.dumps(self._sample(), sort_keys=True).encode()).hexdigest()[:16]
+        folder = cache_folder("stats") / key
+        paths = self.paths_in(folder, layers)
+        if all(path.is_file() for path in paths.values()):
+            return paths
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):  # two runs on one machine compute once
+            missing = {layer: path for layer, path in paths.items() if not path.is_file()}
+            if missing:
+                self.compute_into(missing)
+        return paths
 
     def _sample(self) -> dict[str, object]:
         """What identifies a computed sample."""
@@ -150,51 +120,33 @@ class MomentProvider:
         path = Path(self.dataset)
         if path.is_file():
             source = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        special = (
-            self.lm.encoder.ids("a") != self.lm.encoder.tokenizer("a", add_special_tokens=False)["input_ids"]
-        )
+        encoder = self.lm.encoder
         return {
             "model": self.model_fingerprint,
             "tokens": self.tokens,
-            "special_tokens": special,
-            "code": code_digest(collect),
+            "special_tokens": encoder.ids("a")
+            != encoder.tokenizer("a", add_special_tokens=False)["input_ids"],
+            "code": code_digest(accumulate),
             **source,
         }
 
-    def _cache_path(self, module: str) -> Path:
-        key = hashlib.sha256(json.dumps(self._sample(), sort_keys=True).encode()).hexdigest()[:16]
-        return cache_folder("stats") / key / f"{module}_{self.dtype}_mom2_{self.tokens}.npz"
-
-    def _compute(self, layers: Sequence[int]) -> dict[int, Path]:
-        names = {layer: self.lm.architecture.down_projections[layer] for layer in layers}
-        paths = {layer: self._cache_path(name) for layer, name in names.items()}
-        folder = next(iter(paths.values())).parent
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):  # two runs on one machine compute once
-            wanted = [layer for layer in layers if not paths[layer].is_file()]
-            if wanted:
-                self.compute_into({layer: paths[layer] for layer in wanted})
-        return paths
-
-    def compute_into(self, paths: dict[int, Path], processes: Processes = ALONE) -> int:
+    def compute_into(self, paths: Mapping[int, Path], processes: Processes = ALONE) -> int:
         """Compute the moments of the given layers from text and write each to its path; returns tokens.
 
         Several processes, all called alike, share the work; the main one writes and the others wait.
         """
+        layers = sorted(paths)
         log.info(
-            "computing second moments of layers %s from %s (%d tokens)",
-            sorted(paths),
-            self.dataset,
-            self.tokens,
+            "computing second moments of layers %s from %s (%d tokens)", layers, self.dataset, self.tokens
         )
-        with processes.agreed():
+        with processes.failing_together():
             sequences, documents = windows(self.lm, texts_of(self.dataset), self.tokens)
-        fingerprint = json.dumps(self._sample() | {"layers": sorted(paths)}, sort_keys=True)
-        folder = next(iter(paths.values())).parent
-        sums, count = collect(
-            self.lm, sorted(paths), sequences, folder / ".partial.safetensors", fingerprint, processes
+        fingerprint = json.dumps(self._sample() | {"layers": layers}, sort_keys=True)
+        folder = paths[layers[0]].parent
+        sums, count = accumulate(
+            self.lm, layers, sequences, folder / ".partial.safetensors", fingerprint, processes
         )
-        with processes.agreed():
+        with processes.failing_together():
             if processes.is_main:
                 for layer, path in paths.items():
                     total = sums[layer] if self.dtype == "float64" else sums[layer].float()

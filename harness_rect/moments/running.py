@@ -24,7 +24,7 @@ class Running:
         return cls(zeros.new_zeros(()), zeros, zeros)
 
     def updated(self, rows: Tensor) -> Running:
-        """With ``rows`` (n, d), n >= 1, of the same device, taken in."""
+        """Including ``rows`` (n, d), n >= 1, on the same device."""
         rows = in_double(rows)
         total, delta = self.count + len(rows), rows.mean(0) - self.mean
         squares = (rows - rows.mean(0)).square().sum(0) + delta.square() * self.count * len(rows) / total

@@ -17,8 +17,9 @@ from support.tiny_models import TEXT
 
 from harness_rect import cli
 from harness_rect.errors import UserError
-from harness_rect.moments import collect as module
-from harness_rect.moments.collect import collect, windows
+from harness_rect.moments import accumulate as module
+from harness_rect.moments.accumulate import accumulate
+from harness_rect.moments.text import windows
 from harness_rect.processes import Processes
 
 NUMBER = 2
@@ -39,7 +40,8 @@ from support.tiny_models import make_model, train_tokenizer
 from harness_rect.models import EditableLM
 from harness_rect.processes import Processes
 from harness_rect.io import resume
-from harness_rect.moments import collect as module
+from harness_rect.moments import accumulate as module
+from harness_rect.moments.text import windows
 
 module.BATCH_TOKENS, resume.SAVE_SECONDS = size, 0.0
 
@@ -47,7 +49,7 @@ def rank(environment, turns):
     os.environ.update(environment)
     processes = Processes.launched(cuda=False)
     lm = EditableLM(make_model("llama"), train_tokenizer(True))
-    sequences, _ = module.windows(lm, documents, 10_000)
+    sequences, _ = windows(lm, documents, 10_000)
     run = lm.run_hooked
     for turn in turns:
         calls = []
@@ -59,7 +61,7 @@ def rank(environment, turns):
             return run(*arguments)
 
         lm.run_hooked = counted
-        sums, count = module.collect(lm, [0, 1], sequences, place / ".partial.safetensors", "x", processes)
+        sums, count = module.accumulate(lm, [0, 1], sequences, place / ".partial.safetensors", "x", processes)
         found = {"sums": sums, "count": count, "calls": len(calls)}
         torch.save(found, place / f"{turn}{processes.rank}.pt")
     processes.leave()
@@ -100,7 +102,7 @@ def test_killed_processes_go_on_and_end_with_the_same_bits(tmp_path, make_lm, mo
     monkeypatch.setattr(module, "BATCH_TOKENS", BATCH)
     lm = make_lm("llama")
     sequences, _ = windows(lm, DOCUMENTS, 10_000)
-    alone, count = collect(lm, [0, 1], sequences, tmp_path / "partial.safetensors", "x")
+    alone, count = accumulate(lm, [0, 1], sequences, tmp_path / "partial.safetensors", "x")
     assert count == whole[0]["count"]
     assert sum(found["calls"] for found in whole) == len(module._batches(sequences))
     for layer in (0, 1):  # the products of each batch are the same; only the order of the sum is another

@@ -49,7 +49,7 @@ from harness_rect.fingerprint import model_fingerprint
 from harness_rect.io.files import written_whole
 from harness_rect.io.progress import logging_only
 from harness_rect.model_wrappers.edited_hf import EditedHF
-from harness_rect.moments.provider import layout_name
+from harness_rect.moments.layout import layout_name
 from harness_rect.session import EditSession
 from harness_rect.session.runs import EditCache
 

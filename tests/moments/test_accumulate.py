@@ -16,8 +16,9 @@ from support.tiny_models import D_MLP, FAMILIES, TEXT
 from harness_rect.errors import UserError
 from harness_rect.models import EditableLM
 from harness_rect.moments import MomentProvider, read_moment
-from harness_rect.moments import collect as module
-from harness_rect.moments.collect import collect, texts_of, windows
+from harness_rect.moments import accumulate as module
+from harness_rect.moments.accumulate import accumulate
+from harness_rect.moments.text import texts_of, windows
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [*TEXT.splitlines(), "A short one.", "🦜 東京 " * 30]
@@ -67,7 +68,7 @@ def test_sums_are_those_of_unpadded_documents(family, make_lm, tmp_path, monkeyp
     monkeypatch.setattr(module, "BLOCK", 20)  # of 48 columns
     lm = make_lm(family)
     sequences, _ = windows(lm, DOCUMENTS, 10_000)
-    sums, count = collect(lm, [0, 1], sequences, tmp_path / "partial.safetensors", "x")
+    sums, count = accumulate(lm, [0, 1], sequences, tmp_path / "partial.safetensors", "x")
     for layer in (0, 1):
         want, tokens = brute_force(lm, layer, sequences)
         assert tokens == count == sum(map(len, sequences))
@@ -80,7 +81,7 @@ def test_sums_of_a_float64_model_are_exact_to_the_products_rounding(make_lm, tmp
     lm = make_lm("gpt2")
     lm.model.double()
     sequences, _ = windows(lm, DOCUMENTS, 300)
-    sums, _ = collect(lm, [1], sequences, tmp_path / "partial.safetensors", "x")
+    sums, _ = accumulate(lm, [1], sequences, tmp_path / "partial.safetensors", "x")
     want, _ = brute_force(lm, 1, sequences)
     assert close(sums[1], want, 1e-6)
 
@@ -88,16 +89,16 @@ def test_sums_of_a_float64_model_are_exact_to_the_products_rounding(make_lm, tmp
 def test_several_layers_in_one_pass_are_what_each_is_alone(make_lm, tmp_path):
     lm = make_lm("llama")
     sequences, _ = windows(lm, DOCUMENTS, 400)
-    both, _ = collect(lm, [1, 0], sequences, tmp_path / "partial.safetensors", "x")
+    both, _ = accumulate(lm, [1, 0], sequences, tmp_path / "partial.safetensors", "x")
     for layer in (0, 1):
-        alone, _ = collect(lm, [layer], sequences, tmp_path / "partial.safetensors", "x")
+        alone, _ = accumulate(lm, [layer], sequences, tmp_path / "partial.safetensors", "x")
         assert torch.equal(both[layer], alone[layer])
 
 
 def test_the_model_is_left_as_it_was(make_lm, tmp_path):
     lm = make_lm("gpt2")
     lm.model.train()
-    collect(lm, [0], [[5, 6, 7]], tmp_path / "partial.safetensors", "x")
+    accumulate(lm, [0], [[5, 6, 7]], tmp_path / "partial.safetensors", "x")
     assert lm.model.training and all(p.requires_grad for p in lm.model.parameters())
     assert all(not m._forward_hooks for m in lm.model.modules())
 
@@ -164,19 +165,19 @@ def test_an_interrupted_collection_ends_with_the_same_bits(
     lm = make_lm("llama")
     sequences, _ = windows(lm, DOCUMENTS, 10_000)
     partial = tmp_path / "partial.safetensors"
-    whole, tokens = collect(lm, [0, 1], sequences, partial, "x")
+    whole, tokens = accumulate(lm, [0, 1], sequences, partial, "x")
     assert not partial.exists()
 
     with monkeypatch.context() as patch:
         interrupt_after(lm, after, patch)
         with pytest.raises(Interrupted):
-            collect(lm, [0, 1], sequences, partial, "x")
+            accumulate(lm, [0, 1], sequences, partial, "x")
     assert partial.exists() == (after > 0)
 
     calls, run = [], EditableLM.run_hooked
     with monkeypatch.context() as patch:
         patch.setattr(EditableLM, "run_hooked", lambda *args: (calls.append(1), run(*args))[1])
-        resumed, again = collect(lm, [0, 1], sequences, partial, "x")
+        resumed, again = accumulate(lm, [0, 1], sequences, partial, "x")
     total = len(module._batches(sequences))
     assert total > 5 and len(calls) == total - after
     assert again == tokens
@@ -190,13 +191,13 @@ def test_a_partial_file_of_another_sample_or_layer_is_not_continued(
     lm = make_lm("llama")
     sequences, _ = windows(lm, DOCUMENTS, 10_000)
     partial = tmp_path / "partial.safetensors"
-    whole, tokens = collect(lm, [1], sequences, partial, "x")
+    whole, tokens = accumulate(lm, [1], sequences, partial, "x")
     for layers, fingerprint in (([0], "x"), ([1], "another")):
         with monkeypatch.context() as patch:
             interrupt_after(lm, 3, patch)
             with pytest.raises(Interrupted):
-                collect(lm, layers, sequences, partial, fingerprint)
-        sums, count = collect(lm, [1], sequences, partial, "x")
+                accumulate(lm, layers, sequences, partial, fingerprint)
+        sums, count = accumulate(lm, [1], sequences, partial, "x")
         assert count == tokens and torch.equal(sums[1], whole[1])
 
 
@@ -204,10 +205,10 @@ def test_a_damaged_partial_file_is_not_continued(make_lm, tmp_path, small_batche
     lm = make_lm("gpt2")
     sequences, _ = windows(lm, DOCUMENTS, 300)
     partial = tmp_path / "partial.safetensors"
-    whole, _ = collect(lm, [0], sequences, partial, "x")
+    whole, _ = accumulate(lm, [0], sequences, partial, "x")
     for content in (b"", b"no zip"):
         partial.write_bytes(content)
-        sums, _ = collect(lm, [0], sequences, partial, "x")
+        sums, _ = accumulate(lm, [0], sequences, partial, "x")
         assert torch.equal(sums[0], whole[0])
 
 
@@ -357,12 +358,12 @@ torch.set_num_threads(1)
 from support.tiny_models import make_model, train_tokenizer
 from harness_rect.models import EditableLM
 from harness_rect.moments import MomentProvider, provider
-compute = provider.collect
+compute = provider.accumulate
 def slow(*args):
     print("computing", flush=True)
     time.sleep(1)
     return compute(*args)
-provider.collect = slow
+provider.accumulate = slow
 lm = EditableLM(make_model("gpt2"), train_tokenizer(False))
 print("ready", flush=True)
 sys.stdin.readline()

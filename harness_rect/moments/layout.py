@@ -1,0 +1,116 @@
+"""The public layout of second moments (ROME's statistics): names of folders and files, and what a file holds.
+
+``<model>/<dataset>_stats/<module>_<dtype>_mom2_<n>.npz`` holds ``mom2.mom2``, the SUM of outer products
+(d_mlp, d_mlp); ``mom2.count``, the number of tokens; and ``sample_size``, the number of documents. Ours add
+``fingerprint``, a JSON text that says what was sampled. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness_rect.errors import UserError
+from harness_rect.io.files import written_whole
+from harness_rect.moments.second_moment import SecondMoment
+
+
+def layout_name(model: str) -> str:
+    """What the layout calls a model: its hub name, or the last part of a local path."""
+    return Path(model).name if Path(model).is_dir() else model
+
+
+def folder_name(model: str) -> str:
+    """The folder of a model: its name with underscores for slashes."""
+    return model.replace("/", "_")
+
+
+def file_name(module: str, dtype: str, samples: int) -> str:
+    """The file of one module. samples: ``mom2_n_samples``, or the tokens asked for where we compute it."""
+    return f"{module}_{dtype}_mom2_{samples}.npz"
+
+
+def find_moment(folder: Path, module: str, model: str, dataset: str, dtype: str, samples: int) -> Path | None:
+    """The file of one module under a user's folder, the most exact match first.
+
+    Looked for in ``<folder>/<model>/<dataset>_stats/``, ``<folder>/<dataset>_stats/`` and ``<folder>/``; a
+    file of another sample size or dtype serves where there is exactly one.
+
+    Args:
+        model: :func:`layout_name`.
+
+    Raises:
+        UserError: if several fit equally well.
+    """
+    # The public cache names a model without its owner ("gpt2-xl"), the hub with it.
+    models = [folder_name(model), model.rpartition("/")[2]]
+    stats, exact = f"{dataset}_stats", file_name(module, dtype, samples)
+    places = [*(folder / name / stats for name in models if name), folder / stats, folder]
+    for place in places:
+        if (place / exact).is_file():
+            return place / exact
+    pattern = re.compile(re.escape(module) + r"_(float32|float64)_mom2_\d+\.npz")
+    for place in places:
+        found = sorted(p for p in place.glob("*.npz") if pattern.fullmatch(p.name))
+        if len(found) > 1:
+            names = ", ".join(p.name for p in found)
+            raise UserError(
+                f"{place}: several files of second moments for {module}: {names}; set mom2_n_samples"
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def read_moment(path: Path, d_mlp: int) -> SecondMoment:
+    """Read one file.
+
+    Raises:
+        UserError: naming the file and what is wrong with it (not an npz, arrays missing, another width).
+    """
+    try:
+        total, count = _sum_and_count(path)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: not a file of second moments (expected an npz with mom2.mom2 and mom2.count): {reason}"
+        ) from None
+    if total.shape != (d_mlp, d_mlp):
+        raise UserError(
+            f"{path}: second moments of shape {total.shape} do not fit this model,"
+            f" whose keys have {d_mlp} elements"
+        )
+    if count <= 0 or not np.isfinite(total).all():
+        raise UserError(
+            f"{path}: second moments must be finite and over at least one token (count is {count})"
+        )
+    return SecondMoment(torch.from_numpy(total), count, str(path))
+
+
+def _sum_and_count(path: Path) -> tuple[np.ndarray, int]:
+    arrays = np.load(path, allow_pickle=False)
+    if isinstance(arrays, np.ndarray):
+        raise ValueError("it holds a single array")
+    with arrays:
+        total, count = arrays["mom2.mom2"], int(arrays["mom2.count"])
+    if total.dtype.kind not in "fiu":
+        raise ValueError(f"mom2.mom2 holds {total.dtype}")
+    return total, count
+
+
+def write_moment(path: Path, total: Tensor, count: int, documents: int, fingerprint: str) -> None:
+    """Write one file, which appears under its name only when complete."""
+    arrays = {
+        "mom2.mom2": total.numpy(),
+        "mom2.count": np.asarray(count),
+        "sample_size": np.asarray(documents),
+        "fingerprint": np.asarray(fingerprint),
+    }
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)

@@ -1,0 +1,89 @@
+"""The text that second moments are computed from, and its sample of token windows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from harness_rect.errors import UserError
+from harness_rect.io.rows import as_text, json_lines, paragraphs
+from harness_rect.models import EditableLM
+
+log = logging.getLogger(__name__)
+
+#: Tokens read by default: several times the width of a 7B model's MLP, minutes rather than days.
+DEFAULT_TOKENS = 50_000
+#: Tokens of a window at most.
+WINDOW = 512
+HUB_TEXTS = {
+    "wikipedia": ("wikimedia/wikipedia", "20231101.en"),
+    "wikitext": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
+}
+
+
+def texts_of(source: str) -> Iterator[str]:
+    """Documents of a text source.
+
+    Args:
+        source: a path to a text file (a document is a run of lines up to a blank one), to a .jsonl file with
+            a ``text`` field, or ``wikipedia`` / ``wikitext``, which are streamed from the hub.
+
+    Raises:
+        UserError: naming the source and what is accepted; at once, for what is no source at all.
+    """
+    path = Path(source)
+    if path.is_file():
+        return _jsonl_texts(path) if path.suffix == ".jsonl" else paragraphs(path)
+    if source in HUB_TEXTS:
+        return _hub_texts(source)
+    raise UserError(
+        f"text for second moments: {source!r} is neither a file nor one of {', '.join(HUB_TEXTS)}"
+    )
+
+
+def _jsonl_texts(path: Path) -> Iterator[str]:
+    for row in json_lines(path):
+        yield as_text(row.object().get("text"), f"{row.where}: text")
+
+
+def _hub_texts(name: str) -> Iterator[str]:
+    import datasets
+
+    repository, configuration = HUB_TEXTS[name]
+    try:
+        stream = datasets.load_dataset(repository, configuration, split="train", streaming=True)
+        for row in stream:
+            yield row["text"]
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"text {name!r} cannot be read from the hub ({type(error).__name__}); offline, give second"
+            " moments with stats=DIR (made by `harness-rect stats --text FILE`), or mom2_adjustment: false"
+        ) from None
+
+
+def windows(lm: EditableLM, texts: Iterable[str], tokens: int) -> tuple[list[list[int]], int]:
+    """Token windows of the first ``tokens`` tokens of the texts, and how many documents they came from.
+
+    No window spans two documents, or is longer than the model can read.
+
+    Raises:
+        UserError: if the texts hold no tokens at all.
+    """
+    length = min(WINDOW, lm.max_length)
+    found: list[list[int]] = []
+    documents = total = 0
+    for text in texts:
+        if not text.strip():
+            continue
+        ids = lm.encoder.ids(text)[: tokens - total]
+        documents += 1
+        total += len(ids)
+        found += [ids[i : i + length] for i in range(0, len(ids), length)]
+        if total >= tokens:
+            break
+    if not total:
+        raise UserError("the text for second moments is empty")
+    if total < tokens:
+        log.warning("the text for second moments has only %d tokens; %d were wanted", total, tokens)
+    return found, documents
