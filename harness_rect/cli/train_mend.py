@@ -9,13 +9,12 @@ from rich.console import Console
 
 from harness_rect.cli.common import add_model_options, add_option, load_model, parse_layers
 from harness_rect.edits import load_edits
-from harness_rect.io.files import check_parent
+from harness_rect.io.files import check_output
 from harness_rect.models import EditableLM
 from harness_rect.moments.layout import layout_name
 from harness_rect.training.mend import (
     MendTrainer,
     MendTraining,
-    check_output,
     default_layers,
     hold_out,
     training_rows,
@@ -48,8 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     layers = parse_layers(arguments.layers) if arguments.layers is not None else [0]
     settings = validated(MendTraining, given | {"layers": layers}, "command line")  # before any work
-    check_output(arguments.output)
-    check_parent(arguments.output / "file")
+    check_output(arguments.output, resumable=True)
     train = load_edits(training_rows(arguments.train)).edits
     if arguments.val is None:
         train, held_out = hold_out(train)

@@ -70,15 +70,20 @@ def _settle(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def check_output(folder: Path) -> None:
+def check_output(folder: Path, resumable: bool = False) -> None:
     """Check, before long work starts, that ``folder`` is new or empty and can be written.
+
+    Args:
+        resumable: hidden files, the state of unfinished work, do not count.
 
     Raises:
         UserError: if not.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: exists already and is a file; give a folder")
+    if folder.is_dir() and any(not (resumable and path.name.startswith(".")) for path in folder.iterdir()):
         raise UserError(f"{folder}: exists already; give another folder or remove it")
-    check_parent(folder)
+    check_parent(folder / "file")
 
 
 def check_parent(path: Path) -> None:

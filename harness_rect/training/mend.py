@@ -1,19 +1,20 @@
 """Training MEND's hypernetworks for a frozen model (``harness-rect train-mend``).
 
-One step takes a batch of facts, each an edit of its own. x and g of all of them come from one forward and one
-backward pass; one forward pass through the edited model, in which every sequence meets its own fact's update,
-gives the loss, the mean over facts of
+One step takes a batch of facts, each a separate edit. Their x and g come from one forward and one backward
+pass. One forward pass through the edited model, in which each sequence uses its own fact's update, gives the
+loss, the mean over facts of
 
     c_edit * NLL of the target at a paraphrase + c_loc * KL(unedited || edited) at a locality prompt
 
-(per token; the second at the places that predict the prompt's reference answer). The update is never a dense
-matrix: W + lr * dW acts as the hook ``output + lr * (input x~^T) g~``. Means and deviations of x and g are
-those of all training tokens so far and frozen when validating and editing.
+per token, the KL divergence at the positions that predict the prompt's reference answer (Mitchell et al.
+2022, section 3). The update is never a dense matrix: W + lr * dW acts as the hook
+``output + lr * (input x~^T) g~``. Means and standard deviations of x and g are those of all training tokens
+so far; they are fixed in validation and editing.
 
-lr starts at ``-edit_lr``: at the start x~ and g~ are the whitened x and g themselves, and only against the
-gradient does an edit lower its loss; from a positive start training would have to cross zero first.
+lr starts at ``-edit_lr``: initially x~ and g~ are the whitened x and g themselves, and an edit lowers its
+loss only against the gradient; from a positive start training would have to cross zero first.
 
-The state is saved on the way; an interrupted training goes on where it was and ends with the same bits.
+The state is saved regularly; an interrupted training resumes from it and ends with the same bits.
 """
 
 from __future__ import annotations
@@ -41,18 +42,18 @@ from harness_rect.measure import EditProbes, Pair, probes
 from harness_rect.methods.gradients import inputs_and_gradients, targets_of, token_nll
 from harness_rect.methods.mend import active
 from harness_rect.methods.mend_network import Editor
-from harness_rect.methods.mend_weights import DESCRIPTION, TENSORS, Description, save_editor
+from harness_rect.methods.mend_weights import Description, save_editor
 from harness_rect.models import EditableLM
 from harness_rect.models.lm import Batch, unflatten
 from harness_rect.moments.running import Running
 
 log = logging.getLogger(__name__)
 
-#: The unfinished training, in the output folder.
+#: The state of an unfinished training, in the output folder.
 PARTIAL = ".training.safetensors"
-#: Validations in a training that runs to its end.
+#: Validations in a training that is not stopped early.
 VALIDATIONS = 40
-#: Facts held out for validation where no file is given: a tenth, at most so many.
+#: Maximum number of facts held out for validation where no file is given (otherwise a tenth).
 HELD_OUT = 500
 #: The learning rate of a weight's scalar, as a share of its starting value.
 LR_SHARE = 0.02
@@ -98,12 +99,12 @@ def inner_params(lm: EditableLM, layers: Sequence[int]) -> dict[str, tuple[int, 
 
 
 def training_rows(spec: str) -> str:
-    """``zsre``, with its slice, as the name of ZsRE's training rows; its evaluation rows are to be edited."""
+    """``zsre``, with its slice, replaced by ZsRE's training rows: its evaluation rows are for editing."""
     return re.sub(r"^\s*zsre\s*(?=$|\[)", "zsre_train", spec)
 
 
 def hold_out(edits: tuple[Edit, ...]) -> tuple[tuple[Edit, ...], tuple[Edit, ...]]:
-    """(training, validation) facts of a file that comes without validation rows: its end is held out."""
+    """(training, validation) facts of a file without validation rows: its last rows are held out."""
     n = min(HELD_OUT, max(1, len(edits) // 10))
     if len(edits) < 2:
         raise UserError("--train: at least two rows are needed, one of them for validation")
@@ -112,7 +113,7 @@ def hold_out(edits: tuple[Edit, ...]) -> tuple[tuple[Edit, ...], tuple[Edit, ...
 
 @dataclass(frozen=True)
 class Episode:
-    """One edit in training: the fact, what must follow from it, and what must not change (if any)."""
+    """One edit in training: the fact, a paraphrase, and a locality prompt if the row has one."""
 
     rewrite: Pair
     paraphrase: Pair
@@ -121,7 +122,7 @@ class Episode:
 
 @dataclass
 class Progress:
-    """What a training knows of itself beside its tensors.
+    """The state of a training without its tensors.
 
     step: steps done. best, best_step: lowest validation loss so far and where; scores: everything measured
     there. waited: validations since then.
@@ -222,10 +223,10 @@ class MendTrainer:
         self.optimiser.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.editor.parameters(), GRADIENT_CLIP)
-        if torch.isfinite(norm):  # one bad batch must not spoil everything learned before it
+        if torch.isfinite(norm):  # one bad batch must not spoil the networks
             self.optimiser.step()
         else:
-            log.warning("step %d: a gradient that is not finite; the step is left out", self.progress.step)
+            log.warning("step %d: the gradient is not finite; the step is skipped", self.progress.step)
         self.progress.step += 1
 
     def _validated(self) -> dict[str, float]:
@@ -264,7 +265,7 @@ class MendTrainer:
             lambda: (token_nll(self.lm, targets) * targets.weights).sum(),
         )
         if training:
-            self._take_in(found)
+            self._update_statistics(found)
         factors = self._factors(found)
         sums = {"edit": 0.0, "kl": 0.0}
         owners = list(range(len(episodes)))
@@ -293,8 +294,8 @@ class MendTrainer:
                 )
         return total / len(episodes), sums
 
-    def _take_in(self, found: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """Let the training tokens' x and g into the statistics of their networks."""
+    def _update_statistics(self, found: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Update the networks' means and deviations with the training tokens' x and g."""
         for name, module in zip(self.editor.weights, self.modules, strict=True):
             x, g = found[module]
             used, key = active(x, g), self.editor.key(name)
@@ -313,7 +314,7 @@ class MendTrainer:
                 getattr(network, f"g_{target}").copy_(g)
 
     def _factors(self, found: Mapping[str, tuple[Tensor, Tensor]]) -> Factors:
-        """Each fact's update of each module, zero rows where a token takes no part."""
+        """Each fact's update of each module; rows of unused tokens are zero."""
         factors: Factors = {}
         for name, module in zip(self.editor.weights, self.modules, strict=True):
             network, mode, lr = self.editor.of(name)
@@ -326,10 +327,10 @@ class MendTrainer:
     def _log_probs(
         self, pairs: Sequence[Pair], factors: Factors | None = None, owners: Sequence[int] = ()
     ) -> tuple[Tensor, Any]:
-        """(n, vocabulary) float32 log-probabilities where target tokens are predicted, and those places.
+        """(n, vocabulary) float32 log-probabilities where target tokens are predicted, and these positions.
 
         Args:
-            factors, owners: updates, and whose update each pair meets; None for the unedited model.
+            factors, owners: updates, and the fact whose update each pair uses; None for the unedited model.
         """
         targets = targets_of(self.lm, pairs)
         with edited(self.lm, factors or {}, owners, targets.batch):
@@ -430,11 +431,11 @@ def _accuracy(log_probs: Tensor, places: Any) -> float:
 
 @contextmanager
 def edited(lm: EditableLM, factors: Factors, owners: Sequence[int], batch: Batch) -> Iterator[None]:
-    """Let each sequence of a batch meet an edited model of its own.
+    """Run each sequence of a batch through an edited model of its own.
 
     Args:
         factors: module -> (x~ (facts, tokens, inputs), lr * g~ (facts, tokens, outputs)). owners: for each
-            sequence the fact whose update it meets.
+            sequence the fact whose update it uses.
     """
     named = dict(lm.model.named_modules())
 
@@ -450,14 +451,3 @@ def edited(lm: EditableLM, factors: Factors, owners: Sequence[int], batch: Batch
 
     with lm.hooked({named[name]: hook_for(name) for name in factors}):
         yield
-
-
-def check_output(folder: Path) -> None:
-    """Refuse a folder that holds anything but an unfinished training."""
-    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        found = (
-            "a trained MEND" if (folder / DESCRIPTION).exists() or (folder / TENSORS).exists() else "files"
-        )
-        raise UserError(f"{folder}: holds {found} already; give another folder or remove it")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file; give a folder")

@@ -67,8 +67,11 @@ def test_content_is_on_the_disk_before_it_gets_its_name(
 
 def test_output_must_be_new_or_empty_and_can_be_created(tmp_path: Path) -> None:
     check_output(tmp_path / "a" / "b")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / ".unfinished").write_text("")
+    check_output(tmp_path / "state", resumable=True)
     (tmp_path / "file").write_text("")
-    for taken in (tmp_path, tmp_path / "file"):
+    for taken in (tmp_path, tmp_path / "state", tmp_path / "file"):
         with pytest.raises(UserError, match="exists already"):
             check_output(taken)
     with pytest.raises(UserError, match=r"cannot be created: .*file is not a folder"):

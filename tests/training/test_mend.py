@@ -353,7 +353,7 @@ def test_the_command_survives_being_killed_and_its_weights_edit(place, capsys):
     assert report["n_edits"] == 2 and "no_change" not in report["flagged"]
     capsys.readouterr()
     assert cli.main(command(place)) == 2
-    assert "mend: holds a trained MEND already; give another folder or remove it" in capsys.readouterr().err
+    assert "mend: exists already; give another folder or remove it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

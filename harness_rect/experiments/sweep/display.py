@@ -52,8 +52,7 @@ class Progress:
         return sum(row.evaluations for row in self.rows), sum(row.evaluations_total for row in self.rows)
 
     def seconds_left(self) -> float | None:
-        """From the mean times so far; None while nothing has been timed. A method not yet timed counts as
-        the mean of the others."""
+        """From the mean times so far (of all methods, for one not timed yet); None if there are none."""
         evaluation = _mean(self.rows, EVALUATING)
         edits_left = [row for row in self.rows if not row.done and row.edits < row.edits_total]
         editing = 0.0
@@ -90,7 +89,7 @@ class Display:
         handlers = list(root.handlers)
         with Live(console=self.console, get_renderable=self._render, refresh_per_second=2) as live:
             self._live = live
-            # Lines written past the live table would tear it.
+            # Lines that other handlers print would break up the live table.
             root.handlers[:] = [RichHandler(console=self.console, show_path=False, markup=False)]
             try:
                 yield
@@ -99,7 +98,7 @@ class Display:
                 self._live = None
 
     def say(self, line: str) -> None:
-        """What happened, with how far the whole is."""
+        """Log a line about what happened, and how far the sweep is."""
         done, total = self.progress.evaluations
         log.info("%s; %d of %d evaluations done, %s", line, done, total, self._left())
 
@@ -152,12 +151,12 @@ def timing_table(rows: Sequence[Row], overhead: Mapping[str, float]) -> Group:
     editing, evaluating = (sum(row.seconds[kind] for row in rows) for kind in (EDITING, EVALUATING))
     made = [sum(row.edits_made for row in rows), sum(row.evaluations_made for row in rows)]
     table.add_section()
-    table.add_row("together", str(made[0]), f"{editing:.1f}", str(made[1]), f"{evaluating:.1f}")
+    table.add_row("total", str(made[0]), f"{editing:.1f}", str(made[1]), f"{evaluating:.1f}")
     work = editing + evaluating
     beside = sum(overhead.values())
     share = f" ({100 * beside / work:.1f}% of editing and evaluating)" if work else ""
     parts = ", ".join(f"{kind} {seconds:.1f}" for kind, seconds in overhead.items() if seconds >= 0.05)
-    rest = f"beside them {beside:.1f}{share}" + (f": {parts}" if parts else "")
+    rest = f"everything else {beside:.1f}{share}" + (f": {parts}" if parts else "")
     return Group(table, Text(rest))
 
 

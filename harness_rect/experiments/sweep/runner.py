@@ -1,8 +1,8 @@
 """``harness-rect sweep``: every trajectory edits once and is evaluated at its checkpoints, in place.
 
-Killed at any moment, the same command goes on: an evaluation is done when its ``results.json`` is there, and
-a trajectory goes on from the state saved last, at a checkpoint or half a minute ago. What lies in the output
-folder is only ever taken for the same evaluation: its results say all that determines them.
+A sweep can be killed at any moment and resumed by the same command: an evaluation is done when its
+``results.json`` exists, and a trajectory resumes from its last saved state, at a checkpoint or at most half a
+minute old. A results file records everything that determines it, and is reused only if all of that is equal.
 """
 
 from __future__ import annotations
@@ -11,21 +11,27 @@ import json
 import logging
 import os
 import shutil
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.table import Table
 
 from harness_rect.compat.lm_eval import describe_machine
-from harness_rect.edits import EditStream, fingerprint, load_edits
+from harness_rect.edits import fingerprint, load_edits
 from harness_rect.errors import UserError
-from harness_rect.experiments.sweep.clock import Clock
+from harness_rect.experiments.sweep.checked import (
+    Checked,
+    by_row,
+    coordinates,
+    load_model,
+    make_session,
+    row_name,
+    task_arguments,
+)
+from harness_rect.experiments.sweep.clock import Clock, read_timing
 from harness_rect.experiments.sweep.display import (
     EDITING,
     EVALUATING,
@@ -35,53 +41,48 @@ from harness_rect.experiments.sweep.display import (
     duration,
     timing_table,
 )
-from harness_rect.experiments.sweep.evaluate import Evaluator, QuietHF, read_results
+from harness_rect.experiments.sweep.dry_run import DryRun
+from harness_rect.experiments.sweep.evaluate import Evaluator
 from harness_rect.experiments.sweep.plan import (
     Evaluation,
     ModelEntry,
     Plan,
-    SweepConfig,
     Trajectory,
     make_plan,
     read_config,
 )
-from harness_rect.fingerprint import model_fingerprint
-from harness_rect.io.files import written_whole
+from harness_rect.io.files import check_parent, written_whole
 from harness_rect.io.progress import logging_only
 from harness_rect.model_wrappers.edited_hf import EditedHF
-from harness_rect.moments.layout import layout_name
-from harness_rect.session import EditSession
 from harness_rect.session.runs import EditCache
 
 log = logging.getLogger("harness_rect.sweep")
 
 #: In the output folder: unfinished trajectories, and the lock of the process that works in it.
 STATES, LOCK, INDEX = ".states", ".lock", "sweep.json"
-#: A dry run of a sweep that was never timed evaluates this many documents of each task.
-PROBE_DOCUMENTS = 8
 
 
 def run_sweep(path: Path, dry_run: bool = False, started: float | None = None) -> None:
-    """Run, or go on with, the sweep that a YAML file describes.
+    """Run, or resume, the sweep that a YAML file describes.
 
     Args:
         path: the configuration, see docs/sweep.md.
         dry_run: only print what would be done and what it would cost.
-        started: ``time.perf_counter()`` from which on time is counted.
+        started: ``time.perf_counter()`` from which time is counted.
 
     Raises:
-        UserError: one line; nothing is changed then that was finished before.
+        UserError: one line; what was finished before is unchanged.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a sweep runs in one process: start it without accelerate launch or torchrun")
     clock = Clock(started)
     config = read_config(path)
     plan = make_plan(config, str(path))
-    _check_writable(plan.output)
+    check_parent(plan.output / INDEX)
     with logging_only(logging.WARNING, "lm_eval", "harness_rect.hparams", "harness_rect.edited_hf"):
         if dry_run:
-            with _locked(plan.output) if plan.output.is_dir() else _nothing():
-                DryRun(plan).show(Console())
+            with _locked(plan.output) if plan.output.is_dir() else nullcontext():
+                DryRun(plan, read_timing(plan.output / INDEX)).show(Console())
             return
         plan.output.mkdir(parents=True, exist_ok=True)
         with _locked(plan.output):
@@ -95,7 +96,7 @@ class Sweep:
         self.plan, self.clock = plan, clock
         self.rows = {row.name: row for row in _rows(plan)}
         self.display = Display(Progress(list(self.rows.values())), Console(stderr=True))
-        self._timing: dict[str, dict[str, float]] = _timing(plan.output)
+        self._timing = read_timing(plan.output / INDEX)
         self._warnings: dict[str, list[str]] = {}  # of the edits an edits= names
 
     def run(self) -> None:
@@ -114,14 +115,14 @@ class Sweep:
     def _model(self, entry: ModelEntry) -> None:
         with self.clock.running("loading"):
             lm = load_model(entry, self.plan.config)
-            evaluator = Evaluator(lm, self.plan.config, _task_arguments(entry, self.plan.config))
+            evaluator = Evaluator(lm, self.plan.config, task_arguments(entry, self.plan.config))
         with self.clock.running("building requests"):
             evaluator.build()
         with self.clock.running("checking"):
             checked = Checked(self.plan, entry, lm, evaluator)
             self._write_index()
         for evaluation in checked.done:
-            row = self.rows[_row_name(self.plan, evaluation)]
+            row = self.rows[row_name(self.plan, evaluation)]
             row.evaluations += 1
             row.edits = max(row.edits, evaluation.n_edits)
         if checked.done:
@@ -143,7 +144,7 @@ class Sweep:
         checked: Checked,
     ) -> None:
         at = {evaluation.n_edits: evaluation for evaluation in todo}
-        row = self.rows[_row_name(self.plan, todo[0])]
+        row = self.rows[row_name(self.plan, todo[0])]
         editing_before = self.clock.read(EDITING)
         started_at: list[int] = []
         base = {kind: row.seconds[kind] for kind in row.seconds}
@@ -183,14 +184,14 @@ class Sweep:
         report: dict[str, Any] | None,
         made_of: dict[str, Any],
     ) -> None:
-        row = self.rows[_row_name(self.plan, evaluation)]
+        row = self.rows[row_name(self.plan, evaluation)]
         row.doing = "evaluating"
         before = self.clock.read(EVALUATING)
         with self.clock.running(EVALUATING):
             finished = evaluator.evaluate(evaluation, report)
         seconds = self.clock.read(EVALUATING) - before
         with self.clock.running("writing"):
-            finished.write(evaluation.folder, _coordinates(evaluation) | {"made_of": made_of})
+            finished.write(evaluation.folder, coordinates(evaluation) | {"made_of": made_of})
             row.evaluations += 1
             row.evaluations_made += 1
             row.seconds[EVALUATING] += seconds
@@ -214,7 +215,7 @@ class Sweep:
             "config": config.model_dump(mode="json"),
             "edits_sha256": fingerprint(self.plan.stream.edits),
             "evaluations": [
-                _coordinates(evaluation)
+                coordinates(evaluation)
                 | {
                     "results": str(evaluation.file.relative_to(self.plan.output)),
                     "done": evaluation.file.is_file(),
@@ -225,168 +226,6 @@ class Sweep:
         }
         with written_whole(self.plan.output / INDEX) as temporary:
             temporary.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-class Checked:
-    """Which evaluations of a model are done, and what the others will be made of.
-
-    Raises:
-        UserError: a results file is there that something else went into than would now.
-    """
-
-    def __init__(
-        self, plan: Plan, entry: ModelEntry, lm: EditedHF, evaluator: Evaluator, planning: bool = False
-    ) -> None:
-        self.done: list[Evaluation] = []
-        self.todo: list[Evaluation] = []
-        self.made_of: dict[Path, dict[str, Any]] = {}
-        self._tasks = evaluator.identity()
-        self._model = {"model_fingerprint": model_fingerprint(lm.model)}
-        session: EditSession | None = None
-        of: Trajectory | None = None
-        read: set[tuple[Any, ...]] = set()
-        for evaluation in plan.of_model(entry):
-            if evaluation.trajectory is not None and evaluation.trajectory is not of:
-                of = evaluation.trajectory
-                session = make_session(lm, of)  # also checks its hyper-parameters
-                moments = (of.config.method, of.config.hparams, of.config.stats)
-                if moments not in read and not planning:  # what is missing is found now, not after hours
-                    session.prepare()
-                    read.add(moments)
-            results = read_results(evaluation.file)
-            if evaluation.trajectory is None or results is not None:
-                self.made_of[evaluation.folder] = self.identity(evaluation, session)
-            if results is None:
-                self.todo.append(evaluation)
-                continue
-            difference = _difference(results["sweep"].get("made_of"), self.made_of[evaluation.folder])
-            if difference:
-                raise UserError(
-                    f"{evaluation.file}: made with {difference}; remove {evaluation.folder},"
-                    " or give another output folder"
-                )
-            self.done.append(evaluation)
-
-    def identity(self, evaluation: Evaluation, session: EditSession | None) -> dict[str, Any]:
-        """Everything that determines the results of ``evaluation``, as plain JSON."""
-        if evaluation.trajectory is None or session is None:
-            edited: dict[str, Any] = self._model | {"edits_sha256": fingerprint(evaluation.edits)}
-        else:
-            edited = session.identity(evaluation.n_edits)
-        made_of = {"model_args": evaluation.model_args, "edited": edited, **self._tasks}
-        return json.loads(json.dumps(made_of, default=str))
-
-
-class DryRun:
-    """What a sweep would do and what that would cost."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-
-    def show(self, console: Console) -> None:
-        config, timing = self.plan.config, _timing(self.plan.output)
-        table = Table(title=f"{self.plan.output}: what is left to do")
-        for heading in ("", "edits", "evaluations", "requests", "seconds"):
-            table.add_column(heading, justify="left" if not heading else "right", overflow="fold")
-        totals = [0, 0, 0, 0.0]
-        done, measured = 0, 0
-        for entry in config.models:
-            lm = load_model(entry, config)
-            evaluator = Evaluator(lm, config, _task_arguments(entry, config))
-            evaluator.build()
-            checked = Checked(self.plan, entry, lm, evaluator, planning=True)
-            done += len(checked.done)
-            if not checked.todo:
-                continue
-            probe = Probe(self.plan, entry, lm, evaluator)
-            for name, group in _by_row(self.plan, checked.todo).items():
-                known = timing.get(name, {})
-                trajectory = group[0].trajectory
-                requests = sum(evaluator.requests(evaluation.edits) for evaluation in group)
-                edits = group[-1].n_edits
-                measured += "seconds_per_evaluation" in known
-                evaluation = known.get("seconds_per_evaluation")
-                seconds = evaluation * len(group) if evaluation else probe.seconds_per_request() * requests
-                if trajectory is not None:
-                    each = known.get("seconds_per_edit") or probe.seconds_per_edit(trajectory)
-                    seconds += each * edits
-                cells = [edits, len(group), requests, seconds]
-                table.add_row(name, *(f"{cell:.0f}" for cell in cells))
-                totals = [a + b for a, b in zip(totals, cells, strict=True)]
-        table.add_section()
-        table.add_row("together", *(f"{cell:.0f}" for cell in totals))
-        console.print(table)
-        console.print(f"{done} evaluations are done already.")
-        if totals[1]:
-            how = "from earlier runs in this folder" if measured else "from a short probe"
-            console.print(
-                f"About {duration(totals[3])}, {how}; edited models often ramble on, which takes longer.",
-                soft_wrap=True,
-            )
-
-
-class Probe:
-    """How long things take, from doing a little of each, once."""
-
-    def __init__(self, plan: Plan, entry: ModelEntry, lm: EditedHF, evaluator: Evaluator) -> None:
-        self._plan, self._entry, self._lm, self._evaluator = plan, entry, lm, evaluator
-        self._request: float | None = None
-        self._edit: dict[str, float] = {}
-
-    def seconds_per_request(self) -> float:
-        if self._request is None:
-            limit = min(self._plan.config.limit or PROBE_DOCUMENTS, PROBE_DOCUMENTS)
-            config = self._plan.config.model_copy(update={"limit": limit})
-            small = Evaluator(self._lm, config, _task_arguments(self._entry, config))
-            small.build()
-            edits = self._plan.stream.edits[:PROBE_DOCUMENTS]
-            requests = small.requests(edits)
-            evaluation = Evaluation(self._entry, None, 0, Path(), _task_arguments(self._entry, config), edits)
-            started = time.perf_counter()
-            small.evaluate(evaluation, None)
-            self._request = (time.perf_counter() - started) / requests
-        return self._request
-
-    def seconds_per_edit(self, trajectory: Trajectory) -> float:
-        """Of one step of the method; what a run does once, before its first step, is not counted."""
-        if trajectory.label not in self._edit:
-            size = trajectory.config.edit_batch_size
-            session = make_session(self._lm, trajectory, size)
-            try:
-                step = session.run(on_step=lambda done: None)["steps"][0]
-            finally:
-                session.revert()
-            self._edit[trajectory.label] = (step["seconds"] + step["measuring_seconds"]) / size
-        return self._edit[trajectory.label]
-
-
-def load_model(entry: ModelEntry, config: SweepConfig) -> QuietHF:
-    """The unedited model, as lm-eval would load it.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
-    settings = {"batch_size": config.batch_size, "device": config.device}
-    try:
-        return QuietHF.create_from_arg_obj(entry.arguments | {"method": "none"}, settings)
-    except (AssertionError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, UserError | torch.OutOfMemoryError):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"models: {entry.pretrained} cannot be loaded as asked: {reason}") from None
-
-
-def make_session(lm: EditedHF, trajectory: Trajectory, n_edits: int | None = None) -> EditSession:
-    """The editing of a trajectory, up to its last checkpoint or the first ``n_edits``.
-
-    Raises:
-        UserError: the model cannot be edited so.
-    """
-    edits = EditStream(trajectory.edits[:n_edits], trajectory.config.edits or "")
-    name = layout_name(trajectory.model.pretrained)
-    return EditSession(
-        lm.model, lm.tokenizer, trajectory.config, edits, name, add_special_tokens=lm.add_bos_token
-    )
 
 
 class _TimedCache(EditCache):
@@ -405,75 +244,15 @@ class _TimedCache(EditCache):
             super().save_partial(*arguments)
 
 
-def _coordinates(evaluation: Evaluation) -> dict[str, Any]:
-    """Where an evaluation stands in its sweep."""
-    trajectory = evaluation.trajectory
-    where: dict[str, Any] = {"model": evaluation.model.label, "n_edits": evaluation.n_edits}
-    if trajectory is None:
-        return where | {"method": "none"}
-    config = trajectory.config
-    return where | {
-        "label": trajectory.label,
-        "method": config.method,
-        "regularizer": config.regularizer.name,
-        "keep": config.regularizer.model_dump().get("keep"),
-        "order": trajectory.order.number,
-        "edit_seed": config.edit_seed,
-    }
-
-
-def _task_arguments(entry: ModelEntry, config: SweepConfig) -> dict[str, Any]:
-    """What the tasks are told of an unedited model."""
-    data = {} if config.data is None else {"data": config.data}
-    return entry.arguments | {"method": "none", "edits": config.edits} | data
-
-
-def _row_name(plan: Plan, evaluation: Evaluation) -> str:
-    """One row of the table: the folder above ``edits_NNN``, or the unedited model's."""
-    folder = evaluation.folder.parent if evaluation.trajectory else evaluation.folder
-    return folder.relative_to(plan.output).as_posix()
-
-
-def _by_row(plan: Plan, evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
-    grouped: dict[str, list[Evaluation]] = {}
-    for evaluation in evaluations:
-        grouped.setdefault(_row_name(plan, evaluation), []).append(evaluation)
-    return grouped
-
-
 def _rows(plan: Plan) -> Iterator[Row]:
-    for name, group in _by_row(plan, plan.evaluations).items():
+    for name, group in by_row(plan, plan.evaluations).items():
         trajectory = group[0].trajectory
         method = "" if trajectory is None else f"{trajectory.model.label} {trajectory.config.method}"
         yield Row(name, method, group[-1].n_edits, len(group))
 
 
-def _difference(there: Any, here: Any, path: str = "") -> str:
-    """The first difference between two JSON trees: "limit 5, now 10"; empty if they are equal."""
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
-        for key in [*here, *(key for key in there if key not in here)]:
-            if found := _difference(there.get(key), here.get(key), f"{path}.{key}" if path else key):
-                return found
-        return ""
-    return "" if there == here else f"{path} {_brief(there)}, now {_brief(here)}"
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _timing(output: Path) -> dict[str, dict[str, float]]:
-    """What earlier runs in this folder took, by row."""
-    try:
-        timing = json.loads((output / INDEX).read_text(encoding="utf-8"))["timing"]
-        return {str(name): {k: float(v) for k, v in row.items()} for name, row in timing.items()}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return {}  # it is only good for estimates
-
-
 def _remove_leftovers(plan: Plan) -> None:
-    """What a killed process was about to write, in the folders of this plan and under our own names only."""
+    """Remove temporary files of a killed process, only under our own names and in this plan's folders."""
     folders = {plan.output, plan.output / STATES, plan.output / "edits"} | {
         e.folder for e in plan.evaluations
     }
@@ -485,21 +264,9 @@ def _remove_leftovers(plan: Plan) -> None:
                 path.unlink()
 
 
-def _check_writable(output: Path) -> None:
-    """Raise UserError where ``output``, there already or not, could not be written to."""
-    there = next(folder for folder in [output, *output.absolute().parents] if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"output: {output}: cannot be written; {there} is no folder that you can write to")
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
 @contextmanager
 def _locked(output: Path) -> Iterator[None]:
-    """Only one process works in an output folder.
+    """Let only one process work in an output folder.
 
     Raises:
         UserError: another one does.

@@ -69,12 +69,12 @@ def test_work_inside_other_work_counts_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert dict(clock.seconds) == {"starting": 3, "other": 3, "editing": 15, "evaluating": 20}
 
 
-def test_the_table_at_the_end_sets_all_the_rest_beside_editing_and_evaluating() -> None:
+def test_the_table_at_the_end_shows_editing_evaluating_and_everything_else() -> None:
     console = Console(file=io.StringIO(), width=120)
     console.print(timing_table(rows(), {"loading": 1.5, "writing": 1.0, "checking": 0.001}))
     shown = console.file.getvalue()
     assert "m/memit" not in shown  # this run has not touched it
-    assert "beside them 2.5 (5.0% of editing and evaluating): loading 1.5, writing 1.0" in shown
+    assert "everything else 2.5 (5.0% of editing and evaluating): loading 1.5, writing 1.0" in shown
 
 
 def test_the_live_table_shows_where_it_is_and_lets_log_lines_through() -> None:

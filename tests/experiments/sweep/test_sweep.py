@@ -422,10 +422,10 @@ def test_a_dry_run_prints_the_plan_and_its_cost_and_writes_nothing(
     sweep(dry_run=True)
     assert set(folder.rglob("*")) == before
     shown = capsys.readouterr().out
-    together = next(line for line in shown.splitlines() if "together" in line).split("│")
+    total = next(line for line in shown.splitlines() if "total" in line).split("│")
     # 8 general requests each; the editing tasks ask for a token or a target at a time.
-    assert [cell.strip() for cell in together[2:4]] == ["12", "9"]
-    assert int(together[4]) > 9 * 8
+    assert [cell.strip() for cell in total[2:4]] == ["12", "9"]
+    assert int(total[4]) > 9 * 8
     assert "0 evaluations are done already" in shown and "from a short probe" in shown
 
 

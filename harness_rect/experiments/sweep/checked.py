@@ -1,0 +1,149 @@
+"""Which evaluations of a sweep are done, and what determines the results of each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness_rect.edits import EditStream, fingerprint
+from harness_rect.errors import UserError
+from harness_rect.experiments.sweep.evaluate import Evaluator, QuietHF, read_results
+from harness_rect.experiments.sweep.plan import Evaluation, ModelEntry, Plan, SweepConfig, Trajectory
+from harness_rect.fingerprint import model_fingerprint
+from harness_rect.model_wrappers.edited_hf import EditedHF
+from harness_rect.moments.layout import layout_name
+from harness_rect.session import EditSession
+
+
+class Checked:
+    """Which evaluations of a model are done, and what the others will be made of.
+
+    Raises:
+        UserError: a results file is there that something else went into than would now.
+    """
+
+    def __init__(
+        self, plan: Plan, entry: ModelEntry, lm: EditedHF, evaluator: Evaluator, planning: bool = False
+    ) -> None:
+        self.done: list[Evaluation] = []
+        self.todo: list[Evaluation] = []
+        self.made_of: dict[Path, dict[str, Any]] = {}
+        self._tasks = evaluator.identity()
+        self._model = {"model_fingerprint": model_fingerprint(lm.model)}
+        session: EditSession | None = None
+        of: Trajectory | None = None
+        read: set[tuple[Any, ...]] = set()
+        for evaluation in plan.of_model(entry):
+            if evaluation.trajectory is not None and evaluation.trajectory is not of:
+                of = evaluation.trajectory
+                session = make_session(lm, of)  # also checks its hyper-parameters
+                moments = (of.config.method, of.config.hparams, of.config.stats)
+                if moments not in read and not planning:  # what is missing is found now, not after hours
+                    session.prepare()
+                    read.add(moments)
+            results = read_results(evaluation.file)
+            if evaluation.trajectory is None or results is not None:
+                self.made_of[evaluation.folder] = self.identity(evaluation, session)
+            if results is None:
+                self.todo.append(evaluation)
+                continue
+            difference = _difference(results["sweep"].get("made_of"), self.made_of[evaluation.folder])
+            if difference:
+                raise UserError(
+                    f"{evaluation.file}: made with {difference}; remove {evaluation.folder},"
+                    " or give another output folder"
+                )
+            self.done.append(evaluation)
+
+    def identity(self, evaluation: Evaluation, session: EditSession | None) -> dict[str, Any]:
+        """Everything that determines the results of ``evaluation``, as plain JSON."""
+        if evaluation.trajectory is None or session is None:
+            edited: dict[str, Any] = self._model | {"edits_sha256": fingerprint(evaluation.edits)}
+        else:
+            edited = session.identity(evaluation.n_edits)
+        made_of = {"model_args": evaluation.model_args, "edited": edited, **self._tasks}
+        return json.loads(json.dumps(made_of, default=str))
+
+
+def load_model(entry: ModelEntry, config: SweepConfig) -> QuietHF:
+    """The unedited model, as lm-eval would load it.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    settings = {"batch_size": config.batch_size, "device": config.device}
+    try:
+        return QuietHF.create_from_arg_obj(entry.arguments | {"method": "none"}, settings)
+    except (AssertionError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, UserError | torch.OutOfMemoryError):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"models: {entry.pretrained} cannot be loaded as asked: {reason}") from None
+
+
+def make_session(lm: EditedHF, trajectory: Trajectory, n_edits: int | None = None) -> EditSession:
+    """The editing of a trajectory, up to its last checkpoint or the first ``n_edits``.
+
+    Raises:
+        UserError: the model cannot be edited so.
+    """
+    edits = EditStream(trajectory.edits[:n_edits], trajectory.config.edits or "")
+    name = layout_name(trajectory.model.pretrained)
+    return EditSession(
+        lm.model, lm.tokenizer, trajectory.config, edits, name, add_special_tokens=lm.add_bos_token
+    )
+
+
+def coordinates(evaluation: Evaluation) -> dict[str, Any]:
+    """Where an evaluation stands in its sweep."""
+    trajectory = evaluation.trajectory
+    where: dict[str, Any] = {"model": evaluation.model.label, "n_edits": evaluation.n_edits}
+    if trajectory is None:
+        return where | {"method": "none"}
+    config = trajectory.config
+    return where | {
+        "label": trajectory.label,
+        "method": config.method,
+        "regularizer": config.regularizer.name,
+        "keep": config.regularizer.model_dump().get("keep"),
+        "order": trajectory.order.number,
+        "edit_seed": config.edit_seed,
+    }
+
+
+def task_arguments(entry: ModelEntry, config: SweepConfig) -> dict[str, Any]:
+    """What the tasks are told of an unedited model."""
+    data = {} if config.data is None else {"data": config.data}
+    return entry.arguments | {"method": "none", "edits": config.edits} | data
+
+
+def row_name(plan: Plan, evaluation: Evaluation) -> str:
+    """One row of the table: the folder above ``edits_NNN``, or the unedited model's."""
+    folder = evaluation.folder.parent if evaluation.trajectory else evaluation.folder
+    return folder.relative_to(plan.output).as_posix()
+
+
+def by_row(plan: Plan, evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
+    grouped: dict[str, list[Evaluation]] = {}
+    for evaluation in evaluations:
+        grouped.setdefault(row_name(plan, evaluation), []).append(evaluation)
+    return grouped
+
+
+def _difference(there: Any, here: Any, path: str = "") -> str:
+    """The first difference between two JSON trees: "limit 5, now 10"; empty if they are equal."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for key in [*here, *(key for key in there if key not in here)]:
+            if found := _difference(there.get(key), here.get(key), f"{path}.{key}" if path else key):
+                return found
+        return ""
+    return "" if there == here else f"{path} {_brief(there)}, now {_brief(here)}"
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
