@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import accelerate
 import pytest
 import torch
-from methods import test_matrix
+from support.every_method import EDITS as FACTS
+from support.every_method import HPARAMS, config_of, write_moments
+from support.mend_training import trainer
 from support.several_devices import SeveralDevices, spread
 from support.tiny_models import FAMILIES, depth, make_edit
-from training import test_mend
 
 from harness_rect.config import EditConfig
 from harness_rect.models import EditableLM
@@ -17,9 +20,14 @@ from harness_rect.moments.accumulate import accumulate
 from harness_rect.regularizers import REGULARIZERS
 from harness_rect.session import EditSession
 
-moments = test_matrix.moments
+
+@pytest.fixture(scope="module")
+def moments(tmp_path_factory) -> Path:
+    return write_moments(tmp_path_factory.mktemp("moments"))
+
+
 #: More than one step even in batches of two.
-EDITS = [*test_matrix.EDITS, make_edit("{} is in", "The Space Needle", "Paris", id="c", target_old="Rome")]
+EDITS = [*FACTS, make_edit("{} is in", "The Space Needle", "Paris", id="c", target_old="Rome")]
 
 
 def over_devices(model, count=3, kind="xpu"):
@@ -35,7 +43,7 @@ def check(make_model, tokenizer, bos_tokenizer, moments, tmp_path, caplog):
     """``check(family, method, regularizer, count, kind)``: edits on such devices are those on the CPU."""
 
     def run(family, method, regularizer, count, kind, **more):
-        config = test_matrix.config_of(method, tmp_path, moments, regularizer, **more)
+        config = config_of(method, tmp_path, moments, regularizer, **more)
         words = bos_tokenizer if FAMILIES[family].bos else tokenizer
         alone, elsewhere = (make_model(family, **depth(family, 3)) for _ in range(2))
         EditSession(alone, words, config, EDITS).run()
@@ -49,7 +57,7 @@ def check(make_model, tokenizer, bos_tokenizer, moments, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", test_matrix.HPARAMS)
+@pytest.mark.parametrize("method", HPARAMS)
 def test_three_devices_edit_as_one(method, family, check):
     check(family, method, "rect", 3, "xpu")
 
@@ -63,7 +71,7 @@ def test_searches_of_all_kinds_may_be_spread(family, kind, count, more, check):
 
 @pytest.mark.parametrize("kind", ["xpu", "mps"])  # one with float64, one without
 @pytest.mark.parametrize("regularizer", REGULARIZERS)
-@pytest.mark.parametrize("method", test_matrix.HPARAMS)
+@pytest.mark.parametrize("method", HPARAMS)
 def test_one_device_edits_as_a_cpu(method, regularizer, kind, check):
     check("gpt2", method, regularizer, 1, kind)
 
@@ -71,7 +79,7 @@ def test_one_device_edits_as_a_cpu(method, regularizer, kind, check):
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("method", ["rome", "memit"])
 def test_blocks_on_a_disk_need_not_be_in_memory(method, family, make_model, moments, tmp_path, request):
-    config = test_matrix.config_of(method, tmp_path, moments, "none")
+    config = config_of(method, tmp_path, moments, "none")
     words = request.getfixturevalue("bos_tokenizer" if FAMILIES[family].bos else "tokenizer")
     whole, partly = (make_model(family, **depth(family, 4)) for _ in range(2))
     blocks = locate(partly).blocks
@@ -81,7 +89,7 @@ def test_blocks_on_a_disk_need_not_be_in_memory(method, family, make_model, mome
         partly, places | {blocks[3]: "disk"}, main_device="cpu", offload_dir=str(tmp_path / "disk")
     )
     for model in (whole, partly):
-        EditSession(model, words, config, test_matrix.EDITS).run()
+        EditSession(model, words, config, FACTS).run()
     assert any(parameter.device.type == "meta" for parameter in partly.parameters())
     found = {name: value for name, value in partly.state_dict().items() if value.device.type != "meta"}
     torch.testing.assert_close(
@@ -111,9 +119,9 @@ def test_mend_trains_and_edits_as_on_a_cpu(family, kind, count, make_lm, tmp_pat
             over_devices(lm.model, count, kind)
         with SeveralDevices():
             lm = EditableLM(lm.model, lm.encoder.tokenizer)
-            test_mend.trainer(lm, steps=4, layers=[0, 2]).run(tmp_path / name)
+            trainer(lm, steps=4, layers=[0, 2]).run(tmp_path / name)
             config = EditConfig(method="mend", edits="two", hparams=str(tmp_path / name))
-            EditSession(lm.model, lm.encoder.tokenizer, config, test_matrix.EDITS[:1]).run()
+            EditSession(lm.model, lm.encoder.tokenizer, config, FACTS[:1]).run()
         weights.append(lm.model.state_dict())
     alone, elsewhere = weights
     torch.testing.assert_close(elsewhere, alone)

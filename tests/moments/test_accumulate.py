@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,7 +142,8 @@ class Interrupted(Exception):
 
 
 def interrupt_after(lm: EditableLM, batches: int, monkeypatch) -> None:
-    run, done = EditableLM.run_hooked, []
+    run = EditableLM.run_hooked
+    done: list[int] = []
 
     def interrupted(self, hooks, batch):
         if len(done) == batches:
@@ -174,9 +176,15 @@ def test_an_interrupted_collection_ends_with_the_same_bits(
             accumulate(lm, [0, 1], sequences, partial, "x")
     assert partial.exists() == (after > 0)
 
-    calls, run = [], EditableLM.run_hooked
+    calls: list[int] = []
+    run = EditableLM.run_hooked
+
+    def counted(*args):
+        calls.append(1)
+        return run(*args)
+
     with monkeypatch.context() as patch:
-        patch.setattr(EditableLM, "run_hooked", lambda *args: (calls.append(1), run(*args))[1])
+        patch.setattr(EditableLM, "run_hooked", counted)
         resumed, again = accumulate(lm, [0, 1], sequences, partial, "x")
     total = len(module._batches(sequences))
     assert total > 5 and len(calls) == total - after
@@ -261,7 +269,7 @@ def no_computing(monkeypatch):
 
 def test_another_computation_is_another_file(make_lm, text_file, monkeypatch, cache):
     for block in (20, 30):
-        monkeypatch.setattr(sys.modules["harness_rect.moments.collect"], "BLOCK", block)
+        monkeypatch.setattr(sys.modules["harness_rect.moments.accumulate"], "BLOCK", block)
         provider(make_lm("gpt2"), text_file).load([0])
     assert len(list(cache.rglob("*.npz"))) == 2
 
@@ -282,7 +290,7 @@ def test_a_second_run_computes_nothing(make_lm, text_file, no_computing, cache):
     second.load([1, 0])
     assert torch.equal(second.get(1).mean, first.get(1).mean)
     assert second.provenance() == first.provenance()
-    record = second.provenance()["1"]
+    record: Any = second.provenance()["1"]
     assert record["tokens"] == 250 and len(record["sha256"]) == 64 and Path(record["file"]).is_file()
 
 
@@ -302,7 +310,11 @@ def test_only_missing_layers_are_computed(make_lm, text_file, cache):
 def test_another_model_or_sample_is_computed_anew(change, make_lm, text_file, cache):
     lm = make_lm("llama")
     provider(lm, text_file).load([0])
-    changes = {"model": {"model_fingerprint": "g"}, "tokens": {"tokens": 100}, "dtype": {"dtype": "float64"}}
+    changes: dict[str, Any] = {
+        "model": {"model_fingerprint": "g"},
+        "tokens": {"tokens": 100},
+        "dtype": {"dtype": "float64"},
+    }
     if change == "text":
         text_file.write_text("Another text. " * 200)
     if change == "special tokens":
@@ -326,7 +338,8 @@ def test_a_users_folder_is_read_and_never_filled(make_lm, text_file, tmp_path, n
     folder.mkdir(parents=True)
     name = lm.architecture.down_projections[0]
     total = np.eye(D_MLP, dtype=np.float32) * 30
-    np.savez(folder / f"{name}_float32_mom2_100000.npz", **{"mom2.mom2": total, "mom2.count": 10})
+    arrays: dict[str, Any] = {"mom2.mom2": total, "mom2.count": 10}
+    np.savez(folder / f"{name}_float32_mom2_100000.npz", **arrays)
     no_computing()
     given = {"folder": str(tmp_path / "stats"), "model_name": "org/m", "dataset": "wikipedia"}
     found = provider(lm, text_file, **given)
@@ -387,8 +400,9 @@ def test_two_processes_at_once_compute_once(text_file, cache):
         for _ in range(2)
     ]
     for process in both:
-        assert process.stdout.readline() == "ready\n"
+        assert process.stdout and process.stdout.readline() == "ready\n"
     for process in both:
+        assert process.stdin
         process.stdin.write("\n")
         process.stdin.flush()
     outputs = [process.communicate(timeout=120)[0] for process in both]

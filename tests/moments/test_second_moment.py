@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from harness_rect.errors import UserError
 from harness_rect.moments import read_moment, solve_moment, write_moment
-from harness_rect.moments.provider import find_moment
+from harness_rect.moments.layout import find_moment
 
 D = 6
 MODULE = "transformer.h.5.mlp.c_proj"
@@ -103,7 +104,7 @@ def test_pickled_arrays_are_never_opened(tmp_path):
     trap = np.empty((D, D), dtype=object)
     trap[:] = Trap(tmp_path / "opened")
     for name in ("mom2.mom2", "mom2.count"):
-        arrays = {"mom2.mom2": np.eye(D), "mom2.count": np.asarray(3), name: trap}
+        arrays: dict[str, Any] = {"mom2.mom2": np.eye(D), "mom2.count": np.asarray(3), name: trap}
         np.savez(tmp_path / "m.npz", **arrays)
         refused(tmp_path / "m.npz")
     assert not (tmp_path / "opened").exists()
@@ -122,7 +123,8 @@ def flipped(path):
 
 
 def flipped_in_compressed(path):
-    np.savez_compressed(path, **{"mom2.mom2": a_sum().numpy(), "mom2.count": np.asarray(3)})
+    arrays: dict[str, Any] = {"mom2.mom2": a_sum().numpy(), "mom2.count": np.asarray(3)}
+    np.savez_compressed(path, **arrays)
     content = bytearray(path.read_bytes())
     for place in range(80, 120):
         content[place] ^= 0xFF

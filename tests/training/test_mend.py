@@ -8,14 +8,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from support.mend_training import facts, settings, trainer
 from support.tiny_models import make_edit
 from torch import nn
 
 from harness_rect import cli
-from harness_rect.edits import Probe
 from harness_rect.errors import UserError
 from harness_rect.io.resume import Resumable, save_state
 from harness_rect.methods.gradients import inputs_and_gradients, targets_of, token_nll
@@ -25,31 +26,6 @@ from harness_rect.training import mend as module
 from harness_rect.training.mend import MendTrainer, MendTraining, inner_params, training_rows
 
 ROOT = Path(__file__).resolve().parents[2]
-TOWNS = ("Ulm", "Brno", "Ghent", "Turku", "Split", "Rome", "Paris", "Vienna", "Oslo", "Bonn")
-WORDS = ("football", "library", "English", "marine", "capital")
-
-
-def facts(towns=TOWNS):
-    return [
-        make_edit(
-            "{} is known for",
-            town,
-            WORDS[i % len(WORDS)],
-            id=town,
-            paraphrases=(f"What is in {town}? The", f"You can go to {town} for"),
-            neighborhood=(Probe("The Space Needle is in", "Seattle"), Probe("The mother tongue is", None)),
-        )
-        for i, town in enumerate(towns)
-    ]
-
-
-def settings(**changes) -> MendTraining:
-    usual = {"layers": [1], "rank": 4, "steps": 6, "batch_size": 4, "lr": 1e-2, "edit_lr": 1e-2}
-    return MendTraining(**usual | changes)
-
-
-def trainer(lm, **changes) -> MendTrainer:
-    return MendTrainer(lm, facts(TOWNS[:7]), facts(TOWNS[7:]), settings(**changes), "a model")
 
 
 def perturb(trainer: MendTrainer) -> None:
@@ -143,7 +119,8 @@ def test_statistics_are_those_of_all_training_tokens_and_frozen_afterwards(make_
             t._step()
         for _ in range(2):
             for key, seen in rows.items():
-                network, every = t.editor.networks[key], torch.cat(seen)
+                network: Any = t.editor.networks[key]
+                every = torch.cat(seen)
                 mean = torch.cat([network.x_mean, network.g_mean]).double()
                 deviation = torch.cat([network.x_std, network.g_std]).double()
                 torch.testing.assert_close(mean, every.mean(0), rtol=1e-4, atol=1e-6)
@@ -248,7 +225,12 @@ def test_an_interrupted_training_ends_with_the_same_bits(make_lm, tmp_path, monk
     resumed = trainer(lm, steps=8)
     taken: list[int] = []
     resumed_step = resumed._step
-    monkeypatch.setattr(resumed, "_step", lambda: (taken.append(resumed.progress.step), resumed_step()))
+
+    def counted() -> None:
+        taken.append(resumed.progress.step)
+        resumed_step()
+
+    monkeypatch.setattr(resumed, "_step", counted)
     assert resumed.run(tmp_path / "cut") == described
     assert taken == [5, 6, 7]
     files = [(tmp_path / name / "mend.safetensors").read_bytes() for name in ("whole", "cut")]

@@ -30,7 +30,7 @@ from harness_rect.experiments.sweep import evaluate, runner
 from harness_rect.session import EditSession
 
 ROOT = Path(__file__).resolve().parents[3]
-ROWS = {
+ROWS: dict[str, list[dict[str, Any]]] = {
     "rte.jsonl": [
         {"sentence1": f"It rained in town {i}.", "sentence2": "It was wet.", "label": i % 2} for i in range(6)
     ],
@@ -298,7 +298,7 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_files(undisturbed
 
 def test_a_trajectory_goes_on_where_it_was(place, monkeypatch: pytest.MonkeyPatch) -> None:
     place("here")
-    only = {"orders": 1, "regularizers": ["none"], "checkpoints": [1, 3, 4]}
+    only: dict[str, Any] = {"orders": 1, "regularizers": ["none"], "checkpoints": [1, 3, 4]}
     evaluated: list[int] = []
     original = evaluate.Evaluator.evaluate
 
@@ -370,7 +370,7 @@ def test_changed_files_are_noticed(undisturbed: Path, place, changed: str) -> No
     elif changed.endswith(".json"):
         (folder / changed).write_text(json.dumps(json.loads((folder / changed).read_text()) | {"v_lr": 0.1}))
     else:
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model")
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder / "model")
         with torch.no_grad():
             model.transformer.h[1].mlp.c_fc.weight[0, 0] += 1
         model.save_pretrained(folder / "model")
