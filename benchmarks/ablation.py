@@ -9,7 +9,7 @@ largest stand beside it. Figures are of CPU time, since the machine may have oth
 
 Works: ``rome step`` and ``memit step`` are one evaluation of the loss and its gradient, in a search for one
 fact under 21 contexts and for 32 facts (GPT-2-XL: 2) under 6; ``keys`` reads the keys of 8 facts in five
-layers and the outputs of the last, as MEMIT does; ``moments`` collects second moments in one pass; ``rect``
+layers and the outputs of the last, as MEMIT does; ``moments`` sums second moments in one pass; ``rect``
 and ``rect rank one`` trim a weight of 4096 x 11008. Results go to benchmarks/results/ablation.json, which
 also keeps the rows of tricks that have been deleted.
 """
@@ -43,7 +43,7 @@ from harness_rect.methods.fact_reader import FactReader
 from harness_rect.methods.value_search import Request, SearchHyperParameters, _LossTerms, search_values
 from harness_rect.models import EditableLM, forwards
 from harness_rect.models.forward import Forward, FullForward, PrefixForward, Prompts
-from harness_rect.moments import collect as moments
+from harness_rect.moments import accumulate as moments
 
 rect_file = import_module("harness_rect.regularizers.rect")  # the package has a function of this name
 
@@ -307,7 +307,7 @@ class Bench:
 
     def _moments(self, layers: list[int], sequences: list[list[int]]) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            moments.collect(self.lm, layers, sequences, Path(folder) / "partial.npz", "benchmark")
+            moments.accumulate(self.lm, layers, sequences, Path(folder) / "partial", "benchmark")
 
     def _rect(self, work: str) -> Work:
         rows, columns = 4096, 11008
