@@ -4,11 +4,24 @@ This file is imported whenever lm-eval is (see `_autoload`), so it must stay tin
 """
 
 import os as _os
+import sys as _sys
+from importlib.machinery import PathFinder as _PathFinder
 
 __version__ = "0.1.0"
 
 # `model_wrappers/` and `tasks/` lie beside this package in a source checkout and inside it in a wheel. The
 # real path, because an editable install reaches the package through a link (see hatch_build.py).
 _here = _os.path.dirname(_os.path.realpath(__file__))
+
+
+class _FindsBeside:
+    """Finds these two folders beside the package, and nothing else of the checkout."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name in ("harness_rect.model_wrappers", "harness_rect.tasks"):
+            return _PathFinder.find_spec(name, [_os.path.dirname(_here)], target)
+
+
 if not _os.path.isdir(_os.path.join(_here, "tasks")):
-    __path__.append(_os.path.dirname(_here))
+    _sys.meta_path.append(_FindsBeside)

@@ -6,7 +6,9 @@ itself needs only the standard library to be imported), so what is importable in
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +25,7 @@ pytest.importorskip("pip")
 
 ROOT = Path(__file__).resolve().parent.parent
 IN_A_WHEEL = ("harness_rect", "model_wrappers", "tasks")
+HOOKS = {"harness_rect_autoload.pth", "harness_rect_autoload.start"}
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "HARNESS_RECT"))}
 
 
@@ -87,7 +90,7 @@ def installed(request: pytest.FixtureRequest, tmp_path: Path) -> Environment:
 def test_wheel_holds_the_package_and_the_pth_only(wheel: Path, source: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     info = next(name.split("/")[0] for name in names if name.endswith("/METADATA"))
-    assert {name.split("/")[0] for name in names} == {"harness_rect", "harness_rect_autoload.pth", info}
+    assert {name.split("/")[0] for name in names} == {"harness_rect", *HOOKS, info}
     expected = set()
     for folder in IN_A_WHEEL:
         inside = "" if folder == "harness_rect" else "harness_rect/"
@@ -118,13 +121,61 @@ def test_one_name_is_importable(installed: Environment) -> None:
         "from importlib.util import find_spec\n"
         "ours = ['harness_rect', 'harness_rect.model_wrappers']\n"
         "others = ['tasks', 'tests', 'model_wrappers', 'benchmarks']\n"
+        "others += ['harness_rect.tests', 'harness_rect.harness_rect']\n"
         "print([name for name in ours + others if find_spec(name)])"
     )
     assert found.stdout == "['harness_rect', 'harness_rect.model_wrappers']\n", found.stderr
     # Into site-packages goes the package, or the path entry to it, our .pth, and nothing else.
     entries = {entry.name for entry in installed.site.iterdir() if not entry.name.endswith(".dist-info")}
-    assert entries - {"harness_rect_autoload.pth"} in ({"harness_rect"}, {"_harness_rect.pth"})
-    assert "harness_rect_autoload.pth" in entries
+    assert entries - HOOKS in ({"harness_rect"}, {"_harness_rect.pth"})
+    assert entries >= HOOKS
+
+
+def test_from_the_root_of_a_checkout_the_package_holds_its_two_folders_and_nothing_else(source: Path) -> None:
+    code = (
+        "from importlib.util import find_spec\n"
+        "names = ['model_wrappers', 'tasks', 'tests', 'benchmarks', 'harness_rect']\n"
+        "print([name for name in names if find_spec('harness_rect.' + name)])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=source, env=CLEAN, capture_output=True, text=True
+    )
+    assert found.stdout == "['model_wrappers', 'tasks']\n", found.stderr
+
+
+def test_the_start_file_waits_for_lm_eval_as_the_pth_does(installed: Environment) -> None:
+    (installed.site / "harness_rect_autoload.pth").unlink()
+    (installed.elsewhere / "lm_eval.py").touch()
+    found = installed.run(
+        "import pkgutil, sys\n"
+        f"for line in open({str(installed.site / 'harness_rect_autoload.start')!r}):\n"
+        "    pkgutil.resolve_name(line.strip())()\n"  # what PEP 829 has Python do with each line
+        "print('harness_rect._autoload' in sys.modules)\n"
+        "import lm_eval\n"
+        "print('harness_rect._autoload' in sys.modules)\n"
+    )
+    assert (found.stdout, found.stderr) == ("False\nTrue\n", "")
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {
+        re.match(r"[\w-]+", line).group().lower().replace("_", "-") for line in project["dependencies"]
+    }
+    names = {"lm_eval": "lm-eval", "yaml": "pyyaml", "sklearn": "scikit-learn", "rouge_score": "rouge-score"}
+    names["typing_extensions"] = "typing-extensions"
+    imported: dict[str, Path] = {}
+    for folder in ("harness_rect", "model_wrappers"):
+        for file in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                found = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                    found = [node.module]
+                imported |= dict.fromkeys((name.split(".")[0] for name in found), file)
+    ours = sys.stdlib_module_names | {"harness_rect"}
+    missing = {n: f for n, f in imported.items() if n not in ours and names.get(n, n) not in declared}
+    assert not missing, "declare them in pyproject.toml"
 
 
 def test_hook_runs_and_finds_the_tasks(installed: Environment) -> None:
