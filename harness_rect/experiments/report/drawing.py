@@ -14,7 +14,7 @@ import re
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,15 +82,22 @@ class Look:
         )
 
 
+#: The look of a bar: arguments of ``Axes.barh``.
+Fill = dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Panel:
     """One set of axes. description: the text for screen readers."""
 
-    name: str
     title: str
     description: str
     draw: Callable[[Axes], None]
     size: tuple[float, float] = (4.2, 3.0)
+
+    def draw_on(self, axes: Axes) -> None:
+        axes.set_title(fitting(self.title))
+        self.draw(axes)
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ class Plate:
     title: str
     caption: str
     panels: Sequence[Panel]
-    legend: Sequence[tuple[str, Look | Patch]] = ()
+    legend: Sequence[tuple[str, Look | Fill]] = ()
     columns: int = 3
     header: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
@@ -120,15 +127,12 @@ def fitting(label: str, width: int = 44) -> str:
 
 @contextmanager
 def _style() -> Iterator[None]:
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    # Helvetica and Arial are often not installed.
+    quiet_fonts = logging_only(logging.ERROR, "matplotlib.font_manager")
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings(), quiet_fonts:
         # A font without a letter of a model's name; the browser uses another font for it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
-
-
-def _quiet_fonts() -> AbstractContextManager[None]:
-    # Helvetica and Arial are often not installed.
-    return logging_only(logging.ERROR, "matplotlib.font_manager")
 
 
 def _save(figure: Figure, target: Any, form: str) -> None:
@@ -139,32 +143,26 @@ def _save(figure: Figure, target: Any, form: str) -> None:
     )
 
 
-def inline_svg(panel: Panel) -> Markup:
-    """The panel as an ``<svg>`` element for an HTML page: with the page's colours, a title and unique ids."""
-    with _style(), _quiet_fonts():
+def inline_svg(panel: Panel, name: str) -> Markup:
+    """The panel as an ``<svg>`` element for an HTML page: with the page's colours, a title and own ids."""
+    with _style():
         figure = Figure(figsize=panel.size, layout="constrained")
-        panel.draw(figure.add_subplot())
-        return _element(figure, panel.name, panel.title, panel.description)
+        panel.draw_on(figure.add_subplot())
+        return _element(figure, name, panel.title, panel.description)
 
 
-def swatch(look: Look | Patch, name: str) -> Markup:
+def swatch(look: Look | Fill, name: str) -> Markup:
     """The symbol of a legend entry, without text."""
-    with _style(), _quiet_fonts():
+    with _style():
         figure = Figure(figsize=(0.55, 0.22))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         axes.set(xlim=(0, 1), ylim=(0, 1))
         if isinstance(look, Look):
-            axes.plot(
-                [0.04, 0.5, 0.96],
-                [0.5] * 3,
-                color=look.color,
-                ls=look.line,
-                marker=look.marker,
-                markevery=[1],
-            )
+            line = {"color": look.color, "ls": look.line, "marker": look.marker}
+            axes.plot([0.04, 0.5, 0.96], [0.5] * 3, markevery=[1], **line)
         else:
-            axes.barh([0.5], [0.9], height=0.8, left=0.05, **filling(look))
+            axes.barh([0.5], [0.9], height=0.8, left=0.05, **look)
         return _element(figure, name, None, "")
 
 
@@ -192,7 +190,7 @@ def _element(figure: Figure, name: str, title: str | None, description: str) -> 
     return Markup(re.sub(r"<svg[^>]*>", lambda _: opening + named, text, count=1).strip())
 
 
-def whole(plate: Plate) -> Figure:
+def _whole(plate: Plate) -> Figure:
     """All panels with the legend below them, for a paper."""
     columns = min(plate.columns, len(plate.panels))
     rows = math.ceil(len(plate.panels) / columns)
@@ -202,7 +200,7 @@ def whole(plate: Plate) -> Figure:
     figure = Figure(figsize=(width, height + 0.35 * entries), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for panel in plate.panels:
-        panel.draw(next(axes))
+        panel.draw_on(next(axes))
     for unused in axes:
         unused.set_axis_off()
     if plate.legend:
@@ -213,27 +211,16 @@ def whole(plate: Plate) -> Figure:
 
 def write(plate: Plate, folder: Path) -> list[Path]:
     """``NAME.svg`` and ``NAME.png`` (200 dpi) in ``folder``."""
-    paths = []
-    with _style(), _quiet_fonts():
-        figure = whole(plate)
-        for form in ("svg", "png"):
-            path = folder / f"{plate.name}.{form}"
+    paths = [folder / f"{plate.name}.{form}" for form in ("svg", "png")]
+    with _style():
+        figure = _whole(plate)
+        for path in paths:
             with written_whole(path) as temporary:
-                _save(figure, temporary, form)
-            paths.append(path)
+                _save(figure, temporary, path.suffix[1:])
     return paths
 
 
-def _handle(label: str, look: Look | Patch) -> Line2D | Patch:
+def _handle(label: str, look: Look | Fill) -> Line2D | Patch:
     if isinstance(look, Look):
         return Line2D([], [], color=look.color, ls=look.line, marker=look.marker, label=label)
-    return Patch(label=label, **filling(look))
-
-
-def filling(patch: Patch) -> dict[str, Any]:
-    return {
-        "facecolor": patch.get_facecolor(),
-        "edgecolor": patch.get_edgecolor(),
-        "hatch": patch.get_hatch(),
-        "linewidth": 1,
-    }
+    return Patch(label=label, **look)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 
 import jinja2
@@ -15,7 +14,7 @@ import harness_rect
 from harness_rect.evaluation.catalogue import title as task_title
 from harness_rect.experiments.report import figures
 from harness_rect.experiments.report.drawing import Plate, inline_svg, swatch
-from harness_rect.experiments.report.figures import interval, number
+from harness_rect.experiments.report.figures import count, interval, number, percent
 from harness_rect.experiments.report.series import Series, Setting
 from harness_rect.experiments.report.study import TIMES, Flips, Run, Study
 
@@ -38,16 +37,16 @@ class Table:
     numeric: int = 1
 
 
-@dataclass
+@dataclass(frozen=True)
 class Section:
     """A chapter of the page. missing: what is needed, shown where the chapter is empty."""
 
     anchor: str
     title: str
+    missing: str
+    plates: Sequence[Plate] = ()
+    tables: Sequence[Table] = ()
     intro: str = ""
-    plates: list[Plate] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    missing: str = ""
 
     @property
     def empty(self) -> bool:
@@ -56,8 +55,52 @@ class Section:
 
 def sections(study: Study) -> list[Section]:
     """The page's chapters in their order, with figures and tables; an empty one says what it needs."""
-    chapters = (_abilities, _side_by_side, _editing, _together, _overfitting, _maps)
-    return [chapter(study) for chapter in chapters]
+
+    def plates(draw: Callable[[Study, Setting, str], Plate], name: str) -> list[Plate]:
+        drawn = [draw(study, setting, f"{name}-{i}") for i, setting in enumerate(study.settings)]
+        return [plate for plate in drawn if plate.panels]
+
+    changes = _weight_changes(study)
+    return [
+        Section(
+            "abilities",
+            "Abilities against number of edits",
+            "evaluations of general tasks after editing: lm_eval --model edited_hf --tasks rect_suite.",
+            _abilities(study),
+        ),
+        Section(
+            "regularizers",
+            "Regularizers side by side",
+            "two regularizers of one method: regularizer=rect,keep=0.4 and others in --model_args.",
+            plates(figures.side_by_side, "regularizers"),
+        ),
+        Section(
+            "editing",
+            "Editing performance",
+            "runs of the model class edited_hf, which measures its own edits.",
+            plates(figures.editing_bars, "editing"),
+        ),
+        Section(
+            "together",
+            "Abilities and edits together",
+            "runs of edited_hf that evaluate the same general tasks (a mean, and reliability).",
+            plates(figures.trade_off, "together"),
+        ),
+        Section(
+            "overfitting",
+            "How much the weights changed",
+            "runs of edited_hf of this version, whose results hold the change of each edited weight.",
+            plates(figures.histograms, "delta"),
+            changes,
+            _WEIGHT_CHANGES if changes else "",
+        ),
+        Section(
+            "heat-maps",
+            "Heat maps of |dW|",
+            "runs of edited_hf of this version, whose results hold a coarse picture of |dW|.",
+            plates(figures.heat_maps, "heat-maps"),
+        ),
+    ]
 
 
 def render(study: Study, chapters: Sequence[Section]) -> str:
@@ -95,40 +138,37 @@ def render(study: Study, chapters: Sequence[Section]) -> str:
 def headline(study: Study) -> str:
     """What was run, in a sentence."""
     edited = [run for run in study.runs if run.series]
-    count = f"{len(study.runs)} evaluation{'s' if len(study.runs) > 1 else ''}"
+    evaluations = count(len(study.runs), "evaluation")
     if not edited:
-        return f"{count}, none of a model edited by edited_hf."
+        return f"{evaluations}, none of a model edited by edited_hf."
     streams = max(len(study.at(run.series, run.n_edits)) for run in edited if run.series)
-    most = max(run.n_edits for run in edited)
+    labels = [setting.label for setting in study.settings]
     return (
-        f"{count}, {len(edited)} of edited models: {_listed([setting.label for setting in study.settings])};"
-        f" up to {most} edit{'s' if most > 1 else ''},"
-        f" {streams} stream{'s' if streams > 1 else ''} of edits{' at most' if streams > 1 else ''}."
+        f"{evaluations}, {len(edited)} of edited models:"
+        f" {' and '.join(filter(None, (', '.join(labels[:-1]), labels[-1])))};"
+        f" up to {count(max(run.n_edits for run in edited), 'edit')},"
+        f" {count(streams, 'stream')} of edits{' at most' if streams > 1 else ''}."
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def _glance(study: Study) -> Table | None:
     """Abilities and edits of every series, where the series of its setting are compared."""
-    several = len({setting.model for setting in study.settings}) > 1
     rows = []
     for setting in study.settings:
         for series, n in study.last(setting).items():
-            ability, kept = study.ability(series, n), study.retained(series, n)
-            edits = [study.editing(series, n, when, "reliability") for when in TIMES]
-            rows.append(
-                [
-                    f"{setting.label if several else setting.method_label}, {series.label}",
-                    str(n),
-                    *(number(point.value if point else None) for point in (ability, *edits)),
-                ]
-            )
-            rows[-1].insert(3, "-" if kept is None else f"{100 * kept:.0f}%")
+            points = [study.ability(series, n)]
+            points += [study.editing(series, n, when, "reliability") for when in TIMES]
+            ability, *edits = (number(point.value if point else None) for point in points)
+            label = f"{_setting_label(study, setting)}, {series.label}"
+            rows.append([label, str(n), ability, percent(study.retained(series, n)), *edits])
     header = ("series", "edits", study.mean_label.lower(), "kept", "reliability right after", "at the end")
     return Table("At a glance: what is left of abilities and of edits", header, rows) if rows else None
+
+
+def _setting_label(study: Study, setting: Setting) -> str:
+    """Without the model where it is the same for all."""
+    several = len({setting.model for setting in study.settings}) > 1
+    return setting.label if several else setting.method_label
 
 
 def _runs(study: Study) -> Table:
@@ -138,148 +178,83 @@ def _runs(study: Study) -> Table:
         if run.series is None:
             mean = number(run.mean.value if run.mean else None)
             rows.append([run.model, "unedited", "", "0", "1", mean, "-", "-", "-"])
-    for setting in study.settings:
-        for series in study.series(setting):
-            for n in study.numbers(series):
-                kept = study.retained(series, n)
-                rows.append(
-                    [
-                        setting.model,
-                        setting.method_label,
-                        series.label,
-                        str(n),
-                        str(len(study.at(series, n))),
-                        interval(study.ability(series, n)),
-                        "-" if kept is None else f"{100 * kept:.0f}%",
-                        interval(study.editing(series, n, "after", "reliability")),
-                        interval(study.editing(series, n, "end", "reliability")),
-                    ]
-                )
+    for series, n in _points(study):
+        rows.append(
+            [
+                series.setting.model,
+                series.setting.method_label,
+                series.label,
+                str(n),
+                str(len(study.at(series, n))),
+                interval(study.ability(series, n)),
+                percent(study.retained(series, n)),
+                *(interval(study.editing(series, n, when, "reliability")) for when in TIMES),
+            ]
+        )
     header = ("model", "method", "regularizer", "edits", "streams", study.mean_label.lower(), "kept")
     return Table("All runs", (*header, "reliability right after", "reliability at the end"), rows, 3)
+
+
+def _points(study: Study) -> list[tuple[Series, int]]:
+    """All series with each of their numbers of edits."""
+    every = [series for setting in study.settings for series in study.series(setting)]
+    return [(series, n) for series in every for n in study.numbers(series)]
 
 
 # ----------------------------------------------------------------------------------------------- chapters
 
 
-def _abilities(study: Study) -> Section:
-    section = Section(
-        "abilities",
-        "Abilities against number of edits",
-        missing="evaluations of general tasks after editing: lm_eval --model edited_hf --tasks rect_suite.",
-    )
+def _abilities(study: Study) -> list[Plate]:
+    """One figure of all methods without a regularizer, then one for each setting."""
     styles = figures.looks(study)
-    several = len({setting.model for setting in study.settings}) > 1
-    plain = {
-        series: setting.label if several else setting.method_label
-        for setting in study.settings
-        for series in study.series(setting)
-        if series.is_plain
-    }
-    plots: list[tuple[str, str, dict[Series, str]]] = []
+    every = [series for setting in study.settings for series in study.series(setting)]
+    plain = {s: (_setting_label(study, s.setting), styles[s.setting]) for s in every if s.is_plain}
+    plates = []
     if len(plain) > 1:
-        plots.append(("methods", "Methods without a regularizer", plain))
+        plates.append(figures.curves(study, "methods", "Methods without a regularizer", plain))
     for i, setting in enumerate(study.settings):
-        plots.append((f"abilities-{i}", setting.label, {s: s.label for s in study.series(setting)}))
-    for name, title, labels in plots:
-        lines = {
-            series: (label, styles[series.setting if name == "methods" else series])
-            for series, label in labels.items()
-        }
-        plate = figures.curves(study, name, title, figures.curve_spread(study, list(lines)), lines)
-        if plate.panels:
-            section.plates.append(plate)
-    return section
+        lines = {series: (series.label, styles[series]) for series in study.series(setting)}
+        plates.append(figures.curves(study, f"abilities-{i}", setting.label, lines))
+    return [plate for plate in plates if plate.panels]
 
 
-def _per_setting(
-    section: Section, study: Study, draw: Callable[[Study, Setting, str], Plate | None], name: str
-) -> Section:
-    for i, setting in enumerate(study.settings):
-        plate = draw(study, setting, f"{name}-{i}")
-        if plate is not None and plate.panels:
-            section.plates.append(plate)
-    return section
+_WEIGHT_CHANGES = (
+    "The Manhattan distance is the sum of |dW| over all edited weights; shares are of their elements,"
+    " with delta = |dW / W| against the unedited weight. Means over streams."
+)
 
 
-def _side_by_side(study: Study) -> Section:
-    section = Section(
-        "regularizers",
-        "Regularizers side by side",
-        missing="two regularizers of one method: regularizer=rect,keep=0.4 and others in --model_args.",
-    )
-    draw = partial(figures.side_by_side, styles=figures.looks(study))
-    return _per_setting(section, study, draw, "regularizers")
-
-
-def _editing(study: Study) -> Section:
-    section = Section(
-        "editing",
-        "Editing performance",
-        missing="runs of the model class edited_hf, which measures its own edits.",
-    )
-    return _per_setting(section, study, figures.editing_bars, "editing")
-
-
-def _together(study: Study) -> Section:
-    section = Section(
-        "together",
-        "Abilities and edits together",
-        missing="runs of edited_hf that evaluate the same general tasks (a mean, and reliability).",
-    )
-    draw = partial(figures.trade_off, styles=figures.looks(study))
-    return _per_setting(section, study, draw, "together")
-
-
-def _overfitting(study: Study) -> Section:
-    section = Section(
-        "overfitting",
-        "How much the weights changed",
-        missing="runs of edited_hf of this version, whose results hold the change of each edited weight.",
-    )
+def _weight_changes(study: Study) -> list[Table]:
+    """One table for each setting, then the paper's numbers."""
     header = ("regularizer", "edits", "Manhattan distance", "changed", "delta > 0.077", "delta > 0.171")
+    tables = []
     for setting in study.settings:
-        rows = []
-        for series in study.series(setting):
-            for n in study.numbers(series):
-                if (row := _overfitting_row(study.at(series, n))) is not None:
-                    rows.append([series.label, str(n), *row])
-        if rows:
-            section.tables.append(Table(setting.label, header, rows))
-    if section.tables:
-        section.intro = (
-            "The Manhattan distance is the sum of |dW| over all edited weights; shares are of their elements,"
-            " with delta = |dW / W| against the unedited weight. Means over streams."
-        )
+        points = [(series, n) for series, n in _points(study) if series.setting == setting]
+        found = [(series, n, _overfitting_row(study.at(series, n))) for series, n in points]
+        if rows := [[series.label, str(n), *row] for series, n, row in found if row]:
+            tables.append(Table(setting.label, header, rows))
+    if tables:
         paper = [
             [str(n), f"{distance:,}", f"{100 * low:.1f}%", f"{100 * high:.1f}%"]
             for n, distance, low, high in PAPER
         ]
         caption = "For reference: Gu et al. 2024, section 4"
-        section.tables.append(Table(caption, header[1:3] + header[4:], paper, 0))
-    return _per_setting(section, study, figures.histograms, "delta")
+        tables.append(Table(caption, header[1:3] + header[4:], paper, 0))
+    return tables
 
 
 def _overfitting_row(runs: Sequence[Run]) -> list[str] | None:
-    weights = [weight for run in runs for weight in run.weights.values()]
+    weights = [weight for run in runs for weight in run.edit.weights.values()]
     if all(weight.manhattan_distance is None for weight in weights):
         return None
-    moved = [sum(w.manhattan_distance or 0 for w in run.weights.values()) for run in runs if run.weights]
+    of_runs = [run.edit.weights.values() for run in runs if run.edit.weights]
+    moved = np.mean([sum(w.manhattan_distance or 0 for w in of_run) for of_run in of_runs])
     shares = [[w.share_over[limit] for w in weights if limit in w.share_over] for limit in ("0.077", "0.171")]
     return [
-        f"{np.mean(moved):,.4g}" if np.mean(moved) < 1000 else f"{np.mean(moved):,.0f}",
+        f"{moved:,.4g}" if moved < 1000 else f"{moved:,.0f}",
         f"{100 * np.mean([weight.changed or 0 for weight in weights]):.1f}%",
         *(f"{100 * np.mean(values):.1f}%" if values else "-" for values in shares),
     ]
-
-
-def _maps(study: Study) -> Section:
-    section = Section(
-        "heat-maps",
-        "Heat maps of |dW|",
-        missing="runs of edited_hf of this version, whose results hold a coarse picture of |dW|.",
-    )
-    return _per_setting(section, study, figures.heat_maps, "heat-maps")
 
 
 # ---------------------------------------------------------------------------------------------- the bottom
@@ -324,9 +299,8 @@ def _hparams(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:
     for setting in study.settings:
         for series in study.series(setting):
             run = next(run for run in study.runs if run.series == series)
-            if run.hparams:
-                pairs = tuple((name, str(value)) for name, value in run.hparams.items())
-                users.setdefault(pairs, []).append(f"{setting.label}, {series.label}")
+            pairs = tuple((name, str(value)) for name, value in run.hparams.items())
+            users.setdefault(pairs, []).append(f"{setting.label}, {series.label}")
     return [("; ".join(names), list(pairs)) for pairs, names in users.items()]
 
 
@@ -348,5 +322,4 @@ def _flips_label(flips: Flips) -> str:
     run = flips.run
     if run.series is None:
         return run.model
-    edits = f"{run.n_edits} edit{'s' if run.n_edits > 1 else ''}"
-    return f"{run.series.setting.label}, {run.series.label}, {edits}"
+    return f"{run.series.setting.label}, {run.series.label}, {count(run.n_edits, 'edit')}"

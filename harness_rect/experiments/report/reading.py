@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,11 @@ def read_study(folder: Path | str, on_file: Callable[[int, int], None] | None = 
     """
     folder = Path(folder)
     paths = results.find(folder)
-    done = 0
+    reports = iter(range(1, 2 * len(paths) + 1))
 
     def step() -> None:
-        nonlocal done
-        done += 1
         if on_file is not None:
-            on_file(done, 2 * len(paths))
+            on_file(next(reports), 2 * len(paths))
 
     runs = []
     for path in paths:
@@ -53,12 +51,10 @@ def read_study(folder: Path | str, on_file: Callable[[int, int], None] | None = 
     runs.sort(key=lambda run: (run.model, run.series is not None, _order(run)))
     tasks = _tasks(runs)
     edited = [run for run in runs if run.series] or runs
-    everywhere = [task for task in tasks if all(task in run.scores for run in edited)]
-    mean_of = (
-        list(GENERAL.members)
-        if set(GENERAL.members) <= set(tasks)
-        else [t for t in everywhere if _goes_up(runs, t)]
-    )
+    mean_of = list(GENERAL.members)
+    if not set(mean_of) <= set(tasks):  # the tasks of others that all edited runs have and that are alike
+        up = [task for task in tasks if all(run.higher_is_better.get(task, True) for run in runs)]
+        mean_of = [task for task in up if all(task in run.scores for run in edited)]
     study = Study(folder, runs, tasks, mean_of, notes=notes)
     _read_samples(study, step)
     study.runs = [replace(run, mean=_mean(run, mean_of)) for run in study.runs]
@@ -78,16 +74,13 @@ def _run(one: Results, folder: Path) -> Run:
         path=one.path,
         model=model,
         series=series if edit.n_edits else None,
-        n_edits=edit.n_edits,
-        stream=(str(edit.edits_sha256), edit.edit_seed or 0),
+        edit=edit.model_copy(update={"edits": [], "steps": []}),
         date=_number(one.file.date),
         scores={task: one.scores(task)[key] for task, key in headlines.items()},
         higher_is_better={task: one.higher_is_better(task, key.metric) for task, key in headlines.items()},
         reported_mean=one.scores(group)[one.headline(group)] if group in one.groups else None,
         editing={when: _editing(edit, when) for when in TIMES},
-        weights=edit.weights,
         provenance=_provenance(one),
-        hparams=edit.hparams | {"second moments": edit.second_moments},
         limit=_number(one.file.config.get("limit") or math.inf),
     )
 
@@ -162,26 +155,20 @@ def _separated(runs: Sequence[Run]) -> list[Run]:
         if run.series and run.n_edits > (run.series.setting.batch or 0)
     }
     separated = []
+    origins: dict[Series, dict[str, str]] = {}  # digest -> file name, of all hyper-parameters in a series
     for run in runs:
-        if run.series and run.series.setting.batch != 1 and (run.series, _digest(run)) not in streams:
-            setting = replace(run.series.setting, batch=None)
-            run = replace(run, series=replace(run.series, setting=setting))
-        separated.append(run)
-    origins: dict[Series, dict[str, str]] = {}
-    for run in separated:
-        if run.series:
-            origin = Path(run.provenance.get("hparams origin", "")).name
-            origins.setdefault(run.series, {}).setdefault(_digest(run), origin)
-    return [_with_hparams(run, origins[run.series]) if run.series else run for run in separated]
-
-
-def _with_hparams(run: Run, origins: Mapping[str, str]) -> Run:
-    """origins: digest -> file name, of all hyper-parameters in the run's series."""
-    if run.series is None or len(origins) == 1:
-        return run
-    unique = all(origins.values()) and len(set(origins.values())) == len(origins)
-    hparams = origins[_digest(run)] if unique else _digest(run)
-    return replace(run, series=replace(run.series, hparams=hparams))
+        if (series := run.series) is not None:
+            if series.setting.batch != 1 and (series, _digest(run)) not in streams:
+                series = replace(series, setting=replace(series.setting, batch=None))
+            origin = Path(run.edit.hparams_origin or "").name
+            origins.setdefault(series, {}).setdefault(_digest(run), origin)
+        separated.append(replace(run, series=series))
+    for place, run in enumerate(separated):
+        if run.series and len(names := origins[run.series]) > 1:
+            unique = all(names.values()) and len(set(names.values())) == len(names)
+            hparams = names[_digest(run)] if unique else _digest(run)
+            separated[place] = replace(run, series=replace(run.series, hparams=hparams))
+    return separated
 
 
 def _digest(run: Run) -> str:
@@ -230,19 +217,13 @@ def _tasks(runs: Iterable[Run]) -> list[str]:
     return [*(task for task in TASKS if task in found), *(task for task in found if task not in TASKS)]
 
 
-def _goes_up(runs: Iterable[Run], task: str) -> bool:
-    return all(run.higher_is_better.get(task, True) for run in runs)
-
-
 def _mean(run: Run, tasks: Sequence[str]) -> Score | None:
     """The mean of the tasks, None without all of them; its standard error, where each has one."""
     scores = [run.scores[task] for task in tasks if task in run.scores]
     if not tasks or len(scores) < len(tasks):
         return None
-    stderrs = [score.stderr for score in scores]
-    stderr = None
-    if None not in stderrs:
-        stderr = math.hypot(*(s for s in stderrs if s is not None)) / len(scores)
+    stderrs = [score.stderr for score in scores if score.stderr is not None]
+    stderr = math.hypot(*stderrs) / len(scores) if len(stderrs) == len(scores) else None
     if run.reported_mean is not None and tasks == list(GENERAL.members):
         return Score(run.reported_mean.value, stderr)
     return Score(float(np.mean([score.value for score in scores])), stderr)
@@ -251,28 +232,24 @@ def _mean(run: Run, tasks: Sequence[str]) -> Score | None:
 def _read_samples(study: Study, step: Callable[[], None]) -> None:
     """Standard errors that are missing, differences between runs, and changed answers, from the samples.
 
-    Only one run and its base are in memory at a time.
+    Only one run and the unedited run of its model, which comes before it, are in memory at a time.
     """
     shown = {
         study.at(series, number)[0].file
         for setting in study.settings
         for series, number in study.last(setting).items()
     }
-    bases = {run.model: run for run in study.runs if run.series is None}
-    completed = {}
-    for model in dict.fromkeys(run.model for run in study.runs):
-        base = results.load(bases[model].path) if model in bases else None
-        for run in (run for run in study.runs if run.model == model):
-            one = base if base is not None and run.path == base.path else results.load(run.path)
-            completed[run.file] = _with_stderrs(run, one)
-            if base is not None and one is not base:
-                study.notes += _differences(base, one, run, bases[model])
-                if run.file in shown and (flips := _flips(base, one, run)) is not None:
-                    study.flips.append(flips)
-            step()
-    study.runs = [completed[run.file] for run in study.runs]
-    order = {run.file: place for place, run in enumerate(study.runs)}
-    study.flips.sort(key=lambda flips: order[flips.run.file])
+    base_run, base = None, None
+    for place, run in enumerate(study.runs):
+        one = results.load(run.path)
+        study.runs[place] = _with_stderrs(run, one)
+        if run.series is None:
+            base_run, base = run, one
+        elif base is not None and base_run is not None and base_run.model == run.model:
+            study.notes += _differences(base, one, run, base_run)
+            if run.file in shown and (flips := _flips(base, one, study.runs[place])) is not None:
+                study.flips.append(flips)
+        step()
 
 
 def _with_stderrs(run: Run, one: Results) -> Run:

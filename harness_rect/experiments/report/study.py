@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from harness_rect.experiments.compare.comparison import retention
 from harness_rect.experiments.compare.significance import CONFIDENCE
 from harness_rect.experiments.report.series import Series, Setting
 from harness_rect.experiments.results import Score
-from harness_rect.session.report import WeightTotals, When
+from harness_rect.session.report import EditReport, When
 
 #: When edits are measured -> the words for it.
 TIMES: dict[When, str] = {"after": "right after each edit", "end": "at the end"}
@@ -44,6 +44,11 @@ class Estimate:
     spread: str
     n: int
 
+    @property
+    def ends(self) -> list[float]:
+        """``[low, high]``, or nothing without them."""
+        return [] if self.low is None or self.high is None else [self.low, self.high]
+
 
 def estimate(scores: Sequence[Score], of: str = "documents", bounded: bool = False) -> Estimate | None:
     """The mean over streams; None without any.
@@ -54,29 +59,27 @@ def estimate(scores: Sequence[Score], of: str = "documents", bounded: bool = Fal
     Args:
         bounded: whether the score lies in [0, 1], so that the interval is cut there.
     """
-    found = _estimate(scores, of)
-    if found is None or found.low is None or found.high is None or not bounded:
-        return found
-    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
-
-
-def _estimate(scores: Sequence[Score], of: str) -> Estimate | None:
-    values = [score.value for score in scores if math.isfinite(score.value)]
-    if not values:
+    known = [score for score in scores if math.isfinite(score.value)]
+    if not known:
         return None
+    values = [score.value for score in known]
     mean, n = float(np.mean(values)), len(values)
-    if n >= 3:
-        spread = (
-            float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
-        )
-        return Estimate(mean, mean - spread, mean + spread, "streams", n)
+    quantile = (1 + CONFIDENCE) / 2
     if n == 2:
         return Estimate(mean, min(values), max(values), "range", n)
-    stderr = next(score.stderr for score in scores if math.isfinite(score.value))
-    if not stderr:
-        return Estimate(mean, None, None, "none", 1)
-    spread = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * stderr
-    return Estimate(mean, mean - spread, mean + spread, of, 1)
+    if n > 2:
+        of, spread = (
+            "streams",
+            float(stats.t.ppf(quantile, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n),
+        )
+    elif known[0].stderr:
+        spread = float(stats.norm.ppf(quantile)) * known[0].stderr
+    else:
+        return Estimate(mean, None, None, "none", n)
+    low, high = mean - spread, mean + spread
+    return (
+        Estimate(mean, max(0.0, low), min(1.0, high), of, n) if bounded else Estimate(mean, low, high, of, n)
+    )
 
 
 @dataclass(frozen=True)
@@ -84,28 +87,41 @@ class Run:
     """One evaluation.
 
     file: its path below the folder. series: None for a model that was not edited by edited_hf.
-    stream: digest of the edits and their seed. scores: task -> headline score.
+    edit: the edit report, without the single edits and steps. scores: task -> headline score.
     reported_mean: the group's score in the file. mean: over :attr:`Study.mean_of`.
-    editing: time of measurement -> metric -> score over the edits. weights: name -> change of the weight.
-    limit: of documents for each task.
+    editing: time of measurement -> metric -> score over the edits. limit: of documents for each task.
     """
 
     file: str
     path: Path
     model: str
     series: Series | None
-    n_edits: int
-    stream: tuple[str, int]
+    edit: EditReport
     date: float
     scores: Mapping[str, Score]
     higher_is_better: Mapping[str, bool]
     reported_mean: Score | None
     editing: Mapping[When, Mapping[str, Score]]
-    weights: Mapping[str, WeightTotals]
     provenance: Mapping[str, str]
-    hparams: Mapping[str, Any]
     limit: float
     mean: Score | None = None
+
+    @property
+    def n_edits(self) -> int:
+        return self.edit.n_edits
+
+    @property
+    def stream(self) -> tuple[str, int]:
+        """What distinguishes the streams of a series: the edits and their seed."""
+        return str(self.edit.edits_sha256), self.edit.edit_seed or 0
+
+    @property
+    def hparams(self) -> dict[str, Any]:
+        return self.edit.hparams | {"second moments": self.edit.second_moments}
+
+    def score(self, task: str | None) -> Score | None:
+        """The headline of a task, or the mean (None)."""
+        return self.mean if task is None else self.scores.get(task)
 
 
 @dataclass(frozen=True)
@@ -152,6 +168,11 @@ class Study:
     def settings(self) -> list[Setting]:
         return list(dict.fromkeys(run.series.setting for run in self.runs if run.series))
 
+    @property
+    def shown(self) -> list[str | None]:
+        """What is drawn: the mean (None), if there is one, and the tasks."""
+        return [None, *self.tasks] if self.mean_of else [*self.tasks]
+
     def series(self, setting: Setting) -> list[Series]:
         return list(dict.fromkeys(r.series for r in self.runs if r.series and r.series.setting == setting))
 
@@ -177,27 +198,25 @@ class Study:
 
     def curve(self, series: Series, task: str | None) -> list[tuple[int, Estimate]]:
         """(number of edits, score) of a task, or of the mean (None), from the unedited model on."""
-        points = []
-        if (base := self.base(series.setting.model)) and (score := _score(base, task)):
-            points.append((0, estimate([score], bounded=self._bounded(task))))
-        for number in self.numbers(series):
-            found = [score for run in self.at(series, number) if (score := _score(run, task))]
-            points.append((number, estimate(found, bounded=self._bounded(task))))
-        return [(number, point) for number, point in points if point is not None]
+        base = self.base(series.setting.model)
+        runs = {0: [base] if base else []} | {n: self.at(series, n) for n in self.numbers(series)}
+        points = {n: self._estimate(of, task) for n, of in runs.items()}
+        return [(n, point) for n, point in points.items() if point is not None]
+
+    def _estimate(self, runs: Sequence[Run], task: str | None) -> Estimate | None:
+        if task is None:
+            bounded = self.mean_of == list(GENERAL.members)
+        else:
+            bounded = task in TASKS and TASKS[task].headline.share
+        return estimate([score for run in runs if (score := run.score(task))], bounded=bounded)
 
     def editing(self, series: Series, n_edits: int, when: When, metric: str) -> Estimate | None:
         runs = self.at(series, n_edits)
         found = [score for run in runs if (score := run.editing.get(when, {}).get(metric))]
         return estimate(found, "edits", bounded=metric in EDITING_METRICS)
 
-    def _bounded(self, task: str | None) -> bool:
-        if task is None:
-            return self.mean_of == list(GENERAL.members)
-        return task in TASKS and TASKS[task].headline.share
-
     def ability(self, series: Series, n_edits: int) -> Estimate | None:
-        means = [run.mean for run in self.at(series, n_edits) if run.mean]
-        return estimate(means, bounded=self._bounded(None))
+        return self._estimate(self.at(series, n_edits), None)
 
     def retained(self, series: Series, n_edits: int) -> float | None:
         """The share of the unedited model's mean that is retained."""
@@ -213,7 +232,3 @@ class Study:
         if self.mean_of == list(GENERAL.members):
             return GENERAL.mean_title
         return f"Mean of {len(self.mean_of)} task{'s' if len(self.mean_of) > 1 else ''}"
-
-
-def _score(run: Run, task: str | None) -> Score | None:
-    return run.mean if task is None else run.scores.get(task)

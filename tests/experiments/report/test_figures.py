@@ -11,7 +11,6 @@ import pytest
 from matplotlib.figure import Figure
 from support.report_files import edit
 
-from harness_rect.experiments.report import figures
 from harness_rect.experiments.report.drawing import CSS_NAMES, Look, Panel, Plate, inline_svg, write
 from harness_rect.experiments.report.page import sections
 from harness_rect.experiments.report.reading import read_study
@@ -37,7 +36,7 @@ def plates(study: Study) -> dict[str, Plate]:
 
 def axes_of(panel: Panel):
     axes = Figure().add_subplot()
-    panel.draw(axes)
+    panel.draw_on(axes)
     return axes
 
 
@@ -68,9 +67,9 @@ def test_abilities_stand_against_edits_so_that_random_is_at_the_left(study: Stud
     assert np.allclose(points, [(0.8, 0.2), (0.7, 0.3), (0.3, 0.9)])
     points = [tuple(line.get_xydata()[0]) for line in axes_of(end).lines if len(line.get_xydata()) == 1]
     assert np.allclose(points, [(0.1, 0.2), (0.2, 0.3), (0.1, 0.9)])
-    [plain, rect, random] = figures.both(study, study.settings[0])
-    assert [row[2] for row in (plain, rect, random)] == ["22%", "33%", "100%"]
-    assert [row[4] for row in (plain, rect, random)] == ["100%", "87%", "37%"]
+    rows = plates(study)["together-0"].rows
+    assert [row[2] for row in rows] == ["22%", "33%", "100%"]
+    assert [row[4] for row in rows] == ["100%", "87%", "37%"]
 
 
 def test_bars_are_as_long_as_the_metrics(study: Study) -> None:
@@ -110,8 +109,8 @@ def test_neighbouring_looks_differ_in_more_than_colour() -> None:
 def test_inline_figures_use_the_pages_colours_and_ids_of_their_own(study: Study) -> None:
     seen: set[str] = set()
     for plate in plates(study).values():
-        for panel in plate.panels:
-            text = str(inline_svg(panel))
+        for i, panel in enumerate(plate.panels):
+            text = str(inline_svg(panel, f"{plate.name}-{i}"))
             root = ET.fromstring(text)
             ids = [e.get("id") for e in root.iter() if e.get("id")]
             assert len(ids) == len(set(ids)) and not seen & set(ids)
@@ -138,6 +137,6 @@ def test_files_for_papers_are_the_same_bytes_every_time(study: Study, tmp_path: 
 
 
 def test_a_dollar_sign_is_no_formula() -> None:
-    panel = Panel("x", "$\\frac{1}$ <b>", "d" * 30, lambda axes: axes.set_title("$\\frac{1}$ <b>"))
-    text = str(inline_svg(panel))
+    panel = Panel("$\\frac{1}$ <b>", "d" * 30, lambda axes: None)
+    text = str(inline_svg(panel, "x"))
     assert "$\\frac{1}$ &lt;b&gt;" in text and "<b>" not in text

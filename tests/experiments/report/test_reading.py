@@ -249,7 +249,7 @@ def test_runs_of_a_stock_lm_eval(evaluations: dict[str, Path]) -> None:
     assert found.value == report["at_the_end"]["reliability"]
     [run] = study.at(series, 2)
     [(weight, moved)] = report["weights"].items()
-    assert run.weights[weight].manhattan_distance == moved["manhattan_distance"]
+    assert run.edit.weights[weight].manhattan_distance == moved["manhattan_distance"]
     [flips] = study.flips
     for task, (documents, lost, gained) in flips.counts.items():
         rights = []
