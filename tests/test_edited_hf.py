@@ -154,8 +154,8 @@ def arguments(place: dict[str, str]) -> Callable[..., dict[str, Any]]:
     """``arguments(family, **more)``: model_args of an edited run; None leaves one out."""
 
     def arguments(family: str = "gpt2", **more: Any) -> dict[str, Any]:
-        usual = {"pretrained": place[family], "edits": place["edits"], "data": place["data"]}
-        usual |= {"hparams": place["hparams"], "rect": 0.8} | more
+        usual: dict[str, Any] = {name: place[name] for name in ("edits", "data", "hparams")}
+        usual |= {"pretrained": place[family], "rect": 0.8} | more
         return {key: value for key, value in usual.items() if value is not None}
 
     return arguments
@@ -528,9 +528,8 @@ def refused(place, tmp_path: Path, make_model, tokenizer) -> Callable[[str], dic
         return str(folder)
 
     def t5() -> str:
-        config = transformers.T5Config(
-            vocab_size=420, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2, decoder_start_token_id=0
-        )
+        config = transformers.T5Config(vocab_size=420, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2)
+        config.decoder_start_token_id = 0
         transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
         tokenizer.save_pretrained(tmp_path / "t5")
         return str(tmp_path / "t5")

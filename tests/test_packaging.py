@@ -69,11 +69,11 @@ class Environment:
         self.elsewhere.mkdir()
 
     def pip(self, *arguments: str | Path) -> None:
-        command = [sys.executable, "-m", "pip", "--python", self.python, "--quiet", *arguments]
+        command = [sys.executable, "-m", "pip", "--python", str(self.python), "--quiet", *map(str, arguments)]
         subprocess.run(command, env=CLEAN, check=True)
 
     def run(self, code: str) -> subprocess.CompletedProcess[str]:
-        command = [self.python, "-c", code]
+        command = [str(self.python), "-c", code]
         return subprocess.run(command, cwd=self.elsewhere, env=CLEAN, capture_output=True, text=True)
 
     def files(self) -> set[Path]:
@@ -160,9 +160,7 @@ def test_the_start_file_waits_for_lm_eval_as_the_pth_does(installed: Environment
 def test_every_import_is_a_declared_dependency() -> None:
     tomllib = pytest.importorskip("tomllib")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {
-        re.match(r"[\w-]+", line).group().lower().replace("_", "-") for line in project["dependencies"]
-    }
+    declared = {re.split(r"[^\w-]", line)[0].lower().replace("_", "-") for line in project["dependencies"]}
     names = {"lm_eval": "lm-eval", "yaml": "pyyaml", "sklearn": "scikit-learn", "rouge_score": "rouge-score"}
     names["typing_extensions"] = "typing-extensions"
     imported: dict[str, Path] = {}

@@ -33,8 +33,8 @@ EDITS = [*FACTS, make_edit("{} is in", "The Space Needle", "Paris", id="c", targ
 def over_devices(model, count=3, kind="xpu"):
     """As device maps do: norm and head with the last block, a tied head with the embeddings."""
     parts = locate(model)
-    last = [parts.norm] if model.config.tie_word_embeddings else [parts.norm, parts.head]
-    blocks, last = ([model.get_submodule(name) for name in names] for names in (parts.blocks, last))
+    names = [parts.norm] if model.config.tie_word_embeddings else [parts.norm, parts.head]
+    blocks, last = ([model.get_submodule(name) for name in group] for group in (parts.blocks, names))
     spread(model, blocks, last, count, kind)
 
 

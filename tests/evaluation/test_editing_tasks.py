@@ -371,7 +371,7 @@ def test_scores_are_those_of_the_published_evaluation(evaluate, folders, tmp_pat
     if moment == "after":
         model = transformers.AutoModelForCausalLM.from_pretrained(GOLDENS / "tiny_gpt2")
         final = load_file(GOLDENS / "gpt2_rome_mom2_sequence" / "golden.safetensors")["final.weight"]
-        model.transformer.h[1].mlp.c_proj.weight.data.copy_(final)
+        model.get_parameter("transformer.h.1.mlp.c_proj.weight").data.copy_(final)
         model.save_pretrained(tmp_path / "edited")
         transformers.AutoTokenizer.from_pretrained(GOLDENS / "tiny_gpt2").save_pretrained(tmp_path / "edited")
         folders["golden"] = str(tmp_path / "edited")
@@ -387,7 +387,6 @@ def test_scores_are_those_of_the_published_evaluation(evaluate, folders, tmp_pat
         assert swapped == pytest.approx(golden[moment], abs=2e-5)
 
     results = evaluate([row for row, _ in ZSRE], "rect_zsre", family="golden")
-    for sample, (_, golden) in zip(results["samples"]["rect_zsre"], ZSRE, strict=True):
-        assert (
-            "".join("01"[response[0][1] in (True, "True")] for response in sample["resps"]) == golden[moment]
-        )
+    for sample, (_, published) in zip(results["samples"]["rect_zsre"], ZSRE, strict=True):
+        correct = "".join("01"[response[0][1] in (True, "True")] for response in sample["resps"])
+        assert correct == published[moment]

@@ -26,7 +26,7 @@ def a_sum(seed: int = 0, rank: int = 50, d: int = D) -> torch.Tensor:
 def public_file(path: Path, total=None, count=50) -> Path:
     """As the published code writes it, with arrays of its own that mean nothing here."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {
+    arrays: dict[str, Any] = {
         "mom2.constructor": np.asarray("util.runningstats.SecondMoment()"),
         "mom2.count": np.asarray(count),
         "mom2.mom2": a_sum().float().numpy() if total is None else total,

@@ -50,12 +50,12 @@ def config_of(method: str, folder: Path, moments: Path, regularizer: str = "rect
     """The method with its hyper-parameters and ``more``, written to a file in the folder."""
     hparams = folder / "hparams.json"
     hparams.write_text(json.dumps(HPARAMS[method] | more))
-    return EditConfig(
-        method=method,
-        edits="two",
-        edit_batch_size=2 if METHODS[method].batches else 1,
-        hparams=str(hparams),
-        stats=str(moments),
-        regularizer=regularizer,
-        **settings_of(regularizer),
-    )
+    arguments = {
+        "method": method,
+        "edits": "two",
+        "edit_batch_size": 2 if METHODS[method].batches else 1,
+        "hparams": str(hparams),
+        "stats": str(moments),
+        "regularizer": regularizer,
+    }
+    return EditConfig.model_validate(arguments | settings_of(regularizer))

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from torch import nn
 from harness_rect import cli
 from harness_rect.errors import UserError
 from harness_rect.io.resume import Resumable, save_state
-from harness_rect.methods.gradients import inputs_and_gradients, targets_of, token_nll
+from harness_rect.methods.gradients import Targets, inputs_and_gradients, targets_of, token_nll
 from harness_rect.methods.mend import active
 from harness_rect.methods.mend_weights import load_editor, read_description
+from harness_rect.models import EditableLM
 from harness_rect.training import mend as module
 from harness_rect.training.mend import MendTrainer, MendTraining, inner_params, training_rows
 
@@ -32,7 +34,15 @@ def perturb(trainer: MendTrainer) -> None:
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in trainer.editor.networks.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def mean_nll(lm: EditableLM, targets: Targets) -> torch.Tensor:
+    return token_nll(lm, targets).mean()
+
+
+def weighted_nll(lm: EditableLM, targets: Targets) -> torch.Tensor:
+    return (token_nll(lm, targets) * targets.weights).sum()
 
 
 # -- one step ----------------------------------------------------------------------------------------
@@ -50,9 +60,7 @@ def test_the_loss_is_that_of_models_with_dense_updates(family, make_lm):
         total = torch.zeros(())
         for e in episodes:
             targets = targets_of(lm, [e.rewrite])
-            _, found = inputs_and_gradients(
-                lm, t.modules, targets.batch, lambda targets=targets: token_nll(lm, targets).mean()
-            )
+            _, found = inputs_and_gradients(lm, t.modules, targets.batch, partial(mean_nll, lm, targets))
             changed = {}
             for name in t.editor.weights:
                 network, mode, lr = t.editor.of(name)
@@ -92,6 +100,7 @@ def test_each_sequence_meets_its_own_fact_alone(make_lm):
         )
         both = t._factors(found)
         alone = {name: (x[1:], g[1:]) for name, (x, g) in both.items()}
+        assert first.locality is not None and second.locality is not None
         together, _ = t._log_probs([first.locality, second.locality], both, [0, 1])
         single, _ = t._log_probs([second.locality], alone, [0])
         unedited, _ = t._log_probs([second.locality])
@@ -110,7 +119,7 @@ def test_statistics_are_those_of_all_training_tokens_and_frozen_afterwards(make_
                 lm,
                 t.modules,
                 targets.batch,
-                lambda targets=targets: (token_nll(lm, targets) * targets.weights).sum(),
+                partial(weighted_nll, lm, targets),
             )
             for name in t.editor.weights:
                 x, g = found[name.removesuffix(".weight")]

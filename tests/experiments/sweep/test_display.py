@@ -6,6 +6,7 @@ import io
 import logging
 import re
 import time
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -23,6 +24,11 @@ def rows() -> list[Row]:
         Row("m/rome+rect", "rome", 10, 2, 5, 1, {"editing": 10, "evaluating": 4}, 5, 1, "editing"),
         Row("m/memit", "memit", 10, 2),
     ]
+
+
+def console_of(**settings: Any) -> tuple[Console, io.StringIO]:
+    written = io.StringIO()
+    return Console(file=written, **settings), written
 
 
 def test_time_left_is_what_remains_at_the_mean_times() -> None:
@@ -70,15 +76,15 @@ def test_work_inside_other_work_counts_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_table_at_the_end_shows_editing_evaluating_and_everything_else() -> None:
-    console = Console(file=io.StringIO(), width=120)
+    console, written = console_of(width=120)
     console.print(timing_table(rows(), {"loading": 1.5, "writing": 1.0, "checking": 0.001}))
-    shown = console.file.getvalue()
+    shown = written.getvalue()
     assert "m/memit" not in shown  # this run has not touched it
     assert "everything else 2.5 (5.0% of editing and evaluating): loading 1.5, writing 1.0" in shown
 
 
 def test_the_live_table_shows_where_it_is_and_lets_log_lines_through() -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=100, height=8)
+    console, written = console_of(force_terminal=True, width=100, height=8)
     many = [*rows(), *(Row(f"m/later{i}", "rome", 10, 2) for i in range(50))]
     display = Display(Progress(many), console)
     root = logging.getLogger()
@@ -87,16 +93,16 @@ def test_the_live_table_shows_where_it_is_and_lets_log_lines_through() -> None:
         logging.getLogger("somewhere").warning("a line from [somewhere]")
         console.print(display._render())
     assert root.handlers == handlers
-    shown = re.sub(r"\x1b\[[\d;?]*\w", "", console.file.getvalue())
+    shown = re.sub(r"\x1b\[[\d;?]*\w", "", written.getvalue())
     assert "a line from [somewhere]" in shown
     assert "m/rome+rect" in shown and "5/10" in shown and "4 of 107 evaluations done" in shown
     assert "m/later49" not in shown  # no more rows than the terminal has
 
 
 def test_without_a_terminal_there_are_plain_lines(caplog: pytest.LogCaptureFixture) -> None:
-    console = Console(file=io.StringIO())
+    console, written = console_of()
     display = Display(Progress(rows()), console)
     with display.shown(), caplog.at_level(logging.INFO):
         display.say("m/rome, 5 edits: evaluated in 3 s")
-    assert console.file.getvalue() == ""
+    assert written.getvalue() == ""
     assert "m/rome, 5 edits: evaluated in 3 s; 4 of 7 evaluations done, about 45 s left" in caplog.text

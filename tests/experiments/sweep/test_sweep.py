@@ -199,10 +199,14 @@ def test_a_stock_lm_eval_run_gives_the_same(
 def numbers_of_edits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many edits each run's model had, from its start to its last step."""
     seen: list[int] = []
-    run = EditSession.run
+    run: Callable[..., Any] = EditSession.run
 
     def watched(*args: Any, on_step: Callable[[int], None], **kwargs: Any) -> Any:
-        return run(*args, on_step=lambda done: [seen.append(done), on_step(done)], **kwargs)
+        def stepped(done: int) -> None:
+            seen.append(done)
+            on_step(done)
+
+        return run(*args, on_step=stepped, **kwargs)
 
     monkeypatch.setattr(EditSession, "run", watched)
     return seen
