@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from harness_rect.edits import Edit
 from harness_rect.models import Architecture, EditableLM
+from harness_rect.models.forwards import fused_gelu
 from harness_rect.moments import SecondMoment
 from harness_rect.updates import Update
 
@@ -19,6 +20,14 @@ class HyperParameters(BaseModel):
     """Base of every method's hyper-parameters: immutable, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class MomentHyperParameters(HyperParameters):
+    """Which second moments are read, as in published files (see ``harness_rect.moments``)."""
+
+    mom2_dataset: str = "wikipedia"
+    mom2_n_samples: int = Field(default=100_000, ge=1)
+    mom2_dtype: Literal["float32", "float64"] = "float32"
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,32 @@ def bare_context(lm: EditableLM, hparams: Any, seed: int) -> list[Any]:
 def down_projections(lm: EditableLM, hparams: Any) -> list[str]:
     """The down projections of ``hparams.layers``: what most methods edit."""
     return [lm.architecture.weight_name(layer) for layer in sorted(set(hparams.layers))]
+
+
+def edit_in_order(
+    lm: EditableLM, layers: Sequence[int], update_of: Callable[[int, int], Update | None]
+) -> dict[str, Update]:
+    """Updates of down projections, each computed with those of the layers before it in place.
+
+    Args:
+        layers: in increasing order. update_of: (index, layer) -> the update for the model as it is then; None
+            ends the edit without any.
+
+    Returns:
+        weight name -> update. The model is as it was when this returns.
+    """
+    names = [lm.architecture.weight_name(layer) for layer in layers]
+    updates: dict[str, Update] = {}
+    with fused_gelu(lm.model), lm.weights_restored(names[:-1]):
+        for index, (layer, name) in enumerate(zip(layers, names, strict=True)):
+            update = update_of(index, layer)
+            if update is None:
+                return {}
+            updates[name] = update
+            if layer != layers[-1]:
+                weight = lm.weight(name).data
+                weight += update.dense().to(weight)
+    return updates
 
 
 @dataclass(frozen=True)

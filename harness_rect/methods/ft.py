@@ -15,20 +15,21 @@ target from one position; every token is scored at its own here.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from pydantic import Field, field_validator
-from torch import Tensor
+from torch import nn
 
 from harness_rect.edits import Edit
 from harness_rect.errors import UserError
-from harness_rect.methods.base import Context, HyperParameters, Method, Proposal
+from harness_rect.methods.base import Context, HyperParameters, Method, Proposal, down_projections
 from harness_rect.methods.gradients import Pair, fact_means, targets_of, token_nll
-from harness_rect.models import Architecture, EditableLM
+from harness_rect.models import EditableLM
 from harness_rect.updates import Dense
 
 #: Training stops when the mean loss of an epoch is below this (the published code of both).
@@ -71,11 +72,6 @@ class FtLHyperParameters(FtHyperParameters):
         return epsilon
 
 
-def default_hparams(architecture: Architecture) -> dict[str, Any]:
-    """For a model without a preset: one layer at about two thirds of the depth."""
-    return {"layers": [2 * architecture.n_layers // 3]}
-
-
 def propose(
     lm: EditableLM,
     edits: Sequence[Edit],
@@ -86,8 +82,7 @@ def propose(
 ) -> Proposal:
     """The change of the weights after training on these facts; the model is as it was when this returns."""
     pairs = [_pair(lm, edit, end_of_text) for edit in edits]
-    layers = sorted(set(hparams.layers))
-    names = [lm.architecture.weight_name(layer) for layer in layers]
+    names = down_projections(lm, hparams)
     parameters = [lm.weight(name) for name in names]
     before = [parameter.detach().float().clone() for parameter in parameters]
     masters = [weight.clone() for weight in before]  # float32, rounded into the model at every step
@@ -97,35 +92,46 @@ def propose(
     shuffle = random.Random("\n".join(edit.id for edit in edits)).shuffle
     losses = [0.0] * len(pairs)
     first: list[float] = []
-    with lm.weights_restored(names):
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        try:
-            for _ in range(hparams.num_steps):
-                shuffle(order)
-                for start in range(0, len(order), hparams.batch_size):
-                    chosen = order[start : start + hparams.batch_size]
-                    loss, found = _losses(lm, [pairs[i] for i in chosen])
-                    for i, value in zip(chosen, found, strict=True):
-                        losses[i] = value
-                    if loss.item() < LOSS_FLOOR:
-                        continue
-                    gradients = torch.autograd.grad(loss, parameters)
-                    for master, gradient in zip(masters, gradients, strict=True):
-                        master.grad = gradient.float()
-                    optimiser.step()
-                    _project(masters, before, hparams.norm_constraint)
-                    for parameter, master in zip(parameters, masters, strict=True):
-                        parameter.data.copy_(master)
-                first = first or list(losses)
-                if sum(losses) / len(losses) < LOSS_FLOOR:
-                    break
-        finally:
-            for parameter in parameters:
-                parameter.requires_grad_(False)
+    with lm.weights_restored(names), _trainable(parameters):
+        for _ in range(hparams.num_steps):
+            shuffle(order)
+            for start in range(0, len(order), hparams.batch_size):
+                chosen = order[start : start + hparams.batch_size]
+                targets = targets_of(lm, [pairs[i] for i in chosen])
+                each = fact_means(targets, token_nll(lm, targets))
+                for i, value in zip(chosen, each.tolist(), strict=True):
+                    losses[i] = value
+                loss = each.mean()
+                if loss.item() < LOSS_FLOOR:
+                    continue
+                gradients = torch.autograd.grad(loss, parameters)
+                for master, gradient in zip(masters, gradients, strict=True):
+                    master.grad = gradient.float()
+                optimiser.step()
+                for parameter, master, weight in zip(parameters, masters, before, strict=True):
+                    if hparams.norm_constraint is not None:
+                        epsilon = hparams.norm_constraint
+                        master.clamp_(min=weight - epsilon, max=weight + epsilon)
+                    parameter.data.copy_(master)
+            first = first or list(losses)
+            if sum(losses) / len(losses) < LOSS_FLOOR:
+                break
     updates = {n: Dense(m.detach() - b) for n, m, b in zip(names, masters, before, strict=True)}
     details = [{"first_nll": a, "nll": b} for a, b in zip(first, losses, strict=True)]
     return Proposal(dict(updates), details)
+
+
+@contextmanager
+def _trainable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Gradients for these parameters of a frozen model."""
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
 
 
 def _pair(lm: EditableLM, edit: Edit, end_of_text: bool) -> Pair:
@@ -138,21 +144,6 @@ def _pair(lm: EditableLM, edit: Edit, end_of_text: bool) -> Pair:
     return prompt, [*target, end]
 
 
-def _losses(lm: EditableLM, pairs: Sequence[Pair]) -> tuple[Tensor, list[float]]:
-    """Mean over facts of the NLL per target token, with gradients, and each fact's own."""
-    targets = targets_of(lm, pairs)
-    with torch.enable_grad():
-        each = fact_means(targets, token_nll(lm, targets))
-    return each.mean(), each.tolist()
-
-
-@torch.no_grad()
-def _project(masters: Sequence[Tensor], before: Sequence[Tensor], epsilon: float | None) -> None:
-    if epsilon is not None:
-        for master, weight in zip(masters, before, strict=True):
-            master.copy_(torch.clamp(master, min=weight - epsilon, max=weight + epsilon))
-
-
 FT = Method(
     name="ft",
     title="FT",
@@ -160,7 +151,7 @@ FT = Method(
     summary="down projections of its layers, dense",
     cost="up to `num_steps` forward and backward passes",
     hparams=FtHyperParameters,
-    default_hparams=default_hparams,
+    default_hparams=lambda architecture: {"layers": [2 * architecture.n_layers // 3]},
     propose=partial(propose, end_of_text=False),
     batches=True,
 )

@@ -28,6 +28,8 @@ from harness_rect.precision import in_double
 State = dict[str, Tensor]
 #: Applies A^-1 to columns: (d_mlp, n) float64 -> (d_mlp, n) float64.
 Prior = Callable[[Tensor], Tensor]
+#: J, G_J and F, kept together.
+_PARTS = ("keys", "solved", "factor")
 
 
 def solve_with_history(prior: Prior, keys: Tensor, state: State, name: str) -> Tensor:
@@ -39,59 +41,44 @@ def solve_with_history(prior: Prior, keys: Tensor, state: State, name: str) -> T
     """
     k = in_double(keys)
     g = prior(k)
-    folded = _get(state, f"{name}.folded", k)
-    old = _old_keys(state, name, k) if folded is None else None
-    if folded is None and k.shape[1] <= len(k):
-        if old is None:
-            return torch.linalg.solve(_plus_identity(k.T @ g), g, left=False)
-        _, solved, factor = old
-        y, system = _against_old(solved, factor, k, g)
-        if not int(
-            torch.linalg.cholesky_ex(system).info
-        ):  # else the system is not positive definite after rounding
-            x = g - solved @ torch.linalg.solve_triangular(factor.T, y, upper=True)
-            return torch.linalg.solve(system, x, left=False)
-    products = g @ k.T
-    if old is not None:
-        before, solved, _ = old
-        products += solved @ before.T
-    elif folded is not None:
-        products += folded
-    return torch.linalg.solve(_plus_identity(products), g)
+    if f"{name}.folded" in state:
+        folded = state[f"{name}.folded"].to(k)
+    else:
+        before, solved, factor = _old_keys(state, name, k)
+        if k.shape[1] <= len(k):
+            y, system = _against_old(solved, factor, k, g)
+            if not int(torch.linalg.cholesky_ex(system).info):  # positive definite in spite of rounding
+                x = g - solved @ torch.linalg.solve_triangular(factor.T, y, upper=True)
+                return torch.linalg.solve(system, x, left=False)
+        folded = solved @ before.T
+    return torch.linalg.solve(_plus_identity(g @ k.T + folded), g)
 
 
 def remember_keys(prior: Prior, keys: Tensor, state: State, name: str) -> None:
     """Add K K^T to S. Arguments as in :func:`solve_with_history`; the state stays on the CPU."""
     k = in_double(keys)
     g = prior(k)
-    folded = _get(state, f"{name}.folded", k)
-    if folded is not None:
-        state[f"{name}.folded"] = (folded + g @ k.T).contiguous().cpu()
-        return
-    before, solved, factor = _old_keys(state, name, k) or (k[:, :0], g[:, :0], k.new_empty(0, 0))
-    all_keys, all_solved = torch.cat([before, k], 1), torch.cat([solved, g], 1)
-    larger = _extended(factor, solved, k, g) if all_keys.shape[1] <= len(k) else None
-    if larger is None:
-        for part in _PARTS:
-            state.pop(f"{name}.{part}", None)
-        state[f"{name}.folded"] = (all_solved @ all_keys.T).contiguous().cpu()
-        return
+    if f"{name}.folded" in state:
+        kept = {"folded": state[f"{name}.folded"].to(k) + g @ k.T}
+    else:
+        before, solved, factor = _old_keys(state, name, k)
+        all_keys, all_solved = torch.cat([before, k], 1), torch.cat([solved, g], 1)
+        larger = _extended(factor, solved, k, g) if all_keys.shape[1] <= len(k) else None
+        if larger is None:
+            kept = {"folded": all_solved @ all_keys.T}
+        else:
+            kept = dict(zip(_PARTS, (all_keys, all_solved, larger), strict=True))
+    for part in _PARTS:
+        state.pop(f"{name}.{part}", None)
     # Contiguous, as tensors read from a file are, so that a resumed run gives the same bits.
-    for part, value in zip(_PARTS, (all_keys, all_solved, larger), strict=True):
-        state[f"{name}.{part}"] = value.contiguous().cpu()
+    state |= {f"{name}.{part}": value.contiguous().cpu() for part, value in kept.items()}
 
 
-#: J, G_J and F, kept together.
-_PARTS = ("keys", "solved", "factor")
-
-
-def _old_keys(state: State, name: str, like: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+def _old_keys(state: State, name: str, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """J (d_mlp, n), G_J (d_mlp, n) and F (n, n), where ``k`` lies; n = 0 at first."""
     if f"{name}.keys" not in state:
-        return None
-    if f"{name}.factor" not in state:  # saved by a version that kept J^T G_J
-        gram = state.pop(f"{name}.gram")
-        state[f"{name}.factor"] = torch.linalg.cholesky(_plus_identity(gram)).contiguous()
-    keys, solved, factor = (state[f"{name}.{part}"].to(like) for part in _PARTS)
+        return k[:, :0], k[:, :0], k.new_empty(0, 0)
+    keys, solved, factor = (state[f"{name}.{part}"].to(k) for part in _PARTS)
     return keys, solved, factor
 
 
@@ -109,11 +96,6 @@ def _against_old(solved: Tensor, factor: Tensor, k: Tensor, g: Tensor) -> tuple[
     """Y (n, B) and I + K^T G - Y^T Y (B, B)."""
     y = torch.linalg.solve_triangular(factor, solved.T @ k, upper=False)
     return y, _plus_identity(k.T @ g - y.T @ y)
-
-
-def _get(state: State, name: str, like: Tensor) -> Tensor | None:
-    found = state.get(name)
-    return None if found is None else found.to(like)
 
 
 def _plus_identity(matrix: Tensor) -> Tensor:

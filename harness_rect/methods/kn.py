@@ -19,7 +19,9 @@ continuation of the prompt. Targets are tokenised as the row gives them, without
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -74,8 +76,7 @@ def attribution(lm: EditableLM, prompt: Sequence[int], truth: Sequence[int], ste
     """
     n_layers, width = lm.architecture.n_layers, lm.architecture.d_mlp
     base = _activations(lm, prompt)
-    shares = torch.linspace(0, 1, steps) if steps > 1 else torch.zeros(1)
-    places = [(layer, float(share)) for layer in range(n_layers) for share in shares]
+    places = list(itertools.product(range(n_layers), torch.linspace(0, 1, steps).tolist()))
     size = max(1, PASS_TOKENS // len(prompt))
     total = torch.zeros(n_layers, width)
     for start in range(0, len(places), size):
@@ -88,21 +89,15 @@ def attribution(lm: EditableLM, prompt: Sequence[int], truth: Sequence[int], ste
 
 def _activations(lm: EditableLM, prompt: Sequence[int]) -> Tensor:
     """a of every block, (n_layers, d_mlp), float32, on the CPU."""
-    batch, width = lm.batch([prompt]), lm.architecture.d_mlp
+    batch, n_layers = lm.batch([prompt]), lm.architecture.n_layers
     found: dict[int, Tensor] = {}
 
-    def hook_for(layer: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            found[layer] = unflatten(output, batch)[0, -1, :width].float().cpu()
+    def keep(layer: int, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        found[layer] = unflatten(output, batch)[0, -1, : lm.architecture.d_mlp].float().cpu()
 
-        return hook
-
-    with (
-        torch.no_grad(),
-        lm.hooked({lm.first_projection(i): hook_for(i) for i in range(lm.architecture.n_layers)}),
-    ):
+    with torch.no_grad(), lm.hooked({lm.first_projection(i): partial(keep, i) for i in range(n_layers)}):
         lm.logits(batch)
-    return torch.stack([found[layer] for layer in range(lm.architecture.n_layers)])
+    return torch.stack([found[layer] for layer in range(n_layers)])
 
 
 def _gradient(
@@ -112,17 +107,13 @@ def _gradient(
     batch, last = lm.batch([prompt] * len(z)), len(prompt) - 1
     z = z.to(lm.input_device).requires_grad_(True)
 
-    def hook_for(layer: int) -> Callable[..., Tensor]:
+    def put(layer: int, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         rows = (layers == layer).nonzero().flatten()
+        out = unflatten(output, batch).clone()
+        out[rows, last, : z.shape[1]] = z[rows].to(out)
+        return out.view_as(output)
 
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            out = unflatten(output, batch).clone()
-            out[rows, last, : z.shape[1]] = z[rows].to(out)
-            return out.view_as(output)
-
-        return hook
-
-    hooks = {lm.first_projection(layer): hook_for(layer) for layer in set(layers.tolist())}
+    hooks = {lm.first_projection(layer): partial(put, layer) for layer in set(layers.tolist())}
     with torch.enable_grad(), lm.hooked(hooks):
         every = torch.arange(len(z))
         logits = lm.logits_at(batch, every, torch.full_like(every, last))
@@ -165,21 +156,14 @@ def propose(lm: EditableLM, edits: Sequence[Edit], hparams: KnHyperParameters, c
     old = continuation(lm, edit.text, len(new))
     v = value_change(embedding.detach(), old, new)
     updates: dict[str, Update] = {}
+    found: dict[str, list[int]] = {}
     for layer, neurons in enumerate(chosen):
         if neurons.any():
-            weight = lm.weight(lm.architecture.weight_name(layer))
-            factors = lm.oriented(
-                layer, v.unsqueeze(1).to(weight.device), neurons.float().unsqueeze(1).to(weight.device)
-            )
-            updates[lm.architecture.weight_name(layer)] = LowRank(*factors)
-    detail = {
-        "neurons": {
-            str(layer): row.nonzero().flatten().tolist() for layer, row in enumerate(chosen) if row.any()
-        },
-        "largest_score": float(scores.max()),
-        "old_tokens": old,
-    }
-    return Proposal(updates, [detail])
+            name = lm.architecture.weight_name(layer)
+            left, right = (column.unsqueeze(1).to(lm.weight(name).device) for column in (v, neurons.float()))
+            updates[name] = LowRank(*lm.oriented(layer, left, right))
+            found[str(layer)] = neurons.nonzero().flatten().tolist()
+    return Proposal(updates, [{"neurons": found, "largest_score": float(scores.max()), "old_tokens": old}])
 
 
 KN = Method(

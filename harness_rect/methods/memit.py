@@ -32,7 +32,7 @@ from torch import Tensor
 
 from harness_rect.edits import Edit
 from harness_rect.errors import UserError
-from harness_rect.methods.base import Context, Method, Proposal
+from harness_rect.methods.base import Context, Method, MomentHyperParameters, Proposal, edit_in_order
 from harness_rect.methods.contexts import check_templates, sample_templates
 from harness_rect.methods.fact_reader import FactReader
 from harness_rect.methods.key_history import Prior, remember_keys, solve_with_history
@@ -49,7 +49,7 @@ SAMPLED_CONTEXTS, SAMPLED_LENGTH = 5, 10
 NAS_LIMIT = 2
 
 
-class MassEditHyperParameters(NasHyperParameters):
+class MassEditHyperParameters(NasHyperParameters, MomentHyperParameters):
     """Hyper-parameters that MEMIT, EMMET and AlphaEdit share, named as in their published files.
 
     layers: consecutive or not, edited in order; z is read at the output of the last.
@@ -65,9 +65,6 @@ class MassEditHyperParameters(NasHyperParameters):
     clamp_norm_factor: float = Field(default=0.75, gt=0)
     mom2_adjustment: Literal[True] = True
     mom2_update_weight: float = Field(default=15_000, gt=0)
-    mom2_dataset: str = "wikipedia"
-    mom2_n_samples: int = Field(default=100_000, ge=1)
-    mom2_dtype: Literal["float32", "float64"] = "float32"
     context_templates: list[list[str]] | None = None
 
     @model_validator(mode="after")
@@ -137,16 +134,11 @@ def _search(
     return bare, torch.stack([v0 + d for v0, (d, _) in zip(bare, found, strict=True)]), [t for _, t in found]
 
 
-def _prepare(
-    lm: EditableLM, hparams: MassEditHyperParameters, model_name: str, seed: int
-) -> NasHyperParameters:
-    """With the norm that NAS needs, measured on this model."""
-    groups = contexts(lm, hparams, seed) if hparams.nas else []
-
-    def values(edits: Sequence[Edit], layer: int) -> Tensor:
-        return _search(lm, FactReader(lm, edits, groups), hparams)[1]
-
-    return with_reference_norms(lm, hparams, model_name, [max(hparams.layers)], groups, values)
+def _values(
+    lm: EditableLM, edits: Sequence[Edit], hparams: MassEditHyperParameters, groups: list[Any], layer: int
+) -> Tensor:
+    """z of each fact, (facts, d_model), which NAS measures."""
+    return _search(lm, FactReader(lm, edits, groups), hparams)[1]
 
 
 def edit_layers(
@@ -156,9 +148,8 @@ def edit_layers(
     context: Context,
     adjust: Adjust,
 ) -> Proposal:
-    """Updates of all layers for one batch of facts. The model is as it was when this returns."""
+    """Updates of all layers for one batch of facts."""
     layers = sorted(set(hparams.layers))
-    last = layers[-1]
     reader = FactReader(lm, edits, context.templates)
     bare, values, traces = _search(lm, reader, hparams)
     targets, skipped = anchored(values, hparams, NAS_LIMIT)
@@ -170,20 +161,17 @@ def edit_layers(
             return Proposal({}, traces, skipped)
         reader = FactReader(lm, [edits[i] for i in kept], context.templates)
         bare, targets = bare[kept], targets[kept]
-    updates: dict[str, Update] = {}
-    names = [lm.architecture.weight_name(layer) for layer in layers]
-    with fused_gelu(lm.model), lm.weights_restored(names[:-1]):
-        for index, (layer, name) in enumerate(zip(layers, names, strict=True)):
-            keys = reader.keys([layer], hold=True)[layer]
-            outputs = reader.bare_outputs(last) if index else bare
-            residual = (targets - outputs.to(targets.device)) / (len(layers) - index)
-            left = in_double(residual.T.to(keys.device))
-            weight = lm.weight(name).data
-            update = LowRank(*lm.oriented(layer, left, adjust(layer, keys.T)))
-            updates[name] = update.smaller(torch.promote_types(weight.dtype, torch.float32))
-            if layer != last:
-                weight += updates[name].dense().to(weight)
-    return Proposal(updates, traces, skipped)
+
+    def update_of(index: int, layer: int) -> Update:
+        keys = reader.keys([layer], hold=True)[layer]
+        outputs = reader.bare_outputs(layers[-1]) if index else bare
+        residual = (targets - outputs.to(targets.device)) / (len(layers) - index)
+        left = in_double(residual.T.to(keys.device))
+        dtype = lm.weight(lm.architecture.weight_name(layer)).dtype
+        update = LowRank(*lm.oriented(layer, left, adjust(layer, keys.T)))
+        return update.smaller(torch.promote_types(dtype, torch.float32))
+
+    return Proposal(edit_in_order(lm, layers, update_of), traces, skipped)
 
 
 #: (hyper-parameters, context, layer) -> how A^-1 of that layer is applied (see key_history).
@@ -253,7 +241,12 @@ MEMIT = Method(
     hparams=MemitHyperParameters,
     default_hparams=default_hparams,
     propose=partial(propose_with, prior_of=_prior),
-    prepare=_prepare,
+    prepare=partial(
+        with_reference_norms,
+        layers=lambda hparams: [max(hparams.layers)],
+        contexts=contexts,
+        find_values=_values,
+    ),
     contexts=contexts,
     needs_statistics=lambda hparams: sorted(set(hparams.layers)),
     after_step=_after_step,

@@ -15,7 +15,7 @@ places that predict the target) take no part. Nothing is un-whitened. Note the s
 x~, g~ near the whitened pair an edit goes down the loss only where lr_W is negative, as it starts in
 ``harness-rect train-mend``.
 
-:func:`update` is this rule on plain tensors (no gradients; training calls the networks themselves).
+:func:`update` is this rule on plain tensors, without gradients; training calls the networks itself.
 """
 
 from __future__ import annotations
@@ -52,7 +52,6 @@ def factors(x: Tensor, g: Tensor, network: HyperNetwork, mode: int) -> tuple[Ten
             dimensions are the same and are pooled. network: for these widths, of the same dtype and device.
         mode: the weight's number among those that share the network.
     """
-    x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
     used = active(x, g)
     return network(x[used], g[used], mode)
 

@@ -35,14 +35,6 @@ class ResidualLayer(nn.Module):
 class HyperNetwork(nn.Module):
     """Turns pairs (x, g) into pairs (x~, g~), for all weights of one shape.
 
-    Built from plain tensors of one dtype:
-
-        network = HyperNetwork(
-            [{"u": ..., "v": ..., "bias": ..., "mode_scale": ..., "mode_shift": ...}, {...}],
-            x_mean=..., x_std=..., g_mean=..., g_std=...,
-        )
-        x_new, g_new = network(x, g, mode=0)        # x (n, a), g (n, b)
-
     Args:
         layers: in order, each the arguments of :class:`ResidualLayer` with d = a + b.
         x_mean, x_std: (a,). g_mean, g_std: (b,). Standard deviations as they are, without the 1e-7.
@@ -110,20 +102,12 @@ class Editor(nn.Module):
     """
 
     def __init__(
-        self,
-        inner_params: Mapping[str, tuple[int, int]],
-        networks: Mapping[str, HyperNetwork],
-        lr: Tensor,
+        self, inner_params: Mapping[str, tuple[int, int]], networks: Mapping[str, HyperNetwork], lr: Tensor
     ) -> None:
         super().__init__()
         self.weights = dict(inner_params)
         self.networks = nn.ModuleDict(networks)
         self.lr = nn.Parameter(lr)
-        seen: Counter[str] = Counter()
-        self._modes: dict[str, int] = {}
-        for name in self.weights:
-            self._modes[name] = seen[self.key(name)]
-            seen[self.key(name)] += 1
 
     @classmethod
     def identity(
@@ -144,7 +128,8 @@ class Editor(nn.Module):
     def of(self, name: str) -> tuple[HyperNetwork, int, Tensor]:
         """A weight's network, its mode there, and its scalar ()."""
         network = cast(HyperNetwork, self.networks[self.key(name)])
-        return network, self._modes[name], self.lr[list(self.weights).index(name)]
+        shared = [other for other, widths in self.weights.items() if widths == self.weights[name]]
+        return network, shared.index(name), self.lr[list(self.weights).index(name)]
 
 
 def network_key(widths: tuple[int, int]) -> str:

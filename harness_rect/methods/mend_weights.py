@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
@@ -19,6 +19,7 @@ from harness_rect import embedded
 from harness_rect.errors import UserError
 from harness_rect.io.files import written_whole
 from harness_rect.methods.mend_network import Editor
+from harness_rect.validation import validated
 
 TENSORS, DESCRIPTION = "mend.safetensors", "mend.yaml"
 
@@ -60,13 +61,9 @@ def read_description(folder: Path) -> Description:
             f" train-mend --model M --train FILE --output {folder}`"
         )
     try:
-        return Description(**yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValidationError) as error:
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        else:
-            reason = " ".join(str(error).split())
+        return validated(Description, yaml.safe_load(path.read_text(encoding="utf-8")), "")
+    except (OSError, ValueError, TypeError, yaml.YAMLError, UserError) as error:
+        reason = " ".join(str(error).split())
         raise UserError(f"{path}: not a description of a trained MEND: {reason}") from None
 
 

@@ -15,13 +15,14 @@ import json
 import logging
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
-import harness_rect
 from harness_rect import embedded
+from harness_rect.code_digest import code_digest
 from harness_rect.edits import Edit, fingerprint, load_edits
 from harness_rect.errors import UserError
 from harness_rect.fingerprint import digest, model_fingerprint
@@ -64,81 +65,68 @@ class NasHyperParameters(SearchHyperParameters):
         return self
 
 
-#: (facts, layer) -> the values v* that searches find, (facts, d_model).
-FindValues = Callable[[Sequence[Edit], int], Tensor]
+#: (model, facts, hyper-parameters, templates, layer) -> the values v* that searches find, (facts, d_model).
+FindValues = Callable[[EditableLM, Sequence[Edit], Any, list[Any], int], Tensor]
 
 
 def with_reference_norms(
     lm: EditableLM,
-    hparams: NasHyperParameters,
+    hparams: Any,
     model_name: str,
-    layers: Sequence[int],
-    templates: Sequence[object],
+    seed: int,
+    *,
+    layers: Callable[[Any], list[int]],
+    contexts: Callable[[EditableLM, Any, int], list[Any]],
     find_values: FindValues,
 ) -> NasHyperParameters:
-    """The hyper-parameters with ``nas_norm`` measured, or taken from the cache, where NAS needs it.
+    """A method's ``prepare``: with ``nas_norm`` measured on the unedited model, or taken from the cache.
 
     Args:
-        lm: the unedited model.
-        layers: where values are searched. templates: the contexts of the searches.
+        layers: where these hyper-parameters search values. contexts: the method's.
 
     Raises:
         UserError: the reference facts cannot be read, or ``nas_norm`` has not one norm for each layer.
     """
-    given = hparams.nas_norm
-    if isinstance(given, list) and len(given) != len(layers):
-        raise UserError(f"nas_norm: expected one number, or {len(layers)}, one for each layer (got {given})")
+    searched, given = layers(hparams), hparams.nas_norm
+    if isinstance(given, list) and len(given) != len(searched):
+        raise UserError(
+            f"nas_norm: expected one number, or {len(searched)}, one for each layer (got {given})"
+        )
     if not hparams.nas or given is not None:
         return hparams
-    facts = _reference_facts(hparams, model_name)
-    key = digest(
-        {
-            "model": model_fingerprint(lm.model),
-            "hparams": hparams.model_dump(mode="json"),
-            "layers": layers,
-            "templates": templates,
-            "facts": fingerprint(facts),
-            "token_ids": [lm.encoder.ids(fact.text + fact.target) for fact in facts],
-            "harness_rect": harness_rect.__version__,
-        }
-    )
-    path = cache_folder("nas") / f"{key[:32]}.json"
+    default = EMBEDDED_REFERENCE if embedded.is_embedded(model_name) else REFERENCE
+    facts = list(load_edits(hparams.nas_facts or default))
+    facts = random.Random(0).sample(facts, min(len(facts), hparams.nas_samples))
+    templates = contexts(lm, hparams, seed)
+    key = {
+        "model": model_fingerprint(lm.model),
+        "hparams": hparams.model_dump(mode="json"),
+        "templates": templates,
+        "facts": fingerprint(facts),
+        "token_ids": [lm.encoder.ids(fact.text + fact.target) for fact in facts],
+        "code": code_digest(with_reference_norms, layers, find_values),
+    }
+    path = cache_folder("nas") / f"{digest(key)[:32]}.json"
     try:
         norms = json.loads(path.read_text(encoding="utf-8"))
         log.info("NAS: mu %s from the cache: %s", norms, path)
     except (OSError, ValueError):
-        norms = _measured(lm, facts, layers, find_values)
+        with progress_bar() as progress, lm.frozen(), fused_gelu(lm.model):
+            bar = progress.add_task("values on the unedited model", total=len(facts) * len(searched))
+            norms = []
+            for layer in searched:
+                found = []
+                for start in range(0, len(facts), CHUNK):
+                    part = facts[start : start + CHUNK]
+                    values = find_values(lm, part, hparams, templates, layer)
+                    found.append(values.double().norm(dim=1).cpu())
+                    progress.advance(bar, len(part))
+                each = torch.cat(found)
+                norms.append(float(each[each <= each.quantile(QUANTILE)].mean()))
         log.info("NAS: mu %s, measured on %d facts", norms, len(facts))
         with written_whole(path) as temporary:
             temporary.write_text(json.dumps(norms), encoding="utf-8")
     return hparams.model_copy(update={"nas_norm": norms})
-
-
-def _reference_facts(hparams: NasHyperParameters, model_name: str) -> list[Edit]:
-    default = EMBEDDED_REFERENCE if embedded.is_embedded(model_name) else REFERENCE
-    facts = list(load_edits(hparams.nas_facts or default))
-    return random.Random(0).sample(facts, min(len(facts), hparams.nas_samples))
-
-
-def _measured(
-    lm: EditableLM, facts: Sequence[Edit], layers: Sequence[int], find_values: FindValues
-) -> list[float]:
-    norms = []
-    with progress_bar() as progress, lm.frozen(), fused_gelu(lm.model):
-        bar = progress.add_task("values on the unedited model", total=len(facts) * len(layers))
-        for layer in layers:
-            found = []
-            for start in range(0, len(facts), CHUNK):
-                part = facts[start : start + CHUNK]
-                found.append(find_values(part, layer).double().norm(dim=1).cpu())
-                progress.advance(bar, len(part))
-            norms.append(mean_norm(torch.cat(found)))
-    return norms
-
-
-def mean_norm(norms: Tensor) -> float:
-    """mu: the mean of ``norms`` (facts,), those above their 95th percentile left out."""
-    return float(norms[norms <= norms.quantile(QUANTILE)].mean())
 
 
 def anchored(

@@ -26,30 +26,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor
 
 from harness_rect.edits import Edit
-from harness_rect.methods.base import Context, Method, Proposal
+from harness_rect.methods.base import Context, Method, MomentHyperParameters, Proposal, edit_in_order
 from harness_rect.methods.contexts import BARE, check_templates, sample_templates
 from harness_rect.methods.nas import NasHyperParameters, anchored, with_reference_norms
 from harness_rect.methods.value_search import Request, search_value, search_values, until_subject
-from harness_rect.models import Architecture, EditableLM
-from harness_rect.models.forwards import fused_gelu
-from harness_rect.updates import LowRank, Update
+from harness_rect.models import EditableLM
+from harness_rect.updates import LowRank
 
 #: NAS skips a fact whose value is so many times larger than usual.
 NAS_LIMIT = 5
 
 
-class RomeHyperParameters(NasHyperParameters):
+class RomeHyperParameters(NasHyperParameters, MomentHyperParameters):
     """Hyper-parameters of ROME, named as in its published files.
 
     layers: blocks edited one after the other, each with the updates of those before it in place.
-    mom2_*: which second moments to use (see ``harness_rect.moments``).
+    mom2_adjustment: whether u is C^-1 k*, normalised, or k*.
     context_templates: fixes the templates instead of sampling them.
     """
 
@@ -57,9 +56,6 @@ class RomeHyperParameters(NasHyperParameters):
     v_weight_decay: float = Field(default=1e-3, ge=0)
     clamp_norm_factor: float = Field(default=4.0, gt=0)
     mom2_adjustment: bool = False
-    mom2_dataset: str = "wikipedia"
-    mom2_n_samples: int = Field(default=100_000, ge=1)
-    mom2_dtype: Literal["float32", "float64"] = "float32"
     context_template_length_params: tuple[tuple[PositiveInt, PositiveInt], ...] = ((5, 10), (10, 10))
     context_templates: list[str] | None = None
 
@@ -67,11 +63,6 @@ class RomeHyperParameters(NasHyperParameters):
     @classmethod
     def _templates(cls, templates: list[str] | None) -> list[str] | None:
         return None if templates is None else check_templates(templates)
-
-
-def default_hparams(architecture: Architecture) -> dict[str, Any]:
-    """For a model without a preset: one layer at about a third of the depth, no second moments."""
-    return {"layers": [architecture.n_layers // 3]}
 
 
 def contexts(lm: EditableLM, hparams: RomeHyperParameters, seed: int) -> list[str]:
@@ -106,76 +97,44 @@ def propose(
 ) -> Proposal:
     """The rank-one update of each layer for one fact, each with the layers before it updated already.
 
-    The model is as it was when this returns. Raises UserError for prompts the model cannot read.
+    Raises UserError for prompts the model cannot read.
     """
     (edit,) = edits
-    layers = sorted(set(hparams.layers))
-    updates: dict[str, Update] = {}
-    detail: dict[str, Any] = {}
-    names = [lm.architecture.weight_name(layer) for layer in layers]
-    with fused_gelu(lm.model), lm.weights_restored(names[:-1]):
-        for index, (layer, name) in enumerate(zip(layers, names, strict=True)):
-            update, detail[str(layer)] = _layer_update(
-                lm, edit, hparams, context, index, average_key_everywhere
-            )
-            if update is None:
-                return Proposal({}, [{"layers": detail}], skipped=[0])
-            updates[name] = update
-            if layer != layers[-1]:
-                weight = lm.weight(name).data
-                weight += update.dense().to(weight)
-    return Proposal(updates, [{"layers": detail}])
+    details: dict[str, Any] = {}
+
+    def update_of(index: int, layer: int) -> LowRank | None:
+        averaged, bare = _keys(lm, edit, context.templates, layer)
+        u = averaged.key
+        if hparams.mom2_adjustment:
+            u = context.second_moment(layer).solve(averaged.key)
+        u = u / u.norm()
+        d, trace = search_value(lm, edit, context.templates, layer, bare.output, hparams, at_block=False)
+        details[str(layer)] = trace
+        if hparams.nas:
+            (value,), skipped = anchored((bare.output + d).unsqueeze(0), hparams, NAS_LIMIT, index)
+            trace["value_norm"] = (bare.output + d).norm().item()
+            if skipped:
+                return None
+            d = value - bare.output
+        replaced = averaged if average_key_everywhere else bare
+        overlap = replaced.key @ u
+        r = (bare.output + d - replaced.output) / overlap
+        trace |= {"key_overlap": overlap.item(), "key_norm": replaced.key.norm().item()}
+        return LowRank(*lm.oriented(layer, r.unsqueeze(1), u.unsqueeze(1)))
+
+    updates = edit_in_order(lm, sorted(set(hparams.layers)), update_of)
+    return Proposal(updates, [{"layers": details}], skipped=[] if updates else [0])
 
 
-def _layer_update(
-    lm: EditableLM,
-    edit: Edit,
-    hparams: RomeHyperParameters,
-    context: Context,
-    index: int,
-    average_key_everywhere: bool,
-) -> tuple[LowRank | None, dict[str, Any]]:
-    """dW of one layer for the model as it is now, None if NAS skips the fact; and what the search did.
-
-    Args:
-        index: of the layer among the edited ones.
-    """
-    layer = sorted(set(hparams.layers))[index]
-    averaged, bare = _keys(lm, edit, context.templates, layer)
-    u = averaged.key
-    if hparams.mom2_adjustment:
-        u = context.second_moment(layer).solve(averaged.key)
-    u = u / u.norm()
-    d, trace = search_value(lm, edit, context.templates, layer, bare.output, hparams, at_block=False)
-    if hparams.nas:
-        (value,), skipped = anchored((bare.output + d).unsqueeze(0), hparams, NAS_LIMIT, index)
-        trace["value_norm"] = (bare.output + d).norm().item()
-        if skipped:
-            return None, trace
-        d = value - bare.output
-    replaced = averaged if average_key_everywhere else bare
-    overlap = replaced.key @ u
-    r = (bare.output + d - replaced.output) / overlap
-    update = LowRank(*lm.oriented(layer, r.unsqueeze(1), u.unsqueeze(1)))
-    return update, {**trace, "key_overlap": overlap.item(), "key_norm": replaced.key.norm().item()}
-
-
-def _prepare(lm: EditableLM, hparams: RomeHyperParameters, model_name: str, seed: int) -> NasHyperParameters:
-    """With the norm that NAS needs, measured on this model."""
-    templates = contexts(lm, hparams, seed) if hparams.nas else []
-
-    def values(edits: Sequence[Edit], layer: int) -> Tensor:
-        batch = lm.batch([until_subject(lm, edit, BARE) for edit in edits])
-        _, v0 = lm.down_projection_io([layer], batch, batch.last)[layer]
-        requests = [Request(edit, v) for edit, v in zip(edits, v0, strict=True)]
-        found = search_values(lm, requests, templates, layer, hparams, at_block=False)
-        return v0 + torch.stack([d for d, _ in found])
-
-    return with_reference_norms(lm, hparams, model_name, sorted(set(hparams.layers)), templates, values)
-
-
-def _needs_statistics(hparams: RomeHyperParameters) -> list[int]:
-    return sorted(hparams.layers) if hparams.mom2_adjustment else []
+def _values(
+    lm: EditableLM, edits: Sequence[Edit], hparams: RomeHyperParameters, templates: list[str], layer: int
+) -> Tensor:
+    """v of each fact, (facts, d_model), which NAS measures."""
+    batch = lm.batch([until_subject(lm, edit, BARE) for edit in edits])
+    _, v0 = lm.down_projection_io([layer], batch, batch.last)[layer]
+    requests = [Request(edit, v) for edit, v in zip(edits, v0, strict=True)]
+    found = search_values(lm, requests, templates, layer, hparams, at_block=False)
+    return v0 + torch.stack([d for d, _ in found])
 
 
 ROME = Method(
@@ -186,11 +145,16 @@ ROME = Method(
     needs="subject; second moments if `mom2_adjustment`",
     cost="value search: 20 to 25 partial passes over 21 contexts",
     hparams=RomeHyperParameters,
-    default_hparams=default_hparams,
+    default_hparams=lambda architecture: {"layers": [architecture.n_layers // 3]},
     contexts=contexts,
     propose=partial(propose, average_key_everywhere=False),
-    prepare=_prepare,
-    needs_statistics=_needs_statistics,
+    prepare=partial(
+        with_reference_norms,
+        layers=lambda hparams: sorted(set(hparams.layers)),
+        contexts=contexts,
+        find_values=_values,
+    ),
+    needs_statistics=lambda hparams: sorted(hparams.layers) if hparams.mom2_adjustment else [],
     at_subject=True,
     presets="rome",
 )

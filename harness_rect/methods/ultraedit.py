@@ -24,7 +24,7 @@ from torch import Tensor
 
 from harness_rect.edits import Edit
 from harness_rect.errors import UserError
-from harness_rect.methods.base import Context, HyperParameters, Method, Proposal
+from harness_rect.methods.base import Context, HyperParameters, Method, Proposal, down_projections
 from harness_rect.methods.gradients import target_gradients
 from harness_rect.models import Architecture, EditableLM
 from harness_rect.moments.running import Running
@@ -64,7 +64,7 @@ def default_hparams(architecture: Architecture) -> dict[str, Any]:
 def edited_weights(lm: EditableLM, hparams: UltraEditHyperParameters) -> list[str]:
     """Names of the edited weights; inner_params may leave out ``.weight``, as the published files do."""
     if hparams.inner_params is None:
-        return [lm.architecture.weight_name(layer) for layer in sorted(set(hparams.layers))]
+        return down_projections(lm, hparams)
     matrices = {name for block in lm.architecture.mlp_matrices for name in block}
     names = [name.removesuffix(".weight") for name in hparams.inner_params]
     for name in names:
@@ -87,13 +87,20 @@ def propose(
     which, where = targets.rows, targets.positions
     if hparams.token == "mask":
         which, where = targets.batch.mask.cpu().nonzero().T
-    rows = {name: (x[which, where], g[which, where]) for name, (x, g) in found.items()}
-    for h, g in rows.values():
-        _welford(context.state, torch.cat([h, g], 1))
+    rows = {name: torch.cat([x[which, where], g[which, where]], 1) for name, (x, g) in found.items()}
+    for each in rows.values():
+        wide = in_double(each)
+        running = _statistics(context.state, wide).updated(wide)
+        parts = vars(running).items()
+        context.state.update({f"{wide.shape[1]}.{part}": value.cpu() for part, value in parts})
     updates: dict[str, Update] = {}
-    for name, (h, g) in rows.items():
-        normal = _normalised(context.state, torch.cat([h, g], 1))
-        h_hat, g_hat = normal.split([h.shape[1], g.shape[1]], 1)
+    for name, each in rows.items():
+        wide = in_double(each)
+        running = _statistics(context.state, wide)
+        widths = lm.widths(name)
+        h = each[:, : widths[0]]
+        normal = ((wide - running.mean) / (running.deviation + EPSILON)).to(each)
+        h_hat, g_hat = normal.split(widths, 1)
         v = -hparams.lr * h_hat.square().sum(1, keepdim=True) * g_hat
         system = h @ h.T + torch.eye(len(h), dtype=h.dtype, device=h.device)
         # H^T (H H^T + I)^-1 V in two factors: keys H^T, values (H H^T + I)^-1 V.
@@ -103,26 +110,12 @@ def propose(
     return Proposal(updates, details)
 
 
-def _welford(state: dict[str, Tensor], x: Tensor) -> None:
-    """Take rows x (n, d) into the statistics of their width."""
-    name = str(x.shape[1])
-    x = in_double(x)
-    running = _statistics(state, x) if f"{name}.n" in state else Running.empty(x.shape[1], x.device)
-    running = running.updated(x)
-    state[f"{name}.n"] = running.count.cpu()
-    state[f"{name}.mean"] = running.mean.cpu()
-    state[f"{name}.squares"] = running.squares.cpu()
-
-
-def _statistics(state: dict[str, Tensor], x: Tensor) -> Running:
-    name = str(x.shape[1])
-    return Running(*(state[f"{name}.{part}"].to(x.device) for part in ("n", "mean", "squares")))
-
-
-def _normalised(state: dict[str, Tensor], x: Tensor) -> Tensor:
-    wide = in_double(x)
-    running = _statistics(state, wide)
-    return ((wide - running.mean) / (running.deviation + EPSILON)).to(x)
+def _statistics(state: dict[str, Tensor], rows: Tensor) -> Running:
+    """Those of all earlier rows (n, d) of this width, where ``rows`` lie."""
+    width = rows.shape[1]
+    if f"{width}.count" not in state:
+        return Running.empty(width, rows.device)
+    return Running(*(state[f"{width}.{part}"].to(rows.device) for part in ("count", "mean", "squares")))
 
 
 ULTRAEDIT = Method(

@@ -56,6 +56,10 @@ class WeightState:
     generator: torch.Generator
     transposed: bool = False
 
+    def outputs_first(self, matrix: Tensor) -> Tensor:
+        """A matrix of the stored orientation as (outputs, inputs), and back."""
+        return matrix.T if self.transposed else matrix
+
 
 class Regularizer(BaseModel, abc.ABC):
     """A regularizer with its settings; a subclass adds its settings as fields and :meth:`trim`.

@@ -20,10 +20,8 @@ class Pca(Regularizer):
     keep: Share = KEEP
 
     def trim(self, update: Update, weight: Tensor, original: Tensor, state: WeightState) -> Update:
-        proposed = update.dense().to(weight)
-        if state.transposed:
-            return Dense(pca(proposed.T, keep=self.keep).T)
-        return Dense(pca(proposed, keep=self.keep))
+        proposed = state.outputs_first(update.dense().to(weight))
+        return Dense(state.outputs_first(pca(proposed, keep=self.keep)))
 
 
 def pca(update: Tensor, *, keep: float) -> Tensor:

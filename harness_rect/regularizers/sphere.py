@@ -35,27 +35,14 @@ class Sphere(Regularizer):
     def trim(self, update: Update, weight: Tensor, original: Tensor, state: WeightState) -> Update:
         if isinstance(update, LowRank):
             factors = sphere_factors(
-                update.left,
-                update.right,
-                weight,
-                transposed=state.transposed,
-                alpha=self.alpha,
-                beta=self.beta,
+                update.left, update.right, weight, transposed=state.transposed, **self.model_dump()
             )
             return LowRank(*factors)
-        proposed = update.dense().to(weight)
-        if state.transposed:
-            return Dense(sphere(proposed.T, weight.T, alpha=self.alpha, beta=self.beta).T)
-        return Dense(sphere(proposed, weight, alpha=self.alpha, beta=self.beta))
+        proposed, before = (state.outputs_first(each) for each in (update.dense().to(weight), weight))
+        return Dense(state.outputs_first(sphere(proposed, before, **self.model_dump())))
 
 
-def sphere(
-    update: Tensor,
-    weight: Tensor,
-    *,
-    alpha: float = ALPHA,
-    beta: float = BETA,
-) -> Tensor:
+def sphere(update: Tensor, weight: Tensor, *, alpha: float = ALPHA, beta: float = BETA) -> Tensor:
     """dW (I - alpha U U^T), U the :func:`principal_directions` of W.
 
     Args:

@@ -108,12 +108,3 @@ def test_the_full_system_takes_over_where_rounding_leaves_no_factor():
     assert list(state) == ["1.folded"] and state["1.folded"].is_contiguous()
     others = random(WIDTH, 2, 2)
     assert solve_with_history(c.solve_columns, others, state, "1").isfinite().all()
-
-
-def test_a_history_saved_with_its_gram_matrix_goes_on():
-    c, state = moment(0), {}
-    keys, others = random(WIDTH, 3, 1), random(WIDTH, 2, 2)
-    remember_keys(c.solve_columns, keys, state, "1")
-    old = {"1.keys": state["1.keys"], "1.solved": state["1.solved"], "1.gram": keys.T @ state["1.solved"]}
-    wanted = solve_with_history(c.solve_columns, others, state, "1")
-    assert close(solve_with_history(c.solve_columns, others, old, "1"), wanted)

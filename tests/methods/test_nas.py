@@ -16,7 +16,6 @@ from harness_rect.config import EditConfig
 from harness_rect.errors import UserError
 from harness_rect.io.cache import cache_folder
 from harness_rect.methods import METHODS, Context
-from harness_rect.methods.nas import mean_norm
 from harness_rect.moments import SecondMoment, write_moment
 from harness_rect.session import EditSession
 
@@ -95,13 +94,6 @@ def session(tmp_path: Path, make_model, tokenizer, monkeypatch):
         return EditSession(make_model("gpt2"), tokenizer, config)
 
     return start
-
-
-def test_mu_leaves_out_the_norms_above_the_95th_percentile():
-    norms = np.random.default_rng(0).gamma(2.0, size=237)
-    norms[:5] = 1e4
-    wanted = norms[norms <= np.percentile(norms, 95)].mean()
-    assert mean_norm(torch.from_numpy(norms)) == pytest.approx(wanted, rel=1e-12)
 
 
 @pytest.mark.parametrize("method", LIMIT)

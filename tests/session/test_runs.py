@@ -371,7 +371,7 @@ def test_a_run_by_a_method_that_was_replaced_is_not_taken(run, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("owner", "function"), [(rome, "_layer_update"), (step, "measure"), (Rect, "trim"), (EditableLM, "batch")]
+    ("owner", "function"), [(rome, "edit_in_order"), (step, "measure"), (Rect, "trim"), (EditableLM, "batch")]
 )
 def test_a_run_by_a_function_that_was_replaced_is_not_taken(
     run, monkeypatch: pytest.MonkeyPatch, owner: Any, function: str
