@@ -39,38 +39,29 @@ class EditConfig(BaseModel):
     """What to edit and how, and where finished runs are kept.
 
     A regularizer is given by its name, with its settings beside it:
-    ``EditConfig(regularizer="rect", keep=0.4, ...)``.
+    ``EditConfig(regularizer="rect", keep=0.4, ...)``. The texts below the fields are their help texts.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    method: str = Field(default="rome", description="editing method")
-    edits: Text = Field(
-        default=None,
-        description="facts to edit: tiny, zsre, counterfact or a .json/.jsonl file, each with an optional"
-        " [start:stop:step]",
-    )
-    edit_batch_size: int = Field(
-        default=1, ge=1, description="facts edited together; the edits of all batches accumulate"
-    )
-    regularizer: SerializeAsAny[Regularizer] = Field(
-        default=NoRegularizer(), description="what is applied to each update before it is added to the weight"
-    )
-    hparams: Text = Field(
-        default=None,
-        description="hyper-parameters: a preset name, or a JSON or YAML file as published for the method;"
-        " otherwise the preset of the model's family is used",
-    )
-    stats: Text = Field(
-        default=None,
-        description="folder of second moments; otherwise they are computed and kept in the user's cache",
-    )
-    edit_cache: Text = Field(
-        default=None,
-        description="folder where finished edit runs are kept and found again, or off; otherwise the user's"
-        " cache",
-    )
-    edit_seed: int = Field(default=0, ge=0, lt=2**63, description="seed of all random choices in editing")
+    method: str = "rome"
+    """editing method"""
+    edits: Text = None
+    """facts to edit: tiny, zsre, counterfact or a .json/.jsonl file, each with an optional
+    [start:stop:step]"""
+    edit_batch_size: int = Field(default=1, ge=1)
+    """facts edited together; the edits of all batches accumulate"""
+    regularizer: SerializeAsAny[Regularizer] = NoRegularizer()
+    """what is applied to each update before it is added to the weight"""
+    hparams: Text = None
+    """hyper-parameters: a preset name, or a JSON or YAML file as published for the method; otherwise the
+    preset of the model's family is used"""
+    stats: Text = None
+    """folder of second moments; otherwise they are computed and kept in the user's cache"""
+    edit_cache: Text = None
+    """folder where finished edit runs are kept and found again, or off; otherwise the user's cache"""
+    edit_seed: int = Field(default=0, ge=0, lt=2**63)
+    """seed of all random choices in editing"""
 
     @model_validator(mode="before")
     @classmethod
@@ -95,9 +86,8 @@ class EditConfig(BaseModel):
     def _consistent(self) -> EditConfig:
         if self.method != "none":
             if self.edits is None:
-                raise ValueError(
-                    "edits= is missing: zsre, counterfact or a .json/.jsonl file, e.g. zsre[0:20]"
-                )
+                example = "zsre, counterfact or a .json/.jsonl file, e.g. zsre[0:20]"
+                raise ValueError(f"edits= is missing: {example}")
             if self.edit_batch_size > 1 and not METHODS[self.method].batches:
                 raise ValueError(f"method={self.method} edits one fact at a time; edit_batch_size must be 1")
         return self
@@ -121,12 +111,11 @@ class EditConfig(BaseModel):
 class ModelArguments(EditConfig):
     """The arguments of ``edited_hf`` beside those of lm-eval's ``hf``."""
 
-    data: Text = Field(
-        default=None,
-        description="where the tasks read their rows: hub, tiny or a folder; otherwise tiny for an embedded"
-        " model and hub for others",
-    )
-    save_edited: Text = Field(default=None, description="folder for the edited checkpoint")
+    data: Text = None
+    """where the tasks read their rows: hub, tiny or a folder; otherwise tiny for an embedded model and hub
+    for others"""
+    save_edited: Text = None
+    """folder for the edited checkpoint"""
 
     @field_validator("data")
     @classmethod
@@ -136,25 +125,28 @@ class ModelArguments(EditConfig):
         return data
 
 
-def make_regularizer(name: str, settings: Mapping[str, Any]) -> Regularizer:
-    """The regularizer of a name with its settings.
+#: Other arguments of the model class and the commands, whose names a setting cannot have.
+TAKEN = {*ModelArguments.model_fields, "rect", "pretrained", "model", "device", "dtype", "seed", "output"}
+
+
+def make_regularizer(name: str, given: Mapping[str, Any]) -> Regularizer:
+    """The regularizer of a name with the settings that are given.
 
     Raises:
         UserError: there is none of that name, or a setting is missing, wrong, or another regularizer's.
     """
     kind = REGULARIZERS.find(name)
     refuse_settings(kind, TAKEN)
-    if "keep" in settings:
-        settings = {**settings, "keep": parse_share(settings["keep"], "keep")}
-    for setting in settings:
+    if "keep" in given:
+        given = {**given, "keep": parse_share(given["keep"], "keep")}
+    for setting in given:
         if setting not in kind.model_fields:
-            users = ", ".join(other for other, of in REGULARIZERS.items() if setting in of.model_fields)
             has = "there is no regularizer" if name == "none" else f"regularizer={name} does not use it"
-            raise UserError(f"{setting} is given, but {has}: it goes with {users}")
+            raise UserError(f"{setting} is given, but {has}: it goes with {', '.join(settings()[setting])}")
     for setting, field in kind.model_fields.items():
-        if field.is_required() and setting not in settings:
+        if field.is_required() and setting not in given:
             raise UserError(f"regularizer={name} needs {setting}=, {field.description}")
-    return validated(kind, settings, "")
+    return validated(kind, given, "")
 
 
 def refuse_settings(kind: type[Regularizer], taken: Collection[str]) -> None:
@@ -165,12 +157,6 @@ def refuse_settings(kind: type[Regularizer], taken: Collection[str]) -> None:
                 f"regularizer={kind.name} cannot be used: its setting {setting} has the name of another"
                 " argument; its package must rename it"
             )
-
-
-#: Other arguments of the model class and the commands, whose names a setting cannot have.
-TAKEN = frozenset(ModelArguments.model_fields) | {
-    *("rect", "pretrained", "model", "device", "dtype", "seed", "output")
-}
 
 
 def settings() -> dict[str, dict[str, FieldInfo]]:
@@ -203,15 +189,17 @@ def declared_arguments(of: type[EditConfig] = EditConfig) -> dict[str, Argument]
     """All arguments of an editing run by name, with the settings of other packages' regularizers."""
     found: list[Argument] = []
     for name, field in of.model_fields.items():
-        text, default = field.description or "", field.default
+        text = " ".join((field.description or "").split())
+        if name == "regularizer":
+            found += [
+                Argument("rect", str, None, RECT),
+                Argument(name, str, field.default.name, f"{text}: {', '.join(REGULARIZERS)}"),
+                *(_setting(setting, users) for setting, users in settings().items()),
+            ]
+            continue
         if name == "method":
             text = f"{text}: {', '.join(METHODS)}, none"
-        if name == "regularizer":
-            text, default = f"{text}: {', '.join(REGULARIZERS)}", field.default.name
-            found.append(Argument("rect", str, None, RECT))
-        found.append(Argument(name, int if field.annotation is int else str, default, text))
-        if name == "regularizer":
-            found += [_setting(setting, users) for setting, users in settings().items()]
+        found.append(Argument(name, int if field.annotation is int else str, field.default, text))
     return {argument.name: argument for argument in found}
 
 

@@ -25,41 +25,37 @@ log = logging.getLogger(__name__)
 PRESETS = Path(__file__).parent / "presets"
 
 #: Keys of published files that are ignored: module names, devices, paths, settings of evaluation.
-SET_ASIDE = frozenset(
-    (
-        "alg_name",
-        "model_name",
-        "tokenizer_name",
-        "tokenizer_class",
-        "model_class",
-        "device",
-        "model_parallel",
-        "fp16",
-        "stats_dir",
-        "results_dir",
-        "archive",
-        "weight_cache",
-        "max_length",
-        "max_new_tokens",
-        "batch_size",
-        "evaluation_type",
-        "api_key",
-        "v_loss_layer",
-        "layer_selection",
-        "objective_optimization",
-        "layer_module_tmp",
-        "mlp_module_tmp",
-        "attn_module_tmp",
-        "ln_f_module",
-        "lm_head_module",
-    )
-)
+SET_ASIDE = {
+    "alg_name",
+    "model_name",
+    "tokenizer_name",
+    "tokenizer_class",
+    "model_class",
+    "device",
+    "model_parallel",
+    "fp16",
+    "stats_dir",
+    "results_dir",
+    "archive",
+    "weight_cache",
+    "max_length",
+    "max_new_tokens",
+    "batch_size",
+    "evaluation_type",
+    "api_key",
+    "v_loss_layer",
+    "layer_selection",
+    "objective_optimization",
+    "layer_module_tmp",
+    "mlp_module_tmp",
+    "attn_module_tmp",
+    "ln_f_module",
+    "lm_head_module",
+}
 #: The published key for the edited module; compared with the module that is edited here.
 REWRITE_MODULE = "rewrite_module_tmp"
 #: Keys of all methods, for a more helpful error than "unknown".
-OTHER_METHODS = (
-    frozenset().union(*({*m.hparams.model_fields, *m.set_aside} for m in METHODS.values())) - SET_ASIDE
-)
+OTHER_METHODS = {key for m in METHODS.values() for key in (*m.hparams.model_fields, *m.set_aside)}
 
 
 @dataclass(frozen=True)
@@ -81,24 +77,30 @@ def resolve_hparams(method: Method, spec: str | None, lm: EditableLM) -> Resolve
     Raises:
         UserError: naming the file or preset and the key.
     """
+    known = presets(method)
     if spec is None:
         raw, origin = _for_model(method, lm)
     elif (path := Path(spec)).suffix in {".json", ".yaml", ".yml"}:
         raw, origin = read_hparams_file(path), str(path)
-    elif "weights" in method.hparams.model_fields and spec not in preset_names(method):
+    elif spec in known:
+        raw, origin = known[spec]["hparams"], f"preset {spec}"
+    elif "weights" in method.hparams.model_fields:
         raw, origin = {"weights": spec}, spec
     else:
-        raw, origin = _preset(method, spec), f"preset {spec}"
+        raise UserError(
+            f"hparams={spec}: no such preset for {method.name} ({did_you_mean(spec, known)}); a file must"
+            " end in .json, .yaml or .yml"
+        )
     values = validated(method.hparams, _ours(method, raw, origin, lm), origin)
-    layers = getattr(values, "layers", [])
+    layers, last = getattr(values, "layers", []), lm.architecture.n_layers - 1
     try:
         lm.check_layers(layers)
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
-    if method.at_subject and lm.architecture.n_layers - 1 in layers:
+    if method.at_subject and last in layers:
         log.warning(
             "layer %d is the last: an edit there at the subject cannot influence the tokens of the target",
-            lm.architecture.n_layers - 1,
+            last,
         )
     log.info("hyper-parameters of %s: %s", method.name, origin)
     return ResolvedHparams(values, origin)
@@ -119,39 +121,21 @@ def read_hparams_file(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (json.JSONDecodeError, yaml.YAMLError) as error:
-        problem = " ".join(str(error).split())
-        raise UserError(f"{path}: does not parse: {problem}") from None
+        raise UserError(f"{path}: does not parse: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected a mapping of hyper-parameters, found {type(raw).__name__}")
     return {str(key): value for key, value in raw.items()}  # YAML keys can be numbers or booleans
 
 
-def preset_names(method: Method) -> list[str]:
-    return sorted(path.stem for path in (PRESETS / _family(method)).glob("*.yaml"))
-
-
-def _family(method: Method) -> str:
-    return method.presets or method.name
-
-
-def _preset_file(method: Method, name: str) -> dict[str, Any]:
-    return yaml.safe_load((PRESETS / _family(method) / f"{name}.yaml").read_text(encoding="utf-8"))
-
-
-def _preset(method: Method, name: str) -> dict[str, Any]:
-    known = preset_names(method)
-    if name not in known:
-        raise UserError(
-            f"hparams={name}: no such preset for {method.name} ({did_you_mean(name, known)}); a file must"
-            " end in .json, .yaml or .yml"
-        )
-    return _preset_file(method, name)["hparams"]
+def presets(method: Method) -> dict[str, dict[str, Any]]:
+    """The presets of a method by name: each has ``hparams``, and ``match`` if it is chosen by the model."""
+    files = sorted((PRESETS / (method.presets or method.name)).glob("*.yaml"))
+    return {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in files}
 
 
 def _for_model(method: Method, lm: EditableLM) -> tuple[dict[str, Any], str]:
     config = lm.model.config.get_text_config()
-    for name in preset_names(method):
-        preset = _preset_file(method, name)
+    for name, preset in presets(method).items():
         match = preset.get("match")
         if match and all(getattr(config, key, None) == value for key, value in match.items()):
             return preset["hparams"], f"preset {name}"
@@ -160,22 +144,19 @@ def _for_model(method: Method, lm: EditableLM) -> tuple[dict[str, Any], str]:
 
 def _ours(method: Method, raw: dict[str, Any], origin: str, lm: EditableLM) -> dict[str, Any]:
     """The hyper-parameters in a published file that the method uses."""
-    known = set(method.hparams.model_fields)
-    values: dict[str, Any] = {}
-    for key, value in raw.items():
-        if key in known:
-            values[key] = value
-        elif key == REWRITE_MODULE:
-            _check_rewrite_module(value, origin, lm)
-        elif key in method.set_aside:
+    known = method.hparams.model_fields
+    for key in raw:
+        if key in known or key in SET_ASIDE or key in method.set_aside:
             continue
+        if key == REWRITE_MODULE:
+            _check_rewrite_module(raw[key], origin, lm)
         elif key in OTHER_METHODS:
             raise UserError(
                 f"{origin}: {key} is not a hyper-parameter of {method.name}; is the file for another method?"
             )
-        elif key not in SET_ASIDE:
+        else:
             raise UserError(f"{origin}: unknown hyper-parameter {key!r}; {did_you_mean(key, known)}")
-    return values
+    return {key: value for key, value in raw.items() if key in known}
 
 
 def _check_rewrite_module(template: object, origin: str, lm: EditableLM) -> None:

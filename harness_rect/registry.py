@@ -21,20 +21,12 @@ from harness_rect.errors import UserError, did_you_mean
 log = logging.getLogger(__name__)
 
 
-class Described(Protocol):
-    """What methods and regularizers say of themselves."""
-
+class Named(Protocol):
     @property
     def name(self) -> str: ...
-    @property
-    def title(self) -> str: ...
-    @property
-    def paper(self) -> str: ...
-    @property
-    def summary(self) -> str: ...
 
 
-T = TypeVar("T", bound=Described)
+T = TypeVar("T", bound=Named)
 
 
 class Registry(MutableMapping[str, T], Generic[T]):

@@ -11,7 +11,7 @@ import transformers
 import yaml
 
 from harness_rect.errors import UserError
-from harness_rect.hparams import preset_names, resolve_hparams
+from harness_rect.hparams import presets, resolve_hparams
 from harness_rect.methods import METHODS
 from harness_rect.methods.rome import RomeHyperParameters
 from harness_rect.models import Architecture
@@ -269,7 +269,7 @@ def test_presets_have_the_published_values(name):
 
 
 def test_every_preset_is_checked_here():
-    assert set(preset_names(ROME)) == set(PRESETS) == set(preset_names(METHODS["r_rome"]))
+    assert set(presets(ROME)) == set(PRESETS) == set(presets(METHODS["r_rome"]))
 
 
 ALPHAEDIT = {

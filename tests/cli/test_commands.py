@@ -23,7 +23,7 @@ from harness_rect import cli
 from harness_rect.cli.common import parse_layers
 from harness_rect.config import EditConfig
 from harness_rect.errors import UserError
-from harness_rect.hparams import preset_names
+from harness_rect.hparams import presets
 from harness_rect.methods import METHODS
 from harness_rect.methods.base import Proposal
 from harness_rect.models import EditableLM
@@ -188,7 +188,7 @@ def test_templates_come_from_the_hyper_parameter_file(place: Path, command) -> N
 
 
 def test_presets_go_by_name(place: Path, command, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "gpt2-xl" in preset_names(METHODS["rome"])
+    assert "gpt2-xl" in presets(METHODS["rome"])
     assert cli.main(command("edit", hparams="gpt2-xl")) == 2, "layer 17 of two"
     assert "layer 17 does not exist" in capsys.readouterr().err
 
