@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import sys
 from pathlib import Path
+
+from rich.console import Console
+
+from harness_rect.errors import UserError
+from harness_rect.experiments import results
+from harness_rect.experiments.compare import Gate, compare
+from harness_rect.experiments.compare.rendering import print_tables, render, short
+from harness_rect.io.files import written_whole
+from harness_rect.io.progress import progress_bar
+
+log = logging.getLogger("harness_rect.compare")
+FORMATS = {".json": "json", ".csv": "csv", ".md": "markdown"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +48,49 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from harness_rect.experiments.compare import command
+    """Print or write the comparison; 1 if a row fell short of its gate, else 0."""
+    gates = [Gate.parse(text) for text in arguments.min_retention]
+    output: Path | None = arguments.output
+    if output is not None and output.is_dir():
+        raise UserError(f"--output {output}: is a folder; expected a file")
+    base, *others = (_load(argument) for argument in (arguments.base, *arguments.others))
+    with progress_bar(sys.stderr.isatty()) as progress:
+        bar = progress.add_task("comparing")
+        table = compare(
+            base,
+            others,
+            tasks=[name.strip() for name in (arguments.tasks or "").split(",") if name.strip()] or None,
+            all_metrics=arguments.all_metrics,
+            gates=gates,
+            allow_differences=arguments.allow_differences,
+            on_row=lambda done, of: progress.update(bar, completed=done, total=of),
+        )
+    for line in table.differences:
+        log.warning("differs: %s", line)
+    for line in table.left_out:
+        log.warning("left out: %s", line)
+    form = arguments.format or (FORMATS.get(output.suffix, "table") if output else "table")
+    if output is not None:
+        try:
+            with written_whole(output) as temporary:
+                temporary.write_text(render(table, form), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--output {output}: cannot be written: {error.strerror}") from None
+    elif form == "table" and sys.stdout.isatty():
+        print_tables(table, Console())
+    else:
+        sys.stdout.write(render(table, form))
+    if table.failed:
+        gated = sum(row.passed is not None for row in table.rows)
+        print(f"{len(table.failed)} of {gated} rows fell short:", file=sys.stderr)
+        for row in table.failed:
+            print(f"  {short(row)}", file=sys.stderr)
+    return 1 if table.failed else 0
 
-    return command.run(arguments)
+
+def _load(argument: str) -> results.Results:
+    path, choices = results.newest(argument)
+    if Path(argument) != path:
+        of = f", the newest of {choices}" if choices > 1 else ""
+        log.info("%s: taking %s%s", argument, path, of)
+    return results.load(path)

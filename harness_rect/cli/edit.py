@@ -19,16 +19,13 @@ from harness_rect.session.report import EditReport
 from harness_rect.session.runs import EditCache
 from harness_rect.session.stream import EditSession, check_edits
 
-#: The options that are not called like the argument they set.
-OPTIONS = {"edit_seed": "seed"}
-
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
     for name, argument in config.declared_arguments().items():
         required = name in {"method", "edits"}
         default = None if required else argument.default
-        option = OPTIONS.get(name, name)
+        option = "seed" if name == "edit_seed" else name
         add_option(parser, option, argument.help, default, type=argument.type, required=required, dest=name)
     parser.add_argument(
         "--output", type=Path, required=True, help="folder for the checkpoint and edit_report.json"
@@ -58,8 +55,9 @@ def described_by(arguments: argparse.Namespace) -> config.EditConfig:
 
 def _print_summary(report: EditReport, output: Path) -> None:
     table = Table(title=f"{report.n_edits} edits by {report.method}")
-    for heading in ("metric", "before", "right after each", "at the end"):
-        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    table.add_column("metric")
+    for heading in ("before", "right after each", "at the end"):
+        table.add_column(heading, justify="right")
     times = [report.before_each_edit, report.right_after_each_edit, report.at_the_end]
     for metric in sorted({name for scores in times for name in scores}):
         values = [scores.get(metric) for scores in times]

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import sys
 from pathlib import Path
+
+from harness_rect.errors import UserError
+from harness_rect.experiments.report.drawing import write
+from harness_rect.experiments.report.page import render, sections
+from harness_rect.experiments.report.reading import read_study
+from harness_rect.io.files import written_whole
+from harness_rect.io.progress import progress_bar
+
+log = logging.getLogger("harness_rect.report")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +26,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from harness_rect.experiments.report import command
-
-    command.run(arguments)
+    """Write the page, and the figures where asked for."""
+    output: Path = arguments.output
+    folder: Path | None = arguments.figures
+    if output.is_dir():
+        raise UserError(f"--output {output}: is a folder; expected a file")
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise UserError(f"--figures {folder}: is a file; expected a folder")
+    with progress_bar(sys.stderr.isatty()) as progress:
+        bar = progress.add_task("reading")
+        study = read_study(arguments.results, lambda done, of: progress.update(bar, completed=done, total=of))
+        for note in study.notes:
+            log.warning("%s", note)
+        chapters = sections(study)
+        page = render(study, chapters)
+        plates = [plate for chapter in chapters for plate in chapter.plates]
+        target = output
+        try:
+            with written_whole(output) as temporary:
+                temporary.write_text(page, encoding="utf-8")
+            if folder is not None:
+                target = folder
+                for plate in progress.track(plates, description="figures"):
+                    write(plate, folder)
+        except OSError as error:
+            raise UserError(f"{target}: cannot be written: {error.strerror}") from None
+    print(f"{output}: {len(study.runs)} evaluations")
+    if folder is not None:
+        print(f"{folder}: {2 * len(plates)} files")

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from harness_rect.cli.common import add_model_options, add_option, load_model, parse_layers
+from harness_rect.cli.common import add_model_options, load_model, parse_layers
 from harness_rect.errors import UserError
 from harness_rect.fingerprint import model_fingerprint
 from harness_rect.io.files import check_parent
@@ -25,7 +25,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text", required=True, help="a text file, a .jsonl with a text field, wikipedia or wikitext"
     )
-    add_option(parser, "tokens", "tokens to read", DEFAULT_TOKENS, type=int)
+    parser.add_argument(
+        "--tokens", type=int, default=DEFAULT_TOKENS, help="tokens to read (default %(default)s)"
+    )
     parser.add_argument("--float64", action="store_true", help="keep the sums in float64")
     parser.add_argument("--output", type=Path, required=True, help="folder for one npz file a layer")
 
@@ -39,8 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
         transformers.utils.logging.disable_progress_bar()
     with processes.failing_together():
         layers = parse_layers(arguments.layers)
-        tokens = DEFAULT_TOKENS if arguments.tokens is None else arguments.tokens
-        if tokens < 1:
+        if (tokens := arguments.tokens) < 1:
             raise UserError(f"--tokens {tokens}: expected a positive number")
         check_parent(arguments.output / "file")
         texts_of(arguments.text)  # refuses what is no text source before the model is loaded

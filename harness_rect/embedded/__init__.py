@@ -62,11 +62,21 @@ def defaults(pretrained: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     return rect | {name: value for name, value in found.items() if given.get(name) in (None, "")}
 
 
+def completed(arguments: Mapping[str, Any], default_model: bool) -> dict[str, Any]:
+    """Arguments of an evaluation with those that the embedded default adds.
+
+    Args:
+        arguments: the model's arguments, with or without ``--metadata``.
+        default_model: whether ``edited_hf`` was given no model and took the default.
+    """
+    model = arguments.get("pretrained") or (NAME if default_model else None)
+    return {**arguments, "pretrained": model, **defaults(model, arguments)}
+
+
 def of_tasks(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """lm-eval's metadata of a task, which hold the model's arguments, with the defaults added.
 
     Metadata without a model mean the default model if edited_hf was given none either. Else (a ready-made
     model, a TaskManager of the user's own) nothing is added: rows of ours would silently replace others.
     """
-    model = metadata.get("pretrained") or (NAME if unnamed else None)
-    return {**metadata, "pretrained": model, **defaults(model, metadata)}
+    return completed(metadata, bool(unnamed))

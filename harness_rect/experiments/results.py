@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from harness_rect import embedded
 from harness_rect.errors import UserError
 from harness_rect.evaluation.catalogue import TASKS, is_repetition
 from harness_rect.io.rows import json_lines
@@ -129,14 +130,19 @@ class Results:
 
     @property
     def model_name(self) -> str:
-        """The evaluated model: ``pretrained``, else what lm-eval calls it."""
-        named = self.model_args.get("pretrained") or self.model_args.get("model") or self.file.model_name
+        """The evaluated model: ``pretrained`` or its default, else what lm-eval calls it."""
+        given = self._completed(self.model_args)
+        named = given["pretrained"] or given.get("model") or self.file.model_name
         return str(named or self.model_class or self.path.stem)
 
     def metadata(self, task: str) -> dict[str, Any]:
-        """The metadata that the task was given: the model arguments and ``--metadata``."""
+        """The metadata that the task was given, model arguments and ``--metadata``, with their defaults."""
         own = self.file.configs.get(task, {}).get("metadata")
-        return self.model_args | (own if isinstance(own, dict) else {})
+        return self._completed(self.model_args | (own if isinstance(own, dict) else {}))
+
+    def _completed(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        default_model = self.model_class == "edited_hf" and not self.model_args.get("pretrained")
+        return embedded.completed(arguments, default_model)
 
     def effective_rows(self, task: str) -> int | None:
         """The number of documents that were evaluated, where the file has it."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from harness_rect import embedded
 from harness_rect.evaluation.catalogue import TASKS, is_editing
 from harness_rect.experiments.compare.pairing import document_difference
 from harness_rect.experiments.results import Results
@@ -79,7 +78,7 @@ def _of_the_task(base: Results, other: Results, task: str) -> list[tuple[str, An
         found.append(("data", *(_data(one, task) for one in sides)))
     elif any(one.samples(task) is None for one in sides):  # else the documents themselves are compared
         hashes = [_edit_field(one, "edits_sha256") for one in sides]
-        specs = [one.metadata(task).get("edits") or _default_edits(one) for one in sides]
+        specs = [one.metadata(task).get("edits") or _UNKNOWN for one in sides]
         found.append(("edits", *(specs if _UNKNOWN in hashes else hashes)))
     return found
 
@@ -90,25 +89,12 @@ def _data(results: Results, task: str) -> Any:
     if config is None:
         return _UNKNOWN
     if task in TASKS:
-        metadata = results.metadata(task)
-        spec = metadata.get("data")
-        if spec in (None, ""):
-            return "tiny" if _is_embedded(results, metadata) else "hub"
+        spec = results.metadata(task).get("data") or "hub"
         return spec if spec in ("hub", "tiny") else os.path.realpath(os.path.expanduser(str(spec)))
     split = config.get("test_split") or config.get("validation_split")
     return " ".join(
         str(part) for part in (config.get("dataset_path"), config.get("dataset_name"), split) if part
     )
-
-
-def _is_embedded(results: Results, arguments: Mapping[str, Any]) -> bool:
-    """Whether these arguments name an embedded model, or none, of which ``edited_hf`` takes the default."""
-    default = results.model_class == "edited_hf" and not results.model_args.get("pretrained")
-    return default or embedded.is_embedded(arguments.get("pretrained"))
-
-
-def _default_edits(results: Results) -> Any:
-    return embedded.DEFAULT_EDITS if _is_embedded(results, results.model_args) else _UNKNOWN
 
 
 def _edit_field(results: Results, name: str) -> Any:

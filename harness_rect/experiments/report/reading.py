@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from harness_rect import embedded
 from harness_rect.evaluation.catalogue import GENERAL, TASKS, is_editing
 from harness_rect.experiments import results
 from harness_rect.experiments.compare.differences import SEEDS, find_differences
@@ -87,11 +86,8 @@ def _run(one: Results, folder: Path) -> Run:
 
 def _model(one: Results) -> str:
     """The model's name, and the arguments that make it another model."""
-    name = one.model_name
-    if one.model_class == "edited_hf" and not one.model_args.get("pretrained"):  # the default
-        name = (one.edit and one.edit.model) or embedded.NAME
     given = [str(one.model_args[key]) for key in ("dtype", "revision", "peft") if one.model_args.get(key)]
-    return f"{name} ({', '.join(given)})" if given else name
+    return f"{one.model_name} ({', '.join(given)})" if given else one.model_name
 
 
 def _number(value: Any) -> float:
