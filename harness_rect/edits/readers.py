@@ -64,7 +64,7 @@ def load_edits(spec: str) -> EditStream:
     Raises:
         UserError: one line that names file, row (from 0, as in the slice) and field.
     """
-    name, selection = _split_spec(spec)
+    name, selection = split_spec(spec)
     rows = _select(_rows_of(name), selection, spec)
     used: set[str] = set()
     edits: list[Edit] = []
@@ -96,8 +96,12 @@ def _log_once(level: int, line: str) -> None:
         logger.log(level, "%s", line)
 
 
-def _split_spec(spec: str) -> tuple[str, slice | int | None]:
-    """Split a trailing ``[...]`` from the name; brackets before it belong to the path."""
+def split_spec(spec: str) -> tuple[str, slice | None]:
+    """The name in a spec and the rows that a trailing ``[...]`` selects; other brackets belong to the name.
+
+    Raises:
+        UserError: the brackets hold neither a slice nor a row number.
+    """
     spec = spec.strip()
     match = re.fullmatch(r"(.*)\[([^\[\]]*)\]", spec, flags=re.DOTALL)
     if match is None:
@@ -109,14 +113,12 @@ def _split_spec(spec: str) -> tuple[str, slice | int | None]:
     if not readable or len(parts) > 3 or numbers[2:] == [0] or not inner.strip():
         expected = "[start:stop:step] (step not 0) or [row]"
         raise UserError(f"edits={spec}: [{inner}] is not a slice; expected {expected}")
-    if len(parts) == 1:
-        return name, numbers[0]
+    if len(parts) == 1 and numbers[0] is not None:  # a row out of range selects nothing
+        return name, slice(numbers[0], numbers[0] + 1 or None)
     return name, slice(*numbers)
 
 
-def _select(rows: Sequence[Row], selection: slice | int | None, spec: str) -> Sequence[Row]:
-    if isinstance(selection, int):
-        selection = slice(selection, selection + 1 or None)  # so that out of range is empty
+def _select(rows: Sequence[Row], selection: slice | None, spec: str) -> Sequence[Row]:
     chosen = rows if selection is None else rows[selection]
     if not chosen:
         raise UserError(f"edits={spec}: no row selected; the file has {len(rows)} rows")

@@ -115,12 +115,6 @@ def coordinates(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def task_arguments(entry: ModelEntry, config: SweepConfig) -> dict[str, Any]:
-    """What the tasks are told of an unedited model."""
-    data = {} if config.data is None else {"data": config.data}
-    return entry.arguments | {"method": "none", "edits": config.edits} | data
-
-
 def row_name(plan: Plan, evaluation: Evaluation) -> str:
     """One row of the table: the folder above ``edits_NNN``, or the unedited model's."""
     folder = evaluation.folder.parent if evaluation.trajectory else evaluation.folder

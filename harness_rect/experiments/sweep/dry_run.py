@@ -14,7 +14,6 @@ from harness_rect.experiments.sweep.checked import (
     by_row,
     load_model,
     make_session,
-    task_arguments,
 )
 from harness_rect.experiments.sweep.clock import Timing
 from harness_rect.experiments.sweep.display import duration
@@ -41,7 +40,7 @@ class DryRun:
         done, measured = 0, 0
         for entry in config.models:
             lm = load_model(entry, config)
-            evaluator = Evaluator(lm, config, task_arguments(entry, config))
+            evaluator = Evaluator(lm, config, config.model_args(entry))
             evaluator.build()
             checked = Checked(self.plan, entry, lm, evaluator, planning=True)
             done += len(checked.done)
@@ -86,11 +85,11 @@ class Probe:
         if self._request is None:
             limit = min(self._plan.config.limit or PROBE_DOCUMENTS, PROBE_DOCUMENTS)
             config = self._plan.config.model_copy(update={"limit": limit})
-            small = Evaluator(self._lm, config, task_arguments(self._entry, config))
+            small = Evaluator(self._lm, config, config.model_args(self._entry))
             small.build()
             edits = self._plan.stream.edits[:PROBE_DOCUMENTS]
             requests = small.requests(edits)
-            evaluation = Evaluation(self._entry, None, 0, Path(), task_arguments(self._entry, config), edits)
+            evaluation = Evaluation(self._entry, None, 0, Path(), config.model_args(self._entry), edits)
             started = time.perf_counter()
             small.evaluate(evaluation, None)
             self._request = (time.perf_counter() - started) / requests

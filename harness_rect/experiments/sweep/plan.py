@@ -14,13 +14,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from harness_rect.config import EditConfig, ModelArguments, declared_arguments, settings
 from harness_rect.edits import Edit, EditStream, load_edits
+from harness_rect.edits.readers import split_spec
 from harness_rect.errors import UserError, did_you_mean
 from harness_rect.io.files import written_whole
 from harness_rect.validation import validated
@@ -35,19 +36,27 @@ def _a_list(value: Any) -> Any:
     return value if isinstance(value, list) or value is None else [value]
 
 
-def _short(key: str) -> BeforeValidator:
-    """An entry that may be written as the value of its main key; an empty one is the value none."""
-    return BeforeValidator(
-        lambda value: value if isinstance(value, Mapping) else {key: "none" if value is None else value}
-    )
+T = TypeVar("T")
+#: A list that is not empty; one value alone stands for a list of it.
+Some = Annotated[list[T], Field(min_length=1), BeforeValidator(_a_list)]
+Count = Annotated[int, Field(ge=0)]
 
 
 class _Entry(BaseModel):
-    """A mapping of arguments, with a name for folders and tables. What they mean is checked with the rest."""
+    """A mapping of arguments, with a name for folders and tables. What they mean is checked with the rest.
+
+    The value of its main key alone stands for the entry; an empty one is the value none.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
+    main_key: ClassVar[str]
 
     name: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return value if isinstance(value, Mapping) else {cls.main_key: "none" if value is None else value}
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -58,6 +67,8 @@ class _Entry(BaseModel):
 
 class ModelEntry(_Entry):
     """A model, and any further arguments of lm-eval's ``hf`` (dtype, device, revision, ...)."""
+
+    main_key = "pretrained"
 
     pretrained: str = Field(min_length=1)
 
@@ -80,6 +91,8 @@ class ModelEntry(_Entry):
 class MethodEntry(_Entry):
     """A method, and the arguments that go with it: ``hparams``, ``stats``, ``edit_batch_size``."""
 
+    main_key = "method"
+
     method: str
 
     @model_validator(mode="after")
@@ -96,6 +109,8 @@ class MethodEntry(_Entry):
 
 class RegularizerEntry(_Entry):
     """A regularizer with its settings, or ``rect``; without either, none."""
+
+    main_key = "regularizer"
 
     @model_validator(mode="after")
     def _arguments(self) -> RegularizerEntry:
@@ -120,28 +135,20 @@ class SweepConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     output: str = Field(min_length=1)
-    models: Annotated[list[Annotated[ModelEntry, _short("pretrained")]], BeforeValidator(_a_list)] = Field(
-        min_length=1
-    )
+    models: Some[ModelEntry]
     edits: str
     data: str | None = None
-    methods: Annotated[list[Annotated[MethodEntry, _short("method")]], BeforeValidator(_a_list)] = Field(
-        min_length=1
-    )
-    regularizers: Annotated[
-        list[Annotated[RegularizerEntry, _short("regularizer")]], BeforeValidator(_a_list)
-    ] = Field(default=[RegularizerEntry()], min_length=1)
-    checkpoints: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_a_list)] = Field(min_length=1)
-    tasks: Annotated[list[str], BeforeValidator(_a_list)] = Field(min_length=1)
+    methods: Some[MethodEntry]
+    regularizers: Some[RegularizerEntry] = [RegularizerEntry()]
+    checkpoints: Some[Count]
+    tasks: Some[str]
     edit_batch_size: int = Field(default=1, ge=1)
     orders: int = Field(default=1, ge=1)
-    edit_seeds: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_a_list)] = Field(
-        default=[0], min_length=1
-    )
+    edit_seeds: Some[Count] = [0]
     limit: float | None = Field(default=None, gt=0)
     batch_size: int | str = 1
     device: str | None = None
-    seed: Annotated[list[int], BeforeValidator(_a_list)] = Field(default=list(SEEDS))
+    seed: Some[int] = list(SEEDS)
     log_samples: bool = False
 
     @model_validator(mode="before")
@@ -150,8 +157,7 @@ class SweepConfig(BaseModel):
         if isinstance(values, Mapping) and "model" in values:
             if "models" in values:
                 raise ValueError("model and models are both given; give one")
-            values = dict(values)
-            values["models"] = values.pop("model")
+            return {"models" if key == "model" else key: value for key, value in values.items()}
         return values
 
     @field_validator("seed")
@@ -174,6 +180,11 @@ class SweepConfig(BaseModel):
         if not (size >= 1 if isinstance(size, int) else re.fullmatch(r"auto(:\d+)?", size)):
             raise ValueError("expected a number from 1 on, or auto")
         return size
+
+    def model_args(self, model: ModelEntry, edit: dict[str, Any] | None = None) -> dict[str, Any]:
+        """``--model_args`` of one evaluation; of the unedited model where ``edit`` is not given."""
+        edit = {"method": "none", "edits": self.edits} if edit is None else edit
+        return model.arguments | edit | ({} if self.data is None else {"data": self.data})
 
 
 @dataclass(frozen=True)
@@ -205,8 +216,7 @@ class Trajectory:
     config: EditConfig
     checkpoints: tuple[int, ...]
     folder: Path
-    #: model_args of the editing
-    edit_arguments: tuple[tuple[str, Any], ...]
+    edit_arguments: dict[str, Any]  # of model_args, without method and edits
 
     @property
     def edits(self) -> tuple[Edit, ...]:
@@ -221,8 +231,7 @@ class Evaluation:
     trajectory: Trajectory | None
     n_edits: int
     folder: Path
-    #: for `lm_eval --model edited_hf --model_args`
-    model_args: dict[str, Any]
+    model_args: dict[str, Any]  # of a single run with `lm_eval --model edited_hf`
     edits: tuple[Edit, ...]  # what the editing tasks evaluate
 
     @property
@@ -241,42 +250,23 @@ class Plan:
     @cached_property
     def evaluations(self) -> tuple[Evaluation, ...]:
         """All evaluations in the order in which they run."""
-        found: list[Evaluation] = []
-        for model in self.config.models:
-            found += self.of_model(model)
-        return tuple(found)
+        return tuple(itertools.chain.from_iterable(map(self.of_model, self.config.models)))
 
     def of_model(self, model: ModelEntry) -> list[Evaluation]:
         found = []
         if 0 in self.config.checkpoints:
-            folder = self.output / model.label / "unedited"
-            arguments = self._arguments(model, {"method": "none", "edits": self.config.edits})
+            folder, arguments = self.output / model.label / "unedited", self.config.model_args(model)
             found.append(Evaluation(model, None, 0, folder, arguments, self.stream.edits))
         for trajectory in self.trajectories:
             if trajectory.model is model:
-                found += self.of_trajectory(trajectory)
+                found += [self._evaluation(trajectory, n) for n in trajectory.checkpoints]
         return found
 
-    def of_trajectory(self, trajectory: Trajectory) -> list[Evaluation]:
-        found = []
-        for n in trajectory.checkpoints:
-            given = dict(trajectory.edit_arguments)
-            arguments = {"method": given.pop("method"), "edits": trajectory.order.spec(n), **given}
-            found.append(
-                Evaluation(
-                    trajectory.model,
-                    trajectory,
-                    n,
-                    trajectory.folder / f"edits_{n:03d}",
-                    self._arguments(trajectory.model, arguments),
-                    trajectory.edits[:n],
-                )
-            )
-        return found
-
-    def _arguments(self, model: ModelEntry, edit: dict[str, Any]) -> dict[str, Any]:
-        data = {} if self.config.data is None else {"data": self.config.data}
-        return model.arguments | edit | data
+    def _evaluation(self, trajectory: Trajectory, n: int) -> Evaluation:
+        edit = {"method": trajectory.config.method, "edits": trajectory.order.spec(n)}
+        arguments = self.config.model_args(trajectory.model, edit | trajectory.edit_arguments)
+        folder = trajectory.folder / f"edits_{n:03d}"
+        return Evaluation(trajectory.model, trajectory, n, folder, arguments, trajectory.edits[:n])
 
     def write_orders(self) -> None:
         """Write the shuffled edits as files, which a single run of lm_eval can use too.
@@ -339,12 +329,11 @@ def make_plan(config: SweepConfig, where: str) -> Plan:
     combinations = itertools.product(
         config.models, config.methods, config.regularizers, orders, config.edit_seeds
     )
-    trajectories = [_trajectory(config, where, checkpoints, *combination) for combination in combinations]
-    plan = Plan(config, output, stream, orders, tuple(trajectories) if checkpoints else ())
+    trajectories = tuple(_trajectory(config, where, checkpoints, *one) for one in combinations)
+    plan = Plan(config, output, stream, orders, trajectories if checkpoints else ())
     _check_folders([m.label for m in config.models], f"{where}: models")
-    _check_folders(
-        [str(t.folder) for t in plan.trajectories], f"{where}: methods, regularizers or edit_seeds"
-    )
+    folders = [str(t.folder) for t in plan.trajectories]
+    _check_folders(folders, f"{where}: methods, regularizers or edit_seeds")
     return plan
 
 
@@ -362,13 +351,6 @@ def _trajectory(
     given["edit_seed"] = seed
     last = checkpoints[-1] if checkpoints else len(order.edits)
     checked = EditConfig.from_args(f"{where}: {method.label}", edits=order.spec(last), **given)
-    values = checked.regularizer.model_dump()
-    if "rect" in given:
-        values["rect"] = values["keep"]
-    given |= {key: values[key] for key in given.keys() & values.keys()}  # 40% and 0.4 are the same run
-    for key in ("edit_batch_size", "edit_seed"):
-        if given[key] == EditConfig.model_fields[key].default:
-            del given[key]
     size = checked.edit_batch_size
     for n in checkpoints:
         if n % size and n != len(order.edits):
@@ -376,19 +358,15 @@ def _trajectory(
                 f"{where}: checkpoints: {n} edits do not fill batches of {size} ({method.label}): expected a"
                 f" multiple of {size}, or the whole stream"
             )
+    values = checked.regularizer.model_dump()
+    values["rect"] = values.get("keep")
+    given |= {key: values[key] for key in given.keys() & values.keys()}  # 40% and 0.4 are the same run
+    defaults = {key: EditConfig.model_fields[key].default for key in ("edit_batch_size", "edit_seed")}
+    arguments = {key: value for key, value in given.items() if key != "method" and value != defaults.get(key)}
     label = "+".join(filter(None, (method.label, regularizer.name or _regularizer_label(checked))))
-    return Trajectory(
-        model=model,
-        label=label,
-        order=order,
-        config=checked,
-        checkpoints=tuple(checkpoints),
-        folder=Path(config.output)
-        / model.label
-        / _file_name(label)
-        / (f"order{order.number}" + (f"-seed{seed}" if seed else "")),
-        edit_arguments=tuple(given.items()),
-    )
+    folder = Path(config.output) / model.label / _file_name(label)
+    folder /= f"order{order.number}" + (f"-seed{seed}" if seed else "")
+    return Trajectory(model, label, order, checked, tuple(checkpoints), folder, arguments)
 
 
 def _regularizer_label(config: EditConfig) -> str:
@@ -397,13 +375,10 @@ def _regularizer_label(config: EditConfig) -> str:
     if regularizer.name == "none":
         return ""
     settings = regularizer.model_dump(exclude_defaults=True)
-    keep = f"{settings.pop('keep'):g}" if "keep" in settings else ""
-    convention = settings.pop("rect_convention", "")
-    others = [
-        f"{name}{value:g}" if isinstance(value, float) else f"{name}{value}"
-        for name, value in settings.items()
-    ]
-    return "-".join(filter(None, (regularizer.name + keep, convention, *others)))
+    texts = {name: f"{value:g}" if isinstance(value, float) else value for name, value in settings.items()}
+    first = regularizer.name + texts.pop("keep", "")
+    convention = texts.pop("rect_convention", "")
+    return "-".join(filter(None, (first, convention, *(f"{name}{text}" for name, text in texts.items()))))
 
 
 def _check_folders(names: Sequence[str], where: str) -> None:
@@ -430,18 +405,13 @@ def _rows(spec: str, length: int) -> tuple[str, range | None]:
     ``length`` is the number of selected rows. A slice that counts from the end needs the length of the file,
     which is then read once as a whole.
     """
-    match = re.fullmatch(r"(.*)\[([^\[\]]*)\]", spec.strip(), flags=re.DOTALL)
-    if match is None:
-        return spec.strip(), None
-    name = match[1].rstrip()
-    numbers = [int(part) if part.strip() else None for part in match[2].split(":")]
-    if len(numbers) == 1:
-        numbers = [numbers[0], None if numbers[0] == -1 else (numbers[0] or 0) + 1]
-    start, stop, step = [*numbers, None][:3]
-    if (step or 1) > 0 and (start or 0) >= 0:
-        start, step = start or 0, step or 1
+    name, rows = split_spec(spec)
+    if rows is None:
+        return name, None
+    start, step = rows.start or 0, rows.step or 1
+    if step > 0 and start >= 0:
         return name, range(start, start + length * step, step)
-    return name, range(len(load_edits(name)))[slice(start, stop, step)]
+    return name, range(len(load_edits(name)))[rows]
 
 
 def _row(edit: Edit) -> str:

@@ -29,7 +29,6 @@ from harness_rect.experiments.sweep.checked import (
     load_model,
     make_session,
     row_name,
-    task_arguments,
 )
 from harness_rect.experiments.sweep.clock import Clock, read_timing
 from harness_rect.experiments.sweep.display import (
@@ -115,7 +114,7 @@ class Sweep:
     def _model(self, entry: ModelEntry) -> None:
         with self.clock.running("loading"):
             lm = load_model(entry, self.plan.config)
-            evaluator = Evaluator(lm, self.plan.config, task_arguments(entry, self.plan.config))
+            evaluator = Evaluator(lm, self.plan.config, self.plan.config.model_args(entry))
         with self.clock.running("building requests"):
             evaluator.build()
         with self.clock.running("checking"):
