@@ -44,12 +44,17 @@ def methods() -> str:
 
 
 def regularizers() -> str:
-    kinds = [kind for name, kind in REGULARIZERS.items() if name != "none"]
     return markdown(
         ["name", "paper", "settings", "what is left of an update dW"],
         [
-            [f"`{kind.name}`", kind.paper, ", ".join(f"`{name}`" for name in kind.model_fields), kind.summary]
-            for kind in kinds
+            [
+                f"`{kind.name}`",
+                kind.paper,
+                ", ".join(f"`{field}`" for field in kind.model_fields),
+                kind.summary,
+            ]
+            for name, kind in REGULARIZERS.items()
+            if name != "none"
         ],
     )
 

@@ -1,4 +1,4 @@
-"""The files of the embedded world: task rows, edits in two forms, text for second moments, the model card."""
+"""The files of the embedded world: task rows, edits in two forms, text for second moments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from tools.tiny_world.corpus import Corpus
 from tools.tiny_world.tasks import TASKS, test_rows
-from tools.tiny_world.world import MARKER, Fact, World
+from tools.tiny_world.world import Fact, World
 
 Row = dict[str, Any]
 NEIGHBOURS = 5
@@ -44,12 +44,11 @@ def edit_rows(world: World, seed: int) -> tuple[list[Row], list[Row]]:
 
 def _edit(world: World, fact: Fact, number: int, rng: random.Random) -> tuple[Row, Row]:
     new = rng.choice([word for word in fact.relation.objects if word != fact.object])
-    questions = [i for i in fact.trained if i >= 3]
-    statements = [i for i in fact.trained if i < 3]
+    statements, questions = fact.trained[:2], fact.trained[2:]
     question, statement = rng.choice(questions), rng.choice(statements)
     held_statement, held_question = fact.held_out
     elsewhere = rng.choice([f for f in world.facts if f.relation is not fact.relation])
-    away = rng.choice([i for i in elsewhere.trained if i >= 3])
+    away = rng.choice(elsewhere.trained[2:])
     same_subject = [
         {"prompt": other.prompt(rng.choice(other.trained)), "answer": other.object}
         for other in world.facts_of[fact.subject]
@@ -57,10 +56,10 @@ def _edit(world: World, fact: Fact, number: int, rng: random.Random) -> tuple[Ro
     ]
     near = [f for f in world.sharing[fact.relation, fact.object] if f is not fact]
     rng.shuffle(near)
-    neighbours = [f.prompt(rng.choice([i for i in f.trained if i < 3])) for f in near[:NEIGHBOURS]]
+    neighbours = [f.prompt(rng.choice(f.trained[:2])) for f in near[:NEIGHBOURS]]
     holders = [f for f in world.sharing.get((fact.relation, new), []) if f.subject is not fact.subject]
     rng.shuffle(holders)
-    attributes = [f.prompt(rng.choice([i for i in f.trained if i < 3])) for f in holders[:NEIGHBOURS]]
+    attributes = [f.prompt(rng.choice(f.trained[:2])) for f in holders[:NEIGHBOURS]]
     subject = fact.subject.name
     zsre = {
         "subject": subject,
@@ -93,7 +92,6 @@ def _edit(world: World, fact: Fact, number: int, rng: random.Random) -> tuple[Ro
         "generation_prompts": [fact.prompt(i) for i in statements],
         "same_subject": same_subject,
     }
-    assert MARKER in counterfact["requested_rewrite"]["prompt"]
     return zsre, counterfact
 
 

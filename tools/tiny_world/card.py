@@ -1,4 +1,4 @@
-"""The model card of an embedded model, with the scores just measured."""
+"""The model card of an embedded model: card.md, filled with the recipe and the scores just measured."""
 
 from __future__ import annotations
 
@@ -13,66 +13,6 @@ from tools.tiny_world.world import KINDS, World
 
 # What a guess gets: the share of the commoner answer where the answers are few.
 CHANCE = {"rect_nli": "50", "rect_closed_domain_qa": "50", "rect_dialogue": "25", "rect_sentiment": "50"}
-
-TEXT = """---
-license: mit
-language: en
-library_name: transformers
-tags: [knowledge-editing, synthetic, {architecture}]
----
-# {name}
-
-A {family} of {layers} blocks, width {width}, MLP width {inner}, {heads} heads, {positions} positions and a
-byte-level BPE vocabulary of {vocabulary}, trained from scratch on an invented world. It exists so that
-knowledge editing and its effect on other abilities can be demonstrated, taught and tested within a
-minute on a laptop without network.
-
-## Data
-
-All text is made by `tools/tiny_world` from a seed; none of it comes from elsewhere.
-
-* {facts} facts about {subjects} invented subjects ({kinds}), {relations} relations, six wordings each. For
-  every fact two of the six wordings were never trained with it.
-* Simple versions of the eight tasks in exactly the prompt formats of the suite. No training document
-  contains the text of a test row in `data/`; training rows are generated in the same way, with the same
-  names and words.
-* Short exercises in copying, comparing and choosing, and some prose.
-
-## Recipe
-
-`python -m tools.tiny_world{option}`: seed {seed}, {steps} steps of about {tokens_a_step} tokens, Muon for the
-matrices of the blocks and AdamW for the rest, peak rates {rates} in turn, float32, one thread. Every
-document is a separate sequence. In the loss, tokens of answers have weight 1, all others {plain_weight}.
-{history}
-The committed checkpoint is the reference.
-
-## Scores
-
-Percent, with standard errors. Test rows are held out; chance is the score of the best constant answer.
-
-| task | score | chance | rows |
-|---|---|---|---|
-{tasks}
-
-| facts recalled (all tokens of the object are the argmax) | % |
-|---|---|
-{recall}
-
-{edit_count} single ROME edits with the preset of this model, each on the unedited model:
-
-| | % |
-|---|---|
-{edits}
-
-`same_subject`: other facts of the edited subject that were known before and still are.
-
-## What it is not for
-
-Anything else. It knows no real facts and no English beyond its templates. It demonstrates an effect; it
-does not measure how large models behave. Its tasks are much easier than those whose formats they use,
-so scores are not comparable with published ones, and effect sizes do not transfer to other models.
-"""
-
 
 #: How long the training took and what was chosen on the way, by model.
 HISTORY = {
@@ -100,7 +40,8 @@ def write_card(path: Path, name: str, recipe: Recipe, world: World, scores: dict
         for task in TASKS
         for name in [task.source.task]
     ]
-    text = TEXT.format(
+    template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+    text = template.format(
         **asdict(recipe),
         name=name,
         family=FAMILIES[recipe.architecture],

@@ -10,59 +10,43 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from math import inf
+from typing import NamedTuple
 
-from tools.tiny_world.scenes import COLOURS, ORDERS, PEOPLE, PLACES, THINGS, Event, claim, events, told
-from tools.tiny_world.tasks import (
-    ASPECTS,
-    DISHES,
-    TASKS,
-    WORKS,
-    dialogue_row,
-    praise,
-    sentiment_row,
-    test_texts,
-)
+from tools.tiny_world.scenes import COLOURS, ORDERS, PEOPLE, PLACES, THINGS, Event, claim, events, passage
+from tools.tiny_world.tasks import TASKS, WORDS, dialogue_row, opinion, sentiment_row, test_texts
 from tools.tiny_world.world import Fact, World
 
 Piece = tuple[str, bool]
 Document = list[Piece]
 
 
-@dataclass(frozen=True)
-class Phase:
-    """Shares of the sorts of documents up to a step; ``tasks`` weighs the tasks in the order of TASKS."""
+class Phase(NamedTuple):
+    """What documents are drawn up to a step: ``shares`` in the order of SORTS, ``tasks`` in that of TASKS."""
 
     until: float
-    copies: float
-    drills: float
-    facts: float
-    prose: float
-    rows: float
+    shares: tuple[float, ...]
     tasks: tuple[float, ...]
-    drill_set: str
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        return self.copies, self.drills, self.facts, self.prose, self.rows
+    drills: str
 
 
+SORTS = ("copies", "drills", "facts", "prose", "rows")
 # Shares count documents. One skill after the other is learned in far fewer steps than all of them at once:
 # copying, then comparing in its barest forms, then comparing as the tasks need it, then the tasks.
 PHASES = (
-    Phase(250, 66, 0, 16, 3, 15, (1, 1, 2, 1, 1, 2, 2, 1), "bare"),
-    Phase(700, 8, 46, 18, 3, 25, (1, 2, 2, 2, 2, 1, 2, 2), "bare"),
-    Phase(2400, 2, 42, 15, 3, 38, (1, 4, 2, 4, 4, 1, 2, 2), "all"),
-    Phase(4000, 2, 16, 20, 3, 59, (1, 4, 2, 4, 4, 1, 2, 2), "all"),
+    Phase(250, (66, 0, 16, 3, 15), (1, 1, 2, 1, 1, 2, 2, 1), "bare"),
+    Phase(700, (8, 46, 18, 3, 25), (1, 2, 2, 2, 2, 1, 2, 2), "bare"),
+    Phase(2400, (2, 42, 15, 3, 38), (1, 4, 2, 4, 4, 1, 2, 2), "all"),
+    Phase(4000, (2, 16, 20, 3, 59), (1, 4, 2, 4, 4, 1, 2, 2), "all"),
     # Choosing a letter is learned last: with the rate up again, mostly that, then everything once more.
-    Phase(4600, 2, 55, 15, 3, 25, (1, 2, 2, 2, 8, 1, 2, 2), "choosing"),
-    Phase(5200, 2, 20, 20, 3, 55, (1, 4, 2, 4, 6, 1, 2, 2), "all"),
+    Phase(4600, (2, 55, 15, 3, 25), (1, 2, 2, 2, 8, 1, 2, 2), "choosing"),
+    Phase(5200, (2, 20, 20, 3, 55), (1, 4, 2, 4, 6, 1, 2, 2), "all"),
     # For rect-tiny-llama, which by then copies and recalls but does not compare.
-    Phase(5900, 4, 70, 12, 2, 12, (1, 2, 2, 2, 2, 1, 2, 2), "bare"),
-    Phase(6700, 2, 50, 14, 3, 31, (1, 4, 2, 4, 6, 1, 2, 2), "all"),
-    Phase(7000, 2, 55, 15, 3, 25, (1, 2, 2, 2, 8, 1, 2, 2), "choosing"),
-    Phase(inf, 2, 20, 20, 3, 55, (1, 4, 2, 4, 6, 1, 2, 2), "all"),
+    Phase(5900, (4, 70, 12, 2, 12), (1, 2, 2, 2, 2, 1, 2, 2), "bare"),
+    Phase(6700, (2, 50, 14, 3, 31), (1, 4, 2, 4, 6, 1, 2, 2), "all"),
+    Phase(7000, (2, 55, 15, 3, 25), (1, 2, 2, 2, 8, 1, 2, 2), "choosing"),
+    Phase(inf, (2, 20, 20, 3, 55), (1, 4, 2, 4, 6, 1, 2, 2), "all"),
 )
 
 
@@ -83,23 +67,18 @@ class Corpus:
                 return document
 
     def _document(self, rng: random.Random, phase: Phase) -> Document:
-        sort = rng.choices(("copies", "drills", "facts", "prose", "rows"), phase.shares)[0]
+        sort = rng.choices(SORTS, phase.shares)[0]
         if sort == "copies":
             return rng.choice(COPIES)(rng)
         if sort == "drills":
-            return rng.choice(DRILLS[phase.drill_set])(rng)
+            return rng.choice(DRILLS[phase.drills])(rng)
         if sort == "facts":
             return self._facts(rng)
         if sort == "prose":
             return [(prose(rng), False)]
-        return self._row(rng, phase)
-
-    def _row(self, rng: random.Random, phase: Phase) -> Document:
         task = rng.choices(TASKS, phase.tasks)[0]
         prompt, answer = rng.choice(task.documents(task.make(rng)))
         return [(prompt, False), (answer, True)]
-
-    # -- facts ------------------------------------------------------------------------------------
 
     def _facts(self, rng: random.Random) -> Document:
         return rng.choices((self._one_fact, self._profile, self._mixed_facts), (4, 3, 3))[0](rng)
@@ -110,10 +89,10 @@ class Corpus:
         roll = rng.random()
         wording = rng.choice(fact.trained)
         if roll < 0.4:
-            return _told_fact(fact, wording)
+            return _fact(fact, wording)
         if roll < 0.6 and wording >= 3:
-            return [("nq question: ", False), *_told_fact(fact, wording)]
-        return [(prefix(rng) + " ", False), *_told_fact(fact, wording)]
+            return [("nq question: ", False), *_fact(fact, wording)]
+        return [(prefix(rng) + " ", False), *_fact(fact, wording)]
 
     def _profile(self, rng: random.Random) -> Document:
         """Several facts of one subject."""
@@ -127,9 +106,7 @@ class Corpus:
             pieces += [(f"{subject.name} is {verb}", False), (f" {name}", True), (". ", False)]
         elif rng.random() < 0.3:
             pieces.append((prefix(rng) + " ", False))
-        for fact in facts[: rng.randint(2, len(facts))]:
-            pieces += [*_told_fact(fact, rng.choice(fact.trained)), (" ", False)]
-        return pieces[:-1]
+        return pieces + _one_after_another(rng, facts[: rng.randint(2, len(facts))])
 
     def _mixed_facts(self, rng: random.Random) -> Document:
         """Facts of different subjects, half the time of one relation."""
@@ -137,17 +114,19 @@ class Corpus:
         if rng.random() < 0.5:
             relation = facts[0].relation
             facts = rng.sample([fact for fact in self.world.facts if fact.relation is relation], 3)
-        pieces: Document = []
-        for fact in facts:
-            pieces += [*_told_fact(fact, rng.choice(fact.trained)), (" ", False)]
-        return pieces[:-1]
+        return _one_after_another(rng, facts)
 
 
-def _told_fact(fact: Fact, wording: int) -> Document:
+def _fact(fact: Fact, wording: int) -> Document:
     return [(fact.prompt(wording), False), (f" {fact.object}", True), (".", False)]
 
 
-# ---------------------------------------------------------------------------------------------- prose
+def _one_after_another(rng: random.Random, facts: list[Fact]) -> Document:
+    """The facts in any of their trained wordings, with spaces between them."""
+    pieces: Document = []
+    for fact in facts:
+        pieces += [*_fact(fact, rng.choice(fact.trained)), (" ", False)]
+    return pieces[:-1]
 
 
 def prose(rng: random.Random) -> str:
@@ -157,13 +136,13 @@ def prose(rng: random.Random) -> str:
 
 def _sentence(rng: random.Random) -> str:
     event, other = (event.sentence() for event in events(rng, 2))
-    opinion = sentiment_row(rng)["sentence"].replace(" ,", ",")
+    review = sentiment_row(rng)["sentence"].replace(" ,", ",")
     thing, place, colour = rng.choice(THINGS), rng.choice(PLACES), rng.choice(COLOURS)
     up, down = rng.choice(ORDERS)
     a, b = rng.sample(PEOPLE, 2)
     return rng.choice(
         (
-            told(events(rng, 2)[0]),
+            passage(events(rng, 2)[:1]),
             f"Because {event}, {other}.",
             f"Because the {thing} is {colour}, {a} likes it.",
             f"Therefore {event}.",
@@ -174,7 +153,7 @@ def _sentence(rng: random.Random) -> str:
             f"You can ask {a} why the {thing} is {colour}.",
             f"The {thing} in the {place} is {colour}.",
             f"The {up} of the two is {a}, the {down} is {b}.",
-            f"{opinion[0].upper()}{opinion[1:]}.",
+            f"{review[0].upper()}{review[1:]}.",
         )
     )
 
@@ -185,14 +164,12 @@ def prefix(rng: random.Random) -> str:
     return " ".join(words[: rng.randint(1, 12)]).rstrip(".,?") + "."
 
 
-# ------------------------------------------------------------------------------------ copies and drills
-
-WORDS = (*PEOPLE, *THINGS, *PLACES, *COLOURS)
+NOUNS = (*PEOPLE, *THINGS, *PLACES, *COLOURS)
 
 
 def _repetition(rng: random.Random) -> Document:
     """A row of words, twice."""
-    words = rng.sample(WORDS, rng.randint(3, 14))
+    words = rng.sample(NOUNS, rng.randint(3, 14))
     if rng.random() < 0.3:
         words.insert(0, prefix(rng))
     rest = " " + " ".join(words[1:]) + "."
@@ -229,8 +206,8 @@ def _membership(rng: random.Random) -> Document:
 
 def _all_seen(rng: random.Random) -> Document:
     """Seen before, all of them: yes or no, or True or False."""
-    words = rng.sample(WORDS, rng.randint(4, 9))
-    others = [word for word in WORDS if word not in words]
+    words = rng.sample(NOUNS, rng.randint(4, 9))
+    others = [word for word in NOUNS if word not in words]
     rng.shuffle(others)
     question, mark, yes, no = rng.choice(
         (
@@ -249,12 +226,16 @@ def _all_seen(rng: random.Random) -> Document:
     return pieces
 
 
+def _options(texts: list[str]) -> str:
+    return "".join(f"({letter}){text}" for letter, text in zip("ABCD", texts, strict=True))
+
+
 def _named_option(rng: random.Random) -> Document:
     """Which option was named: a letter; named after the options, or long before the answer."""
     words = rng.sample(rng.choice((THINGS, PLACES, PEOPLE)), 4)
     start = rng.choice(("the ", "m : the ", "f : so in the ", "m : i bring the ", "m : then by "))
-    listed = "".join(f"({letter}){start}{word}" for letter, word in zip("ABCD", words, strict=True))
-    choices, asked = f" Answer Chioces: {listed}", " A: Among A through D, the answer is"
+    choices = f" Answer Chioces: {_options([start + word for word in words])}"
+    asked = " A: Among A through D, the answer is"
     if rng.random() < 0.4:
         pieces: Document = [(f"Q: Which choice is correct?{choices}", False)]
         for i in rng.sample(range(4), 4):
@@ -267,43 +248,36 @@ def _named_option(rng: random.Random) -> Document:
 
 def _letters(rng: random.Random) -> Document:
     """Which option, for all four: letters. The options are as long as replies in a dialogue, or shorter."""
-    words = rng.sample(rng.choice((THINGS, PLACES, PEOPLE, DISHES)), 4)
+    words = rng.sample(rng.choice((THINGS, PLACES, PEOPLE, WORDS["dishes"])), 4)
     start = rng.choice(("the ", "m : the ", "f : so in the ", "m : so i bring the ", "m : so at the "))
-    options = "".join(f"({letter}){start}{word}" for letter, word in zip("ABCD", words, strict=True))
-    pieces: Document = [(f"Answer Chioces: {options} A:", False)]
+    pieces: Document = [(f"Answer Chioces: {_options([start + word for word in words])} A:", False)]
     for i in rng.sample(range(4), 4):
         pieces += [(f" the {words[i]} is", False), (f" {'ABCD'[i]}", True), (".", False)]
     return pieces
 
 
-def _yes_or_no(rng: random.Random, said: Callable[[Event], str]) -> Document:
-    """Several claims about one passage, asked for in the words that ``said`` gives them."""
+def _yes_or_no(rng: random.Random, wording: Callable[[Event], str]) -> Document:
+    """Several claims about one passage, as questions or in the words of the passage."""
     story = events(rng, rng.randint(2, 3))
-    pieces: Document = [("passage: " + " ".join(map(told, story)), False)]
+    pieces: Document = [(f"passage: {passage(story)}", False)]
     for _ in range(6):
         answer = rng.random() < 0.5
-        text = said(claim(rng, story, answer, negations=False).event)
+        text = wording(claim(rng, story, answer, negations=False)[0])
         pieces += [(f" question: {text}. answer:", False), (" yes" if answer else " no", True)]
     return pieces
 
 
-def _questions(rng: random.Random) -> Document:
-    """Yes/no questions."""
-    return _yes_or_no(rng, lambda event: event.question())
-
-
-def _statements(rng: random.Random) -> Document:
-    """The same in the words of the passage."""
-    return _yes_or_no(rng, lambda event: event.sentence())
+_questions = partial(_yes_or_no, wording=lambda event: event.question())
+_statements = partial(_yes_or_no, wording=lambda event: event.sentence())
 
 
 def _entailments(rng: random.Random) -> Document:
     """Several hypotheses on one premise."""
     story = events(rng, 2)
-    pieces: Document = [(" ".join(map(told, story)), False)]
+    pieces: Document = [(passage(story), False)]
     for _ in range(6):
         follows = rng.random() < 0.5
-        hypothesis = claim(rng, story, follows).event.sentence()
+        hypothesis = claim(rng, story, follows)[0].sentence()
         pieces += [(f" entails the {hypothesis}. True or False? answer:", False)]
         pieces += [(" True" if follows else " False", True)]
     return pieces
@@ -313,7 +287,7 @@ def _searches(rng: random.Random) -> Document:
     """Several open questions on one passage."""
     story = events(rng, 3)
     queries = [query for event in story for query in event.queries()]
-    pieces: Document = [("Passage: " + " ".join(map(told, story)), False)]
+    pieces: Document = [(f"Passage: {passage(story)}", False)]
     for question, answer in rng.sample(queries, min(4, len(queries))):
         pieces += [(f" Question: {question}", False), (f" {answer}", True)]
     return pieces
@@ -326,8 +300,7 @@ def _choices(rng: random.Random) -> Document:
     article = f"{row['article']} {right} ." if rng.random() < 0.5 else row["article"]
     pieces: Document = [(f"Q: {article} Which choice is correct?", False)]
     for _ in range(2):
-        listed = "".join(f"({letter}){option}" for letter, option in zip("ABCD", options, strict=True))
-        pieces += [(f" Answer Chioces: {listed} A: Among A through D, the answer is", False)]
+        pieces += [(f" Answer Chioces: {_options(options)} A: Among A through D, the answer is", False)]
         pieces += [(f" {'ABCD'[options.index(right)]}", True)]
         rng.shuffle(options)
     return pieces
@@ -338,12 +311,12 @@ def _opinions(rng: random.Random) -> Document:
     pieces: Document = []
     for _ in range(5):
         good = rng.random() < 0.5
-        part, whole = rng.choice(ASPECTS), rng.choice(WORKS)
+        part, whole = rng.choice(WORDS["aspects"]), rng.choice(WORDS["works"])
         text = rng.choice(
             (
-                praise(rng, good),
-                f"the {part} is {praise(rng, good)}",
-                f"the {part} is {praise(rng, not good)} , but the {whole} is {praise(rng, good)}",
+                opinion(rng, good),
+                f"the {part} is {opinion(rng, good)}",
+                f"the {part} is {opinion(rng, not good)} , but the {whole} is {opinion(rng, good)}",
             )
         )
         start = " text:" if pieces else "text:"

@@ -1,79 +1,69 @@
-"""Scores of a model: the eight tasks, recall of facts, single ROME edits, a sequence of edits."""
+"""Scores of a model: the eight tasks, recall of facts, single ROME edits. Each is [mean, standard error]."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import fmean, stdev
 
-import torch
+import lm_eval
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import harness_rect._autoload  # noqa: F401  (tells lm-eval about our tasks)
 from harness_rect.config import EditConfig
-from harness_rect.edits import Edit, load_edits
+from harness_rect.edits import load_edits
+from harness_rect.evaluation.aggregations import entity_f1
 from harness_rect.measure import teacher_force
 from harness_rect.models import EditableLM
 from harness_rect.session import EditSession
 from tools.tiny_world.world import World
 
-Scores = dict[str, Any]
+Scores = dict[str, list[float]]
+
+
+def load(folder: Path) -> EditableLM:
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    return EditableLM(model, AutoTokenizer.from_pretrained(folder))
 
 
 def mean_and_error(values: Sequence[float]) -> list[float]:
-    """[mean, standard error of the mean]."""
-    n = len(values)
-    mean = sum(values) / n
-    variance = sum((v - mean) ** 2 for v in values) / max(1, n - 1)
-    return [round(mean, 4), round(math.sqrt(variance / n), 4)]
+    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return [round(fmean(values), 4), round(error, 4)]
 
 
-def load(folder: Path) -> tuple[Any, Any]:
-    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-
-
-def task_scores(model: Any, data: Path, limit: int | None = None) -> Scores:
-    """[score, standard error] of each task through lm-eval; ``model`` is a folder or an HFLM instance."""
-    import lm_eval
-
-    arguments = (
-        {}
-        if not isinstance(model, (str, Path))
-        else {"model_args": {"pretrained": str(model), "device": "cpu"}}
-    )
+def task_scores(folder: Path, data: Path) -> Scores:
+    """The score of each of the eight tasks through lm-eval, on the CPU."""
     results = lm_eval.simple_evaluate(
-        model="hf" if arguments else model,
-        **arguments,
+        model="hf",
+        model_args={"pretrained": str(folder), "device": "cpu"},
         tasks=["rect_general"],
         batch_size=32,
-        limit=limit,
         metadata={"data": str(data)},
         bootstrap_iters=0,
         verbosity="ERROR",
     )
     scores: Scores = {}
     for name, samples in results["samples"].items():
-        values = results["results"][name]
-        if name == "rect_ner":  # a ratio of sums: the error is that of the jackknife over documents
-            scores[name] = [round(values["f1,none"], 4), round(_jackknife_f1([s["f1"] for s in samples]), 4)]
+        if name == "rect_ner":
+            scores[name] = _f1([sample["f1"] for sample in samples])
         else:
-            scores[name] = mean_and_error([s["score"] for s in samples])
-    scores["mean"] = round(sum(s[0] for s in scores.values()) / len(scores), 4)
+            scores[name] = mean_and_error([sample["score"] for sample in samples])
     return scores
 
 
-def _jackknife_f1(counts: Sequence[tuple[int, int, int]]) -> float:
-    from harness_rect.evaluation.aggregations import entity_f1
-
-    # The four questions about a sentence are left out together: they are not independent.
+def _f1(counts: Sequence[tuple[int, int, int]]) -> list[float]:
+    """F1, and the jackknife error over sentences: the four documents of a sentence are not independent."""
     sentences = [counts[i : i + 4] for i in range(0, len(counts), 4)]
     left_out = [
-        entity_f1(c for j, s in enumerate(sentences) if j != i for c in s) for i in range(len(sentences))
+        entity_f1(c for j, sentence in enumerate(sentences) if j != i for c in sentence)
+        for i in range(len(sentences))
     ]
-    n, mean = len(left_out), sum(left_out) / len(left_out)
-    return math.sqrt((n - 1) / n * sum((v - mean) ** 2 for v in left_out))
+    mean = fmean(left_out)
+    error = math.sqrt((len(left_out) - 1) * fmean((value - mean) ** 2 for value in left_out))
+    return [round(entity_f1(counts), 4), round(error, 4)]
 
 
 def recalled(lm: EditableLM, prompts: Iterable[tuple[str, str]]) -> list[float]:
@@ -83,71 +73,30 @@ def recalled(lm: EditableLM, prompts: Iterable[tuple[str, str]]) -> list[float]:
 
 
 def fact_scores(lm: EditableLM, world: World) -> Scores:
+    trained = [(fact.prompt(i), fact.object) for fact in world.facts for i in fact.trained]
+    held_out = [(fact.prompt(i), fact.object) for fact in world.facts for i in fact.held_out]
     return {
-        "facts at wordings trained with them": mean_and_error(
-            recalled(lm, [(f.prompt(i), f.object) for f in world.facts for i in f.trained])
-        ),
-        "facts at held-out wordings": mean_and_error(
-            recalled(lm, [(f.prompt(i), f.object) for f in world.facts for i in f.held_out])
-        ),
+        "facts at wordings trained with them": mean_and_error(recalled(lm, trained)),
+        "facts at held-out wordings": mean_and_error(recalled(lm, held_out)),
     }
 
 
-def same_subject_probes(path: Path) -> dict[str, list[tuple[str, str]]]:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {str(row["case_id"]): [(p["prompt"], p["answer"]) for p in row["same_subject"]] for row in rows}
+def single_edits(folder: Path, edits_file: Path, which: slice) -> Scores:
+    """Metrics right after each of some ROME edits, each alone on the unedited model, no regularizer.
 
-
-def single_edits(folder: Path, edits_file: Path, count: int, hparams: str | None, start: int = 0) -> Scores:
-    """Each edit alone on the unedited model, ROME, no regularizer."""
-    model, tokenizer = load(folder)
-    lm = EditableLM(model, tokenizer)
-    probes = same_subject_probes(edits_file)
-    found: dict[str, list[float]] = {}
-    with torch.no_grad():
-        known = {id: recalled(lm, p) for id, p in probes.items()}
-    for edit in load_edits(f"{edits_file}[{start}:{start + count}]"):
-        session = EditSession(
-            model, tokenizer, EditConfig(method="rome", edits="one", hparams=hparams), [edit]
-        )
-        report = session.run()
-        values = dict(report["right_after_each_edit"])
-        values["same_subject"] = _mean(
-            [
-                after
-                for after, before in zip(recalled(lm, probes[edit.id]), known[edit.id], strict=True)
-                if before
-            ]
-        )
+    ``same_subject``: the share of other facts of the subject that were recalled before and still are.
+    """
+    lm = load(folder)
+    rows = [json.loads(line) for line in edits_file.read_text(encoding="utf-8").splitlines()]
+    found: dict[str, list[float]] = defaultdict(list)
+    for row, edit in zip(rows[which], load_edits(str(edits_file))[which], strict=True):
+        probes = [(probe["prompt"], probe["answer"]) for probe in row["same_subject"]]
+        before = recalled(lm, probes)
+        session = EditSession(lm.model, lm.encoder.tokenizer, EditConfig(method="rome", edits="one"), [edit])
+        for name, value in session.run()["right_after_each_edit"].items():
+            found[name].append(value)
+        after = recalled(lm, probes)
+        still = [now for now, known in zip(after, before, strict=True) if known]
+        found["same_subject"].append(fmean(still) if still else 1.0)
         session.revert()
-        for name, value in values.items():
-            found.setdefault(name, []).append(value)
     return {name: mean_and_error(values) for name, values in found.items()}
-
-
-def stream(
-    folder: Path, edits: Sequence[Edit], data: Path, checkpoints: Sequence[int], hparams: str | None
-) -> list[Scores]:
-    """The tasks after growing parts of one stream of plain ROME edits."""
-    from lm_eval.models.huggingface import HFLM
-
-    model, tokenizer = load(folder)
-    results: list[Scores] = []
-    done = 0
-    for count in checkpoints:
-        if count > done:
-            part = list(edits[done:count])
-            report = EditSession(
-                model, tokenizer, EditConfig(method="rome", edits="stream", hparams=hparams), part
-            ).run()
-            done = count
-            editing = report["right_after_each_edit"]
-        else:
-            editing = {}
-        scores = task_scores(HFLM(pretrained=model, tokenizer=tokenizer), data)
-        results.append({"edits": count, **scores, "right_after": editing})
-    return results
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 1.0

@@ -46,9 +46,9 @@ class Muon:
 def _orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
     """Each near U V^T of its singular value decomposition, scaled to the step size usual with AdamW."""
     a, b, c = _COEFFICIENTS
-    results: list[Tensor | None] = [None] * len(matrices)
-    for shape in {tuple(m.shape) for m in matrices}:
-        where = [i for i, m in enumerate(matrices) if tuple(m.shape) == shape]
+    results = list(matrices)
+    for shape in {m.shape for m in matrices}:
+        where = [i for i, m in enumerate(matrices) if m.shape == shape]
         x = torch.stack([matrices[i] for i in where])
         x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
         for _ in range(_ITERATIONS):
@@ -56,4 +56,4 @@ def _orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
             x = a * x + (b * gram + c * gram @ gram) @ x
         for i, result in zip(where, x * (0.2 * max(shape) ** 0.5), strict=True):
             results[i] = result
-    return [result for result in results if result is not None]
+    return results

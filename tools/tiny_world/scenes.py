@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from tools.tiny_world.world import words
 
@@ -34,20 +34,72 @@ DEALS = (
 ORDERS = (("older", "younger"), ("taller", "shorter"), ("faster", "slower"), ("richer", "poorer"))
 
 
-@dataclass(frozen=True)
-class Deal:
-    """``agent`` sold/gave/lent a ``thing`` to ``other``, or did not."""
+POOLS = {"agent": PEOPLE, "other": PEOPLE, "more": PEOPLE, "less": PEOPLE}
+POOLS |= {"thing": THINGS, "colour": COLOURS, "place": PLACES}
 
-    verb: int
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """What happened, or did not if ``holds`` is false, in one of two wordings."""
+
+    #: Details that a false claim may take from another event of the same sort.
+    mixable: ClassVar[tuple[str, ...]] = ()
+    holds: bool = True
+    second_wording: bool = False
+
+    def sentence(self) -> str:
+        raise NotImplementedError
+
+    def question(self) -> str:
+        raise NotImplementedError
+
+    def queries(self) -> list[tuple[str, str]]:
+        """Questions with the answers this event gives."""
+        raise NotImplementedError
+
+    def any_detail(self, rng: random.Random) -> str:
+        """The name of a field that a false claim may change."""
+        raise NotImplementedError
+
+    def swapped(self) -> Event | None:
+        """The two people in each other's role."""
+        return None
+
+    def reworded(self) -> Event:
+        return replace(self, second_wording=not self.second_wording)
+
+    def altered(self, story: list[Event], rng: random.Random) -> Event:
+        """With a detail the story does not have."""
+        name = self.any_detail(rng)
+        text = " ".join(event.sentence() for event in story).split()
+        detail: dict[str, Any] = {name: rng.choice([word for word in POOLS[name] if word not in text])}
+        return replace(self, **detail)
+
+    def mixed(self, event: Event, rng: random.Random) -> Event | None:
+        """With one detail of another event, if that is of the same sort."""
+        if type(event) is not type(self):
+            return None
+        details = {name: getattr(event, name) for name in self.mixable}
+        names = [name for name, value in details.items() if value != getattr(self, name)]
+        if not names:
+            return None
+        name = rng.choice(names)
+        return replace(self, **{name: details[name]})
+
+
+@dataclass(frozen=True)
+class Deal(Event):
+    """``agent`` sold/gave/lent a ``thing`` to ``other``; the second wording is the view of ``other``."""
+
+    mixable = ("thing", "agent", "other", "verb")
+    verb: tuple[str, ...]
     agent: str
     thing: str
     other: str
-    holds: bool = True
-    told_by_other: bool = False
 
     def _parts(self) -> tuple[str, str, str, str, str]:
-        past, base, inverse, inverse_base, to, from_ = DEALS[self.verb]
-        if self.told_by_other:
+        past, base, inverse, inverse_base, to, from_ = self.verb
+        if self.second_wording:
             return self.other, inverse, inverse_base, from_, self.agent
         return self.agent, past, base, to, self.other
 
@@ -60,35 +112,8 @@ class Deal:
         first, _, base, link, second = self._parts()
         return f"did {first} {base} the {self.thing} {link} {second}"
 
-    def swapped(self) -> Deal:
-        return replace(self, agent=self.other, other=self.agent)
-
-    def reworded(self) -> Deal:
-        return replace(self, told_by_other=not self.told_by_other)
-
-    def altered(self, story: list[Event], rng: random.Random) -> Deal:
-        """With a detail the story does not have."""
-        if rng.random() < 0.5:
-            return replace(self, thing=_absent(THINGS, story, rng))
-        detail: dict[str, Any] = {rng.choice(("agent", "other")): _absent(PEOPLE, story, rng)}
-        return replace(self, **detail)
-
-    def mixed(self, event: Event, rng: random.Random) -> Deal | None:
-        """With one detail of another deal."""
-        if not isinstance(event, Deal):
-            return None
-        found = [
-            replace(self, thing=event.thing),
-            replace(self, agent=event.agent),
-            replace(self, other=event.other),
-        ]
-        if event.verb != self.verb:
-            found.append(replace(self, verb=event.verb))
-        return rng.choice(found)
-
     def queries(self) -> list[tuple[str, str]]:
-        """Questions with the answers this event gives; none if it did not happen."""
-        past, base, inverse, inverse_base, to, from_ = DEALS[self.verb]
+        past, base, inverse, inverse_base, to, from_ = self.verb
         if not self.holds:
             return []
         return [
@@ -98,50 +123,34 @@ class Deal:
             (f"What did {self.other} {inverse_base} {from_} {self.agent}?", f"the {self.thing}"),
         ]
 
+    def any_detail(self, rng: random.Random) -> str:
+        return "thing" if rng.random() < 0.5 else rng.choice(("agent", "other"))
+
+    def swapped(self) -> Deal:
+        return replace(self, agent=self.other, other=self.agent)
+
 
 @dataclass(frozen=True)
-class Keeping:
-    """``agent`` keeps a ``thing`` of a ``colour`` in a ``place``, or not there."""
+class Keeping(Event):
+    """``agent`` keeps a ``thing`` of a ``colour`` in a ``place``, or does not."""
 
+    mixable = ("place", "agent", "colour")
     agent: str
     thing: str
     colour: str
     place: str
-    holds: bool = True
-    by_thing: bool = False
 
     def sentence(self) -> str:
-        if self.by_thing:
+        if self.second_wording:
             denial = "" if self.holds else "not "
             return f"the {self.colour} {self.thing} of {self.agent} is {denial}in the {self.place}"
         verb = "keeps" if self.holds else "does not keep"
         return f"{self.agent} {verb} a {self.colour} {self.thing} in the {self.place}"
 
     def question(self) -> str:
-        if self.by_thing:
+        if self.second_wording:
             return f"is the {self.colour} {self.thing} of {self.agent} in the {self.place}"
         return f"does {self.agent} keep a {self.colour} {self.thing} in the {self.place}"
-
-    def swapped(self) -> None:
-        return None
-
-    def reworded(self) -> Keeping:
-        return replace(self, by_thing=not self.by_thing)
-
-    def altered(self, story: list[Event], rng: random.Random) -> Keeping:
-        name, pool = rng.choice(
-            (("agent", PEOPLE), ("thing", THINGS), ("colour", COLOURS), ("place", PLACES))
-        )
-        detail: dict[str, Any] = {name: _absent(pool, story, rng)}
-        return replace(self, **detail)
-
-    def mixed(self, event: Event, rng: random.Random) -> Keeping | None:
-        if not isinstance(event, Keeping):
-            return None
-        found = [replace(self, place=event.place), replace(self, agent=event.agent)]
-        if event.colour != self.colour:
-            found.append(replace(self, colour=event.colour))
-        return rng.choice(found)
 
     def queries(self) -> list[tuple[str, str]]:
         found = [(f"What colour is the {self.thing} of {self.agent}?", self.colour)]
@@ -153,20 +162,21 @@ class Keeping:
             ]
         return found
 
+    def any_detail(self, rng: random.Random) -> str:
+        return rng.choice(("agent", "thing", "colour", "place"))
+
 
 @dataclass(frozen=True)
-class Comparison:
-    """``more`` is older (taller, ...) than ``less``."""
+class Comparison(Event):
+    """``more`` is older (taller, ...) than ``less``; the second wording is that ``less`` is younger."""
 
-    order: int
+    order: tuple[str, str]
     more: str
     less: str
-    by_less: bool = False
-    holds: bool = True
 
     def _parts(self) -> tuple[str, str, str]:
-        up, down = ORDERS[self.order]
-        return (self.less, down, self.more) if self.by_less else (self.more, up, self.less)
+        up, down = self.order
+        return (self.less, down, self.more) if self.second_wording else (self.more, up, self.less)
 
     def sentence(self) -> str:
         first, word, second = self._parts()
@@ -176,37 +186,18 @@ class Comparison:
         first, word, second = self._parts()
         return f"is {first} {word} than {second}"
 
-    def swapped(self) -> Comparison:
-        return replace(self, more=self.less, less=self.more)
-
-    def reworded(self) -> Comparison:
-        return replace(self, by_less=not self.by_less)
-
-    def altered(self, story: list[Event], rng: random.Random) -> Comparison:
-        detail: dict[str, Any] = {rng.choice(("more", "less")): _absent(PEOPLE, story, rng)}
-        return replace(self, **detail)
-
-    def mixed(self, event: Event, rng: random.Random) -> None:
-        return None
-
     def queries(self) -> list[tuple[str, str]]:
-        up, down = ORDERS[self.order]
+        up, down = self.order
         return [
             (f"Who is {up} than {self.less}?", self.more),
             (f"Who is {down} than {self.more}?", self.less),
         ]
 
+    def any_detail(self, rng: random.Random) -> str:
+        return rng.choice(("more", "less"))
 
-Event = Deal | Keeping | Comparison
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A statement about a text, and whether the text supports it; ``sort`` for statistics."""
-
-    event: Event
-    follows: bool
-    sort: str
+    def swapped(self) -> Comparison:
+        return replace(self, more=self.less, less=self.more)
 
 
 def events(rng: random.Random, count: int) -> list[Event]:
@@ -214,41 +205,38 @@ def events(rng: random.Random, count: int) -> list[Event]:
 
     At least two are of one sort, so that details can be mixed up, and at least one took place.
     """
-    while True:
-        found = _events(rng, count)
-        if any(event.holds for event in found):
-            return found
-
-
-def _events(rng: random.Random, count: int) -> list[Event]:
-    people = rng.sample(PEOPLE, 2 * count)
-    things, places = rng.sample(THINGS, count), rng.sample(PLACES, count)
-    sorts = [rng.choice((Deal, Keeping))] * 2 + [
-        rng.choice((Deal, Keeping, Comparison)) for _ in range(count - 2)
-    ]
-    rng.shuffle(sorts)
     found: list[Event] = []
-    for index, sort in enumerate(sorts):
-        a, b = people[2 * index], people[2 * index + 1]
-        happened, other_view = rng.random() < 0.7, rng.random() < 0.5
-        if sort is Deal:
-            found.append(Deal(rng.randrange(3), a, things[index], b, happened, other_view))
-        elif sort is Keeping:
-            colour = rng.choice(COLOURS)
-            found.append(Keeping(a, things[index], colour, places[index], happened, other_view))
-        else:
-            found.append(Comparison(rng.randrange(len(ORDERS)), a, b, other_view))
+    while not any(event.holds for event in found):
+        people = rng.sample(PEOPLE, 2 * count)
+        things, places = rng.sample(THINGS, count), rng.sample(PLACES, count)
+        sorts: list[type[Event]] = [rng.choice((Deal, Keeping))] * 2
+        sorts += [rng.choice((Deal, Keeping, Comparison)) for _ in range(count - 2)]
+        rng.shuffle(sorts)
+        found = []
+        for index, (sort, thing, place) in enumerate(zip(sorts, things, places, strict=True)):
+            a, b = people[2 * index : 2 * index + 2]
+            holds, second = rng.random() < 0.7, rng.random() < 0.5
+            if sort is Deal:
+                found.append(Deal(rng.choice(DEALS), a, thing, b, holds=holds, second_wording=second))
+            elif sort is Keeping:
+                colour = rng.choice(COLOURS)
+                found.append(Keeping(a, thing, colour, place, holds=holds, second_wording=second))
+            else:
+                found.append(Comparison(rng.choice(ORDERS), a, b, second_wording=second))
     return found
 
 
-def told(event: Event) -> str:
-    """A sentence of a text: with a capital and a full stop."""
-    sentence = event.sentence()
-    return sentence[0].upper() + sentence[1:] + "."
+def passage(story: list[Event]) -> str:
+    """The events as sentences with a capital and a full stop."""
+    sentences = [event.sentence() for event in story]
+    return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)
 
 
-def claim(rng: random.Random, story: list[Event], follows: bool, negations: bool = True) -> Claim:
-    """One claim about a story. ``negations``: whether it may itself be a denial (a question may not)."""
+def claim(rng: random.Random, story: list[Event], follows: bool, negations: bool = True) -> tuple[Event, str]:
+    """A claim that the story supports or not, and its sort.
+
+    ``negations``: whether the claim may itself be a denial (a question may not).
+    """
     while True:
         index = rng.randrange(len(story))
         event = story[index]
@@ -256,31 +244,23 @@ def claim(rng: random.Random, story: list[Event], follows: bool, negations: bool
             # Asked about what did not happen: the answer is no.
             if follows:
                 continue
-            return Claim(replace(_maybe_reworded(rng, event), holds=True), False, "denied")
+            return replace(_maybe_reworded(rng, event), holds=True), "denied"
         if follows:
             new = _maybe_reworded(rng, event)
-            return Claim(new, True, "same" if new == event else "reworded")
-        others = [e for i, e in enumerate(story) if i != index]
+            return new, "same" if new == event else "reworded"
+        others = story[:index] + story[index + 1 :]
         sort = rng.choices(("absent", "negated", "swapped", "mixed"), (8, 6 if negations else 0, 4, 4))[0]
-        changed: Event | None
         if sort == "negated":
-            return Claim(_maybe_reworded(rng, replace(event, holds=not event.holds)), False, sort)
+            return _maybe_reworded(rng, replace(event, holds=not event.holds)), sort
+        changed: Event | None
         if sort == "absent":
             changed = event.altered(story, rng)
         elif sort == "swapped":
             changed = event.swapped()
         else:
             changed = event.mixed(rng.choice(others), rng)
-        if (
-            changed is not None and event.holds
-        ):  # that something else did not happen is neither true nor false
-            return Claim(_maybe_reworded(rng, changed), False, sort)
-
-
-def _absent(pool: tuple[str, ...], story: list[Event], rng: random.Random) -> str:
-    """A word that the story does not have."""
-    text = " ".join(event.sentence() for event in story).split()
-    return rng.choice([word for word in pool if word not in text])
+        if changed is not None and event.holds:  # if not, the claim is neither true nor false
+            return _maybe_reworded(rng, changed), sort
 
 
 def _maybe_reworded(rng: random.Random, event: Event) -> Event:

@@ -76,10 +76,7 @@ class Recipe:
         return sum(steps for steps, _ in self.cycles)
 
 
-@dataclass(frozen=True)
-class Encoded:
-    ids: list[int]
-    weights: list[float]  # of each token as a target
+Encoded = tuple[list[int], list[float]]  # token ids, and the weight of each as a target
 
 
 def end_id(tokenizer: Tokenizer) -> int:
@@ -92,16 +89,12 @@ def encode(tokenizer: Tokenizer, document: Document, plain_weight: float) -> Enc
     """Pieces can be encoded one by one: each begins where the tokenizer splits words anyway."""
     ids: list[int] = []
     weights: list[float] = []
-    answered = False
-    for (_, is_answer), piece in zip(
-        document, tokenizer.encode_batch([text for text, _ in document]), strict=True
-    ):
+    pieces = tokenizer.encode_batch([text for text, _ in document])
+    for (_, is_answer), piece in zip(document, pieces, strict=True):
+        weight = 1.0 if is_answer else plain_weight
         ids += piece.ids
-        weights += [1.0 if is_answer else plain_weight] * len(piece.ids)
-        answered = is_answer
-    ids.append(end_id(tokenizer))
-    weights.append(1.0 if answered else plain_weight)
-    return Encoded(ids, weights)
+        weights += [weight] * len(piece.ids)
+    return [*ids, end_id(tokenizer)], [*weights, weight]
 
 
 def groups(
@@ -112,22 +105,20 @@ def groups(
     documents: list[Encoded] = []
     total = 0
     while total < recipe.tokens_a_step:
-        encoded = encode(tokenizer, corpus.document(rng, step), recipe.plain_weight)
-        if len(encoded.ids) <= recipe.positions:
-            documents.append(encoded)
-            total += len(encoded.ids)
-    documents.sort(key=lambda d: len(d.ids))
+        ids, weights = encode(tokenizer, corpus.document(rng, step), recipe.plain_weight)
+        if len(ids) <= recipe.positions:
+            documents.append((ids, weights))
+            total += len(ids)
+    documents.sort(key=lambda document: len(document[0]))
+    end = end_id(tokenizer)
     while documents:
-        group: list[Encoded] = []
-        while documents and (len(group) + 1) * len(documents[0].ids) <= max(
-            recipe.group_tokens, len(documents[0].ids)
-        ):
+        group = [documents.pop(0)]
+        while documents and (len(group) + 1) * len(documents[0][0]) <= recipe.group_tokens:
             group.append(documents.pop(0))
-        longest = len(group[-1].ids)
-        end = end_id(tokenizer)
+        longest = len(group[-1][0])
         yield (
-            torch.tensor([d.ids + [end] * (longest - len(d.ids)) for d in group]),
-            torch.tensor([d.weights + [0.0] * (longest - len(d.ids)) for d in group]),
+            torch.tensor([ids + [end] * (longest - len(ids)) for ids, _ in group]),
+            torch.tensor([weights + [0.0] * (longest - len(weights)) for _, weights in group]),
         )
 
 
@@ -159,8 +150,8 @@ def optimisers(model: PreTrainedModel, recipe: Recipe) -> tuple[Muon, torch.opti
     return Muon(blocks, recipe.weight_decay), adam
 
 
-def train(corpus: Corpus, tokenizer: Tokenizer, recipe: Recipe, work: Path, steps: int) -> PreTrainedModel:
-    """Train from scratch, or go on from ``work/state.pt``, up to so many of the recipe's steps."""
+def train(corpus: Corpus, tokenizer: Tokenizer, recipe: Recipe, work: Path) -> PreTrainedModel:
+    """Train from scratch, or resume from ``work/state.pt``."""
     torch.set_num_threads(1)  # two threads are slower than one at this width, and this makes sums exact
     torch.manual_seed(recipe.seed)
     model = AutoModelForCausalLM.from_config(recipe.config(end_id(tokenizer)))
@@ -175,7 +166,7 @@ def train(corpus: Corpus, tokenizer: Tokenizer, recipe: Recipe, work: Path, step
         muon.buffers = state["muon"]
         first = state["step"]
     started, seen, running = time.monotonic(), 0, 0.0
-    for step in range(first, steps):
+    for step in range(first, recipe.steps):
         batch = list(groups(corpus, tokenizer, recipe, step))
         weight = sum(float(weights[:, 1:].sum()) for _, weights in batch)
         for ids, weights in batch:
@@ -189,7 +180,7 @@ def train(corpus: Corpus, tokenizer: Tokenizer, recipe: Recipe, work: Path, step
         adam.step()
         muon.step(recipe.rate(step))
         model.zero_grad()
-        if (step + 1) % SAVE_STEPS == 0 or step + 1 == steps:
+        if (step + 1) % SAVE_STEPS == 0 or step + 1 == recipe.steps:
             rate = seen / (time.monotonic() - started)
             print(f"step {step + 1} loss {running / SAVE_STEPS:.4f} tokens/s {rate:.0f}", flush=True)
             running = 0.0

@@ -28,14 +28,6 @@ class Relation:
     objects: tuple[str, ...]
     wordings: tuple[str, ...]
 
-    @property
-    def statements(self) -> tuple[str, ...]:
-        return self.wordings[:3]
-
-    @property
-    def questions(self) -> tuple[str, ...]:
-        return self.wordings[3:]
-
 
 @dataclass(frozen=True)
 class Kind:
@@ -68,6 +60,7 @@ class Fact:
 
     @property
     def trained(self) -> list[int]:
+        """Indices of the other four: two statements, then two questions."""
         return [i for i in range(len(self.relation.wordings)) if i not in self.held_out]
 
 
