@@ -21,18 +21,33 @@ __all__ = ["STEPWISE_GELU", "Conv1D", "DynamicCache", "cache_arguments", "cache_
 STEPWISE_GELU = (NewGELUActivation, FastGELUActivation)
 
 
-def cache_of(pairs: Sequence[tuple[Tensor, Tensor]]) -> DynamicCache:
-    """A cache that holds the keys and values of each block, without copies of them."""
+class _Layer(DynamicLayer):
+    """Keys and values of one block: those of earlier tokens, and room behind them for ``new`` tokens."""
+
+    def __init__(self, keys: Tensor, values: Tensor, new: int) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self._whole = keys.detach(), values.detach()
+        self.keys, self.values = (x[..., : x.shape[-2] - new, :] for x in self._whole)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.keys, self.values = self._whole
+        self.keys[..., -key_states.shape[-2] :, :] = key_states
+        self.values[..., -key_states.shape[-2] :, :] = value_states
+        return self._whole
+
+
+def cache_of(pairs: Sequence[tuple[Tensor, Tensor]], new: int) -> DynamicCache:
+    """A cache for one pass over ``new`` tokens, which writes its keys and values over the last of the given.
+
+    transformers' own would copy those of the earlier tokens, and the backward pass would keep the copies.
+
+    Args:
+        pairs: keys and values of each block, (sequences, heads, earlier + new, head width). new: at least 1.
+    """
     cache = DynamicCache()
-    cache.layers = [_layer(*pair) for pair in pairs]
+    cache.layers = [_Layer(*pair, new) for pair in pairs]
     return cache
-
-
-def _layer(keys: Tensor, values: Tensor) -> DynamicLayer:
-    layer = DynamicLayer()
-    layer.lazy_initialization(keys, values)
-    layer.keys, layer.values = keys, values
-    return layer
 
 
 def cache_arguments(model: PreTrainedModel, cache: DynamicCache) -> dict[str, Any]:

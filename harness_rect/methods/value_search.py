@@ -142,6 +142,7 @@ def search_values(
         while order and (not chosen or _tokens([rows[i] for i in [*chosen, order[0]]]) <= limit):
             chosen.append(order.pop(0))
         group = [replace(row, fact=at) for at, i in enumerate(chosen) for row in rows[i]]
+        group.sort(key=lambda row: len(row.sequence) - row.subject)  # decides the order of sums
         v0 = torch.stack([requests[i].v0 for i in chosen])
         terms = _LossTerms(lm, group, len(chosen), layer, at_block, loss_layer, settings)
         found.update(zip(chosen, _search(terms, v0, settings), strict=True))

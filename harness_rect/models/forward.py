@@ -83,11 +83,12 @@ class PrefixForward:
     both sides. What is kept comes from one full run, made by the constructor.
 
     Attributes:
-        before: (n, vocabulary) logits of that run, with nothing added.
+        before: (n, vocabulary) logits of that run, with nothing added; taken out by :func:`open_forward`.
         start: (sequences,) int64, index of the first token that matters.
         ids, position_ids: (sequences, width), from that token on. mask: (sequences, earlier + width).
         entry: what the block below the change returned at these tokens, None if there is no such block.
-        cache: keys and values of all tokens before them, a pair for each block.
+        cache: keys and values of all tokens, a pair for each block; each pass writes over those of the tokens
+            that it runs, so a pass ends what can be done with the gradients of the one before.
     """
 
     @torch.no_grad()
@@ -112,16 +113,13 @@ class PrefixForward:
         self.entry: Any = None
         if self.skipped:
             self.entry = with_hidden(entries[0], hidden_of(entries[0])[:, earlier:].clone())
-        # Copies, so that the rest can be freed. Of the blocks that are skipped only the length is asked for.
-        self.cache = [
-            (k[..., :earlier, :].clone(), v[..., :earlier, :].clone()) for k, v in pairs[self.skipped :]
-        ]
-        self.cache = self.cache[:1] * self.skipped + self.cache if earlier else []
+        self.cache = [(k.contiguous(), v.contiguous()) for k, v in pairs[self.skipped :]] if earlier else []
+        self.cache = self.cache[:1] * self.skipped + self.cache  # of skipped blocks only the length matters
 
     def logits(self, added: Tensor) -> Tensor:
         arguments: dict[str, Any] = {"use_cache": False}
         if self.cache:
-            arguments = cache_arguments(self.lm.model, cache_of(self.cache))
+            arguments = cache_arguments(self.lm.model, cache_of(self.cache, self.ids.shape[1]))
         arguments |= {"attention_mask": self.mask, "position_ids": self.position_ids}
         run = partial(self.lm.model, input_ids=self.ids, **arguments)
         with (
@@ -169,10 +167,12 @@ def open_forward(lm: EditableLM, prompts: Prompts) -> tuple[Forward, Tensor]:
         nothing = torch.zeros(len(prompts.changed), lm.architecture.d_model, device=prompts.changed.device)
         try:
             fast = PrefixForward(lm, prompts)
-            off = _difference(fast.logits(nothing), fast.before)
-            broken = not bool(fast.before.isfinite().all())  # so is a full run of this model
-            if off <= _TOLERANCE.get(fast.before.dtype, 0.0) or broken:
-                return fast, fast.before
+            before = fast.before
+            del fast.before  # as large as the logits of a step
+            off = _difference(fast.logits(nothing), before)
+            broken = not bool(before.isfinite().all())  # so is a full run of this model
+            if off <= _TOLERANCE.get(before.dtype, 0.0) or broken:
+                return fast, before
             reason = f"log-probabilities differ by {off:.2g}"
         except torch.OutOfMemoryError:
             raise

@@ -23,11 +23,15 @@ def test_a_cache_holds_all_keys_and_values_of_each_block_and_grows_by_those_of_n
         model(torch.tensor([[5, 6, 7]]), **cache_arguments(model, past))
         pairs = [(layer.keys, layer.values) for layer in past.layers]
         assert [keys.shape[-2] for keys, _ in pairs] == [3, 3], "searches would run the whole model"
-        given = cache_of(pairs)
+        given = cache_of([(with_room(keys), with_room(values)) for keys, values in pairs], new=2)
         found = model(torch.tensor([[8, 9]]), **cache_arguments(model, given)).logits
         wanted = model(torch.tensor([[5, 6, 7, 8, 9]]), use_cache=False).logits[:, 3:]
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
-    assert [keys.shape[-2] for keys, _ in pairs] == [3, 3]
+    assert [layer.keys.shape[-2] for layer in given.layers] == [5, 5]
+
+
+def with_room(states):
+    return nn.functional.pad(states, (0, 0, 0, 2), value=torch.nan)
 
 
 def test_the_cache_goes_by_the_name_that_the_model_takes_it_under():
@@ -50,7 +54,7 @@ def test_the_cache_goes_by_the_name_that_the_model_takes_it_under():
         def forward(self, *args, **kwargs):
             return self.base(*args, **kwargs)
 
-    cache = cache_of([])
+    cache = cache_of([], 1)
     for model in (Renamed(), Earlier(), Adapter(Renamed()), Adapter(Earlier())):
         assert model(None, **cache_arguments(model, cache)) is cache
 
