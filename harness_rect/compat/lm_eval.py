@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from lm_eval import evaluator
+from lm_eval.api import metrics as _metrics
 from lm_eval.api import task as _task
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_aggregation
@@ -82,6 +83,15 @@ class YamlTask(_Base):
             return super().aggregation()
         listed = {one["metric"]: one.get("aggregation", "mean") for one in self.config.metric_list}
         return {name: get_aggregation(how) if isinstance(how, str) else how for name, how in listed.items()}
+
+    def aggregate(self, *args: Any, **given: Any) -> Any:
+        """Of lm-eval 0.5: standard errors of means alone, as in 0.4, where it would bootstrap all others."""
+        with mock.patch.object(_metrics, "stderr_for_metric", _stderr_of_means):
+            return super().aggregate(*args, **given)
+
+
+def _stderr_of_means(metric: Any, bootstrap_iters: int) -> Callable[[Sequence[Any]], float] | None:
+    return _metrics.mean_stderr if metric is _metrics.mean and bootstrap_iters > 0 else None
 
 
 #: The lm-eval method that scores token ids; every model class built on its TemplateLM has it.

@@ -19,13 +19,13 @@ import torch
 import transformers
 import yaml
 from filelock import FileLock
-from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 import harness_rect._autoload  # noqa: F401  for the stock lm_eval to compare with
 from harness_rect import cli
 from harness_rect.compat.lm_eval import KeptTasks
 from harness_rect.errors import UserError
+from harness_rect.evaluation.task import RectTask
 from harness_rect.experiments.sweep import evaluate, runner
 from harness_rect.session import EditSession
 
@@ -214,13 +214,13 @@ def numbers_of_edits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_requests_are_built_once_and_the_model_is_edited_once(place, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[str] = []
-    construct = ConfigurableTask.construct_requests
+    construct = RectTask.construct_requests
 
     def constructing(task: Any, *args: Any, **kwargs: Any) -> Any:
         built.append(task.config.task)
         return construct(task, *args, **kwargs)
 
-    monkeypatch.setattr(ConfigurableTask, "construct_requests", constructing)
+    monkeypatch.setattr(RectTask, "construct_requests", constructing)
     edited = numbers_of_edits(monkeypatch)
     place("here")
     sweep(orders=1, log_samples=False)
