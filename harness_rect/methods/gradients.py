@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,41 +90,36 @@ def target_gradients(
         nll.append(token_nll(lm, targets))
         return reduced(targets, nll[0])
 
-    modules = {name: name.removesuffix(".weight") for name in weights}
-    _, found = inputs_and_gradients(lm, list(modules.values()), targets.batch, loss)
+    found = inputs_and_gradients(lm, weights, targets.batch, loss)
     each = fact_means(targets, nll[0].detach())
-    details = [{"nll": value} for value in each.tolist()]
-    return targets, {name: found[module] for name, module in modules.items()}, details
+    return targets, found, [{"nll": value} for value in each.tolist()]
 
 
 def inputs_and_gradients(
-    lm: EditableLM, modules: Sequence[str], batch: Batch, loss: Callable[[], Tensor]
-) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    lm: EditableLM, weights: Sequence[str], batch: Batch, loss: Callable[[], Tensor]
+) -> dict[str, tuple[Tensor, Tensor]]:
     """What flows through linear modules when ``loss`` is computed, and its gradient at their outputs.
 
     Works with every parameter frozen: a zero that requires gradients is added to each output.
 
     Args:
-        modules: names of the modules. batch: what ``loss`` runs the model on, once.
+        weights: names of the modules' parameters. batch: what ``loss`` runs the model on, once.
 
     Returns:
-        (loss, module -> (x (sequences, longest, inputs), g (sequences, longest, outputs)), detached,
-        float32).
+        weight -> (x (sequences, longest, inputs), g (sequences, longest, outputs)), detached, float32.
     """
-    named = dict(lm.model.named_modules())
     inputs: dict[str, Tensor] = {}
     probes: dict[str, Tensor] = {}
 
-    def hook_for(name: str) -> Callable[..., Tensor]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            inputs[name] = unflatten(args[0].detach(), batch).float()
-            probes[name] = torch.zeros_like(output, requires_grad=True)
-            return output + probes[name]
+    def hook(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        inputs[name] = unflatten(args[0].detach(), batch).float()
+        probes[name] = torch.zeros_like(output, requires_grad=True)
+        return output + probes[name]
 
-        return hook
-
-    with torch.enable_grad(), lm.hooked({named[name]: hook_for(name) for name in modules}):
-        value = loss()
-        found = torch.autograd.grad(value, [probes[name] for name in modules])
-    gradients = dict(zip(modules, found, strict=True))
-    return value.detach(), {n: (inputs[n], unflatten(gradients[n], batch).float()) for n in modules}
+    modules = {lm.model.get_submodule(name.removesuffix(".weight")): name for name in weights}
+    with torch.enable_grad(), lm.hooked({module: partial(hook, name) for module, name in modules.items()}):
+        gradients = torch.autograd.grad(loss(), [probes[name] for name in weights])
+    return {
+        name: (inputs[name], unflatten(gradient, batch).float())
+        for name, gradient in zip(weights, gradients, strict=True)
+    }

@@ -25,6 +25,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ HELD_OUT = 500
 LR_SHARE = 0.02
 GRADIENT_CLIP = 100.0
 
-#: (x~ (facts, tokens, inputs), lr * g~ (facts, tokens, outputs)) for each module name.
+#: Weight name -> (x~ (facts, tokens, inputs), lr * g~ (facts, tokens, outputs)).
 Factors = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -165,7 +166,6 @@ class MendTrainer:
         self.editor = Editor.identity(
             inner_params(lm, settings.layers), settings.rank, -settings.edit_lr, settings.seed
         ).to(lm.input_device)
-        self.modules = [name.removesuffix(".weight") for name in self.editor.weights]
         self.running = {
             self.editor.key(name): Running.empty(sum(widths), lm.input_device)
             for name, widths in self.editor.weights.items()
@@ -179,16 +179,9 @@ class MendTrainer:
         self.best = self._snapshot()
         self.progress = Progress()
         self._fingerprint = model_fingerprint(lm.model)
-        self._task = digest(
-            {
-                "settings": settings.model_dump(mode="json"),
-                "model": self._fingerprint,
-                "train": fingerprint(train),
-                "validation": fingerprint(validation),
-                "code": code_digest(type(self)),
-            }
-        )
-        self._data = {"train_sha256": fingerprint(train), "validation_sha256": fingerprint(validation)}
+        self._facts = {"train_sha256": fingerprint(train), "validation_sha256": fingerprint(validation)}
+        task = {"settings": settings.model_dump(mode="json"), "model": self._fingerprint, **self._facts}
+        self._task = digest(task | {"code": code_digest(type(self))})
 
     # -- the loop ---------------------------------------------------------------------------------
 
@@ -258,9 +251,9 @@ class MendTrainer:
     def _loss(self, episodes: Sequence[Episode], training: bool) -> tuple[Tensor, dict[str, float]]:
         """The mean loss of some edits, and sums over them: edit, kl, and shares of argmax tokens."""
         targets = targets_of(self.lm, [e.rewrite for e in episodes])
-        _, found = inputs_and_gradients(
+        found = inputs_and_gradients(
             self.lm,
-            self.modules,
+            list(self.editor.weights),
             targets.batch,
             lambda: (token_nll(self.lm, targets) * targets.weights).sum(),
         )
@@ -296,15 +289,11 @@ class MendTrainer:
 
     def _update_statistics(self, found: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Update the networks' means and deviations with the training tokens' x and g."""
-        for name, module in zip(self.editor.weights, self.modules, strict=True):
-            x, g = found[module]
+        for name, (x, g) in found.items():
             used, key = active(x, g), self.editor.key(name)
             if used.any():
                 pair = torch.cat([x[used], g[used]], -1)
                 self.running[key] = self.running[key].updated(pair.to(self.lm.input_device))
-        self._set_statistics()
-
-    def _set_statistics(self) -> None:
         for key, running in self.running.items():
             network: Any = self.editor.networks[key]
             widths = [len(network.x_mean), len(network.g_mean)]
@@ -316,12 +305,12 @@ class MendTrainer:
     def _factors(self, found: Mapping[str, tuple[Tensor, Tensor]]) -> Factors:
         """Each fact's update of each module; rows of unused tokens are zero."""
         factors: Factors = {}
-        for name, module in zip(self.editor.weights, self.modules, strict=True):
+        for name, pair in found.items():
             network, mode, lr = self.editor.of(name)
-            x, g = (t.to(self.lm.input_device) for t in found[module])
+            x, g = (tensor.to(self.lm.input_device) for tensor in pair)
             used = active(x, g).unsqueeze(-1)
             x_new, g_new = network(x, g, mode)
-            factors[module] = (x_new * used, lr * g_new * used)
+            factors[name] = (x_new * used, lr * g_new * used)
         return factors
 
     def _log_probs(
@@ -373,7 +362,7 @@ class MendTrainer:
                 "facts": len(self.train),
                 "best_step": self.progress.best_step,
                 "last_step": self.progress.step,
-                **self._data,
+                **self._facts,
             },
             validation={name: round(value, 6) for name, value in (self.progress.scores or {}).items()},
         )
@@ -437,17 +426,13 @@ def edited(lm: EditableLM, factors: Factors, owners: Sequence[int], batch: Batch
         factors: module -> (x~ (facts, tokens, inputs), lr * g~ (facts, tokens, outputs)). owners: for each
             sequence the fact whose update it uses.
     """
-    named = dict(lm.model.named_modules())
 
-    def hook_for(name: str) -> Callable[..., Tensor]:
+    def hook(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         x_new, g_new = (tensor[list(owners)] for tensor in factors[name])
+        inputs = unflatten(args[0], batch).to(x_new)
+        change = (inputs @ x_new.transpose(1, 2)) @ g_new
+        return output + change.to(output).view_as(output)
 
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            inputs = unflatten(args[0], batch).to(x_new)
-            change = (inputs @ x_new.transpose(1, 2)) @ g_new
-            return output + change.to(output).view_as(output)
-
-        return hook
-
-    with lm.hooked({named[name]: hook_for(name) for name in factors}):
+    modules = {lm.model.get_submodule(name.removesuffix(".weight")): name for name in factors}
+    with lm.hooked({module: partial(hook, name) for module, name in modules.items()}):
         yield

@@ -109,15 +109,15 @@ def test_outer_products_of_inputs_and_gradients_are_the_weights_gradient(family,
     lm = make_lm(family)
     if family != "gemma2":  # its mask overflows in float64 where padding is longer than the sliding window
         lm.model.double()
-    names = [name for matrices in lm.architecture.mlp_matrices for name in matrices]
+    names = [f"{name}.weight" for matrices in lm.architecture.mlp_matrices for name in matrices]
     targets = targets_of(lm, [lm.encoder.continuation(e.text, e.target) for e in EDITS])
     with lm.frozen():
-        _, found = inputs_and_gradients(lm, names, targets.batch, lambda: token_nll(lm, targets).sum())
-    weights = [lm.weight(f"{name}.weight").requires_grad_(True) for name in names]
+        found = inputs_and_gradients(lm, names, targets.batch, lambda: token_nll(lm, targets).sum())
+    weights = [lm.weight(name).requires_grad_(True) for name in names]
     dense = torch.autograd.grad(token_nll(lm, targets).sum(), weights)
     for name, gradient in zip(names, dense, strict=True):
         x, g = (t.flatten(0, 1).to(gradient) for t in found[name])
-        outer = x.T @ g if lm.is_transposed(f"{name}.weight") else g.T @ x
+        outer = x.T @ g if lm.is_transposed(name) else g.T @ x
         assert (outer - gradient).abs().max() / gradient.abs().max() < 1e-4, name
 
 

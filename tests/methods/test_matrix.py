@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from support.every_method import EDITS, HPARAMS, config_of, write_moments
 from support.tiny_models import FAMILIES, VOCABULARY, depth
 
-from harness_rect.methods import METHODS
+from harness_rect.methods import METHODS, Proposal
 from harness_rect.session import EditSession
 
 
@@ -43,3 +44,21 @@ def test_a_batch_or_a_sequence_is_edited_and_reverted(
             assert 0 < weight["kept"] <= 0.4 + 1e-3
     session.revert()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("method", HPARAMS)
+def test_proposing_changes_nothing(method, make_model, tokenizer, moments, tmp_path, monkeypatch):
+    model, tried = make_model("gpt2", n_layer=3), METHODS[method]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def propose(lm, edits, hparams, context) -> Proposal:
+        proposal = tried.propose(lm, edits, hparams, context)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+        return proposal
+
+    monkeypatch.setitem(METHODS, method, replace(tried, propose=propose))
+    layers = {"layers": [0, 1]} if "layers" in HPARAMS[method] else {}
+    config = config_of(method, tmp_path, moments, **layers)
+    EditSession(model, tokenizer, config, EDITS[: config.edit_batch_size]).run()

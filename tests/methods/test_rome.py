@@ -234,12 +234,6 @@ def test_r_rome_replaces_the_output_of_the_averaged_key(family, make_lm):
     torch.testing.assert_close(output, v0 + d, rtol=0, atol=1e-4 * float((v0 + d).abs().max()))
 
 
-def test_rome_and_r_rome_agree_where_there_is_one_context(make_lm):
-    lm, edit, h = make_lm("llama"), EDITS["start"], hparams(context_templates=["{}"])
-    first, second = (next(iter(propose(lm, edit, h, m).updates.values())) for m in ("rome", "r_rome"))
-    torch.testing.assert_close(first.dense(), second.dense())
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
 def test_sixteen_bit_models_are_searched_in_float32(dtype, family, make_lm):
@@ -258,15 +252,6 @@ def test_sixteen_bit_models_are_searched_in_float32(dtype, family, make_lm):
         update.dense().flatten(), expected.dense().flatten(), dim=0
     )
     assert cosine > 0.9
-
-
-def test_nothing_is_changed_by_proposing(make_lm):
-    lm = make_lm("gpt2")
-    before = {name: p.detach().clone() for name, p in lm.model.named_parameters()}
-    propose(lm, EDITS["end"], hparams(layers=[0, 1]))
-    assert all(torch.equal(p, before[name]) for name, p in lm.model.named_parameters())
-    assert all(p.grad is None for p in lm.model.parameters())
-    assert all(not module._forward_hooks for module in lm.model.modules())
 
 
 def test_several_layers_are_edited_one_after_the_other(make_lm):
@@ -333,40 +318,6 @@ def test_the_step_is_clamped_to_a_multiple_of_the_old_value(make_lm):
     assert trace["d_norm"] == pytest.approx(d.norm().item())
     free, _, _ = search(lm, clamp_norm_factor=1e6, v_lr=1.0)
     assert free.norm() > 0.76 * v0.norm()
-
-
-def test_decay_is_the_norm_over_the_squared_norm(make_lm):
-    lm = make_lm("gpt2")
-    d, trace, v0 = search(lm, v_num_grad_steps=4, v_weight_decay=0.5)
-    assert trace["decay"] == pytest.approx(0.5 * d.norm().item() / v0.norm().item() ** 2, rel=1e-5)
-    assert trace["loss"] == pytest.approx(trace["nll"] + trace["kl"] + trace["decay"], rel=1e-5)
-    strong, _, _ = search(lm, v_num_grad_steps=12, v_weight_decay=100.0, v_lr=0.01)
-    weak, _, _ = search(lm, v_num_grad_steps=12, v_weight_decay=0.0, v_lr=0.01)
-    assert strong.norm() < weak.norm()
-
-
-def test_kl_holds_back_what_is_said_after_the_subject(make_lm):
-    lm = make_lm("gpt2")
-    loose, _, _ = search(lm, kl_factor=0.0, v_num_grad_steps=20)
-    held, trace, _ = search(lm, kl_factor=10.0, v_num_grad_steps=20)
-    _, free, _ = search(lm, kl_factor=1e-6, v_num_grad_steps=20)
-    assert trace["kl"] / 10.0 < free["kl"] / 1e-6
-    assert not torch.equal(loose, held)
-    _, none, _ = search(lm, kl_factor=0.0)
-    assert none["kl"] == 0
-
-
-def test_every_token_of_a_target_counts_the_same(make_lm):
-    """At d = 0 the loss is the mean over contexts of the mean NLL per target token."""
-    lm, edit = make_lm("llama"), EDITS["end"]
-    _, trace, _ = search(lm, edit, v_num_grad_steps=1)
-    means = []
-    for template in TEMPLATES:
-        prompt, target = lm.encoder.continuation(template.replace("{}", edit.text), edit.target)
-        assert len(target) > 5
-        means.append(teacher_force(lm, [(prompt, target)])[0].nll / len(target))
-    assert trace["nll"] == trace["loss"] == pytest.approx(sum(means) / len(means), rel=1e-5)
-    assert trace["kl"] == pytest.approx(0, abs=1e-6) and trace["decay"] == 0
 
 
 @pytest.mark.full_runs
