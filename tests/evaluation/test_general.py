@@ -90,6 +90,7 @@ def test_closed_domain_qa(answer: bool, output: str, values: dict[str, float]) -
         ("B", " B", RIGHT),
         ("B", "(B)", RIGHT),
         ("B", " A", WRONG),
+        ("B", " D", WRONG),
         ("B", " b", UNPARSABLE),
         ("B", " E", UNPARSABLE),
         ("B", "AB", RIGHT),
@@ -116,6 +117,7 @@ def test_dialogue(gold: str, output: str, values: dict[str, float]) -> None:
         (["The"], "", 0.0),
         (["Röntgen"], "Wilhelm RÖNTGEN won", 1.0),
         (["a b"], "b", 1.0),
+        (["an oak"], "oak", 1.0),
     ],
 )
 def test_open_domain_qa(answers: list[str], output: str, value: float) -> None:
@@ -171,6 +173,7 @@ def test_listed_entities(output: str, entities: list[str]) -> None:
         (["Ada"], "ada", (0, 1, 1)),  # case counts
         (["Ada"], "Ada, Ada", (1, 2, 1)),  # a multiset: saying it twice is one too many
         (["Ada", "Ada"], "Ada", (1, 1, 2)),
+        (["Ada", "Ada"], "Ada, Ada", (2, 2, 2)),
         (["U.S."], "U.S.", (1, 1, 1)),  # trailing dots go on both sides
         (["Bob"], "Bob.", (1, 1, 1)),
         ([], "Bob", (0, 1, 0)),

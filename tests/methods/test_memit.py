@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.tiny_models import D_MLP, FAMILIES, make_edit
+from support.tiny_models import D_MLP, FAMILIES, TWO_FACTS, make_edit
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness_rect.config import EditConfig
@@ -35,12 +35,6 @@ def fact_keys(lm, edits, layer, groups):
     return FactReader(lm, edits, groups).keys([layer])[layer]
 
 
-EDITS = [
-    make_edit("{} plays the sport of", "LeBron James", "football", id="a"),
-    make_edit("To visit the {} you must travel to", "Vatican Library", "Seattle", id="b"),
-]
-
-
 def a_moment(width: int = D_MLP, seed: int = 3, scale: float = 1.0) -> SecondMoment:
     factor = torch.randn(width, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     total = factor @ factor.T / width + 0.1 * torch.eye(width, dtype=torch.float64)
@@ -56,7 +50,7 @@ def hparams(**changes) -> MemitHyperParameters:
 def propose(lm: EditableLM, h: MemitHyperParameters, moment: SecondMoment | None = None):
     chosen = a_moment() if moment is None else moment
     with lm.frozen():
-        return METHODS["memit"].propose(lm, EDITS, h, Context(GROUPS, lambda layer: chosen))
+        return METHODS["memit"].propose(lm, TWO_FACTS, h, Context(GROUPS, lambda layer: chosen))
 
 
 def test_a_batch_is_the_published_one():
@@ -88,13 +82,13 @@ def test_a_batch_moves_every_subject_to_its_value_on_every_family(family, make_l
     lm = make_lm(family)
     h = hparams(mom2_update_weight=1e-6, v_lr=0.2, context_templates=[["{}"]])
     moment = a_moment()
-    before = block_outputs(lm, EDITS, 0)
+    before = block_outputs(lm, TWO_FACTS, 0)
     with lm.frozen():
-        proposal = METHODS["memit"].propose(lm, EDITS, h, Context([["{}"]], lambda layer: moment))
+        proposal = METHODS["memit"].propose(lm, TWO_FACTS, h, Context([["{}"]], lambda layer: moment))
     ((name, update),) = proposal.updates.items()
     with torch.no_grad():
         lm.weight(name).add_(update.dense().float())
-    moved = (block_outputs(lm, EDITS, 0) - before).norm(dim=1)
+    moved = (block_outputs(lm, TWO_FACTS, 0) - before).norm(dim=1)
     for detail, distance in zip(proposal.details, moved.tolist(), strict=True):
         assert detail["nll"] < detail["first_nll"]
         if family in NORM_AFTER_MLP:
@@ -105,18 +99,7 @@ def test_a_batch_moves_every_subject_to_its_value_on_every_family(family, make_l
 
 def test_a_batch_of_more_facts_than_dimensions_is_solved_and_kept_in_full(make_lm):
     lm = make_lm("llama")
-    places = [
-        "Rome",
-        "Paris",
-        "Seattle",
-        "Vienna",
-        "Austria",
-        "France",
-        "English",
-        "French",
-        "native",
-        "Toodyay",
-    ]
+    places = ["Rome", "Paris", "Seattle", "Vienna", "Austria", "France", "English", "French", "native"]
     edits = [
         make_edit(f"The {{}} of {place} is", f"{thing} {i}", "large", id=f"{place} {thing}")
         for i, place in enumerate(places)
@@ -140,8 +123,8 @@ def test_a_batch_of_more_facts_than_dimensions_is_solved_and_kept_in_full(make_l
 
 def test_the_bare_prompt_weighs_one_half_in_a_key(make_lm):
     lm = make_lm("gpt2")
-    bare, first, second = (fact_keys(lm, EDITS, 0, [[t]]) for group in GROUPS for t in group)
-    torch.testing.assert_close(fact_keys(lm, EDITS, 0, GROUPS), bare / 2 + (first + second) / 4)
+    bare, first, second = (fact_keys(lm, TWO_FACTS, 0, [[t]]) for group in GROUPS for t in group)
+    torch.testing.assert_close(fact_keys(lm, TWO_FACTS, 0, GROUPS), bare / 2 + (first + second) / 4)
 
 
 def test_an_earlier_loss_layer_is_read_through_norm_and_head(make_lm):
@@ -172,9 +155,11 @@ def test_a_session_batches_facts_and_trims_every_layer(tmp_path, make_model, tok
     moments.load([0, 1])
     with lm.frozen():
         updates = (
-            METHODS["memit"].propose(lm, EDITS, hparams(layers=[0, 1]), Context(GROUPS, moments.get)).updates
+            METHODS["memit"]
+            .propose(lm, TWO_FACTS, hparams(layers=[0, 1]), Context(GROUPS, moments.get))
+            .updates
         )
-    session = EditSession(model, tokenizer, config, EDITS)
+    session = EditSession(model, tokenizer, config, TWO_FACTS)
     report = session.run()
     assert [step["edits"] for step in report["steps"]] == [["a", "b"]]
     assert report["hparams"]["context_templates"] == GROUPS

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from support.tiny_models import FAMILIES, make_edit
+from support.tiny_models import FAMILIES, TWO_FACTS
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
@@ -24,7 +24,7 @@ from harness_rect.hparams import resolve_hparams
 from harness_rect.methods import METHODS, Context
 from harness_rect.methods.gradients import inputs_and_gradients, targets_of, token_nll
 from harness_rect.methods.mend import Editor, HyperNetwork, factors, update
-from harness_rect.methods.mend_weights import load_editor, save_editor
+from harness_rect.methods.mend_weights import save_editor
 from harness_rect.models import EditableLM
 from harness_rect.moments import SecondMoment
 from harness_rect.session import EditSession
@@ -37,10 +37,6 @@ CASES = {
     "mend_llama": ("tiny_llama", "model.layers.2.mlp.up_proj.weight"),
 }
 LAYER_PARTS = ("u", "v", "bias", "mode_scale", "mode_shift")
-EDITS = [
-    make_edit("{} plays the sport of", "LeBron James", "football", id="a"),
-    make_edit("To visit the {} you must travel to", "Vatican Library", "Seattle", id="b"),
-]
 
 
 def golden_network(golden: dict[str, torch.Tensor], widths: tuple[int, int]) -> HyperNetwork:
@@ -188,7 +184,7 @@ def test_weights_of_one_shape_share_a_network_and_differ_by_mode(make_lm):
 
 def session(lm: EditableLM, spec: str | None, **config) -> EditSession:
     usual = {"method": "mend", "edits": "given", "hparams": spec, "edit_batch_size": 2}
-    return EditSession(lm.model, lm.encoder.tokenizer, EditConfig(**usual | config), EDITS)
+    return EditSession(lm.model, lm.encoder.tokenizer, EditConfig(**usual | config), TWO_FACTS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -196,7 +192,7 @@ def test_every_family_is_edited(family, make_lm, tmp_path):
     lm = make_lm(family)
     editor = random_editor(lm)
     spec = save(tmp_path / "mend", lm, editor)
-    targets = targets_of(lm, [lm.encoder.continuation(edit.text, edit.target) for edit in EDITS])
+    targets = targets_of(lm, [lm.encoder.continuation(edit.text, edit.target) for edit in TWO_FACTS])
     with lm.frozen():
         found = inputs_and_gradients(
             lm, list(editor.weights), targets.batch, lambda: token_nll(lm, targets).mean()
@@ -325,14 +321,3 @@ def test_a_damaged_description_is_named(text, make_lm, tmp_path):
     with pytest.raises(UserError, match=r"mend\.yaml: not a description of a trained MEND") as caught:
         session(lm, spec)
     assert "\n" not in str(caught.value)
-
-
-def test_what_was_saved_is_what_is_read(make_lm, tmp_path):
-    lm = make_lm("gpt2")
-    editor = random_editor(lm)
-    save(tmp_path / "mend", lm, editor)
-    read = load_editor(tmp_path / "mend")
-    assert read.weights == editor.weights
-    state = editor.state_dict()
-    assert read.state_dict().keys() == state.keys()
-    assert all(torch.equal(tensor, state[name]) for name, tensor in read.state_dict().items())

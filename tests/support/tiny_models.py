@@ -166,3 +166,9 @@ def make_edit(
 ) -> Edit:
     usual = {"id": "0", "target_old": None, "paraphrases": (), "neighborhood": ()}
     return Edit(prompt=prompt, subject=subject, target_new=target, **{**usual, **more})
+
+
+TWO_FACTS = [
+    make_edit("{} plays the sport of", "LeBron James", "football", id="a"),
+    make_edit("To visit the {} you must travel to", "Vatican Library", "Seattle", id="b"),
+]
