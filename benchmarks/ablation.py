@@ -17,13 +17,11 @@ also keeps the rows of tricks that have been deleted.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -32,12 +30,13 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from editing import MEMIT_LAYERS, RESULTS, ROME_LAYER, make_lm, memit_templates, rome_templates, words
+from editing import MEMIT_LAYERS, ROME_LAYER, make_lm, memit_templates, rome_templates, words
 from machine import describe
+from measuring import RESULTS, merged, read_results, timed, write_results
 from torch import Tensor
 
+from harness_rect.compat.transformers import _Layer
 from harness_rect.edits import Edit
-from harness_rect.io.files import written_whole
 from harness_rect.methods import fact_reader, value_search
 from harness_rect.methods.fact_reader import FactReader
 from harness_rect.methods.value_search import Request, SearchHyperParameters, _LossTerms, search_values
@@ -64,6 +63,12 @@ def swapped(owner: Any, name: str, value: Any) -> Off:
     return lambda: patch.object(owner, name, value)
 
 
+def wrapped(owner: Any, name: str, around: Callable[..., Any]) -> Off:
+    """``around`` in the place of a function, called with that function and its arguments."""
+    original = getattr(owner, name)
+    return swapped(owner, name, lambda *args, **named: around(original, *args, **named))
+
+
 # ------------------------------------------------------------------------------------ the plain ways
 
 
@@ -73,20 +78,13 @@ def in_full(lm: EditableLM, prompts: Prompts) -> tuple[Forward, Tensor]:
         return forward, forward.logits(torch.zeros(len(prompts.sequences), lm.architecture.d_model))
 
 
-@contextmanager
-def kl_apart() -> Iterator[None]:
-    rows = value_search._rows
-
-    def apart(*args: Any) -> list[Any]:
-        found = rows(*args)
-        (row,) = [row for row in found if row.kl]
-        if not row.targets:
-            return found
-        alone = value_search._Row(row.fact, row.sequence[: row.subject + 1], row.subject, kl=True)
-        return [*(replace(row, kl=False) for row in found), alone]
-
-    with patch.object(value_search, "_rows", apart):
-        yield
+def kl_apart(rows: Work, *args: Any) -> list[Any]:
+    found = rows(*args)
+    (row,) = [row for row in found if row.kl]
+    if not row.targets:
+        return found
+    alone = value_search._Row(row.fact, row.sequence[: row.subject + 1], row.subject, kl=True)
+    return [*(replace(row, kl=False) for row in found), alone]
 
 
 def by_autograd(terms_of: Any, d: Tensor, *, gradient: bool) -> tuple[Tensor, ...]:
@@ -108,89 +106,47 @@ def all_logits(lm: EditableLM, rows: Tensor, columns: Tensor, run: Work) -> Tens
     return logits[rows, columns]
 
 
-@contextmanager
-def without_fused_gelu() -> Iterator[None]:
-    def plain(model: Any) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    with patch.object(forwards, "fused_gelu", plain), patch.object(moments, "fused_gelu", plain):
-        yield
+def concatenated(layer: Any, keys: Tensor, values: Tensor, *args: Any, **named: Any) -> Any:
+    layer.keys, layer.values = torch.cat([layer.keys, keys], -2), torch.cat([layer.values, values], -2)
+    return layer.keys, layer.values
 
 
-@contextmanager
-def whole_prompts() -> Iterator[None]:
-    def whole(lm: EditableLM, edit: Edit, template: str) -> list[int]:
-        return lm.encoder.ids(value_search.fill(template, edit.text))
-
-    with patch.object(fact_reader, "until_subject", whole):
-        yield
+def whole_prompts(until_subject: Any, lm: EditableLM, edit: Edit, template: str) -> list[int]:
+    return lm.encoder.ids(value_search.fill(template, edit.text))
 
 
-@contextmanager
-def nothing_held() -> Iterator[None]:
-    keys = FactReader.keys
-    with patch.object(FactReader, "keys", lambda self, layers, hold=False: keys(self, layers)):
-        yield
+def nothing_held(keys: Any, reader: FactReader, layers: list[int], hold: bool = False) -> Any:
+    return keys(reader, layers)
 
 
-@contextmanager
-def bare_prompts_with_others() -> Iterator[None]:
-    init = FactReader.__init__
-
-    def all_bare(self: Any, *args: Any) -> None:
-        init(self, *args)
-        for chunk in self._chunks:
-            chunk.bare = True
-
-    with patch.object(FactReader, "__init__", all_bare):
-        yield
+def all_bare(init: Any, reader: Any, *args: Any) -> None:
+    init(reader, *args)
+    for chunk in reader._chunks:
+        chunk.bare = True
 
 
-@contextmanager
-def to_the_end() -> Iterator[None]:
-    run = EditableLM._run
+def to_the_end(run: Any, lm: EditableLM, hooks: Any, batch: Any) -> None:
+    def deaf(hook: Any) -> Any:
+        def called(*args: Any) -> Any:
+            with suppress(Exception):  # the private one that ends a pass
+                return hook(*args)
 
-    def goes_on(lm: EditableLM, hooks: Any, batch: Any) -> None:
-        def deaf(hook: Any) -> Any:
-            def called(*args: Any) -> Any:
-                try:
-                    return hook(*args)
-                except Exception:  # the private one that ends a pass
-                    return None
+        return called
 
-            return called
-
-        run(lm, {module: deaf(hook) for module, hook in hooks.items()}, batch)
-
-    with patch.object(EditableLM, "_run", goes_on):
-        yield
+    run(lm, {module: deaf(hook) for module, hook in hooks.items()}, batch)
 
 
-@contextmanager
-def boolean_mask() -> Iterator[None]:
-    def kept(changes: Any, cut: Any, ties: int) -> Tensor:
-        result = torch.zeros_like(changes.update)
-        for part, delta, out in zip(
-            changes.update.split(changes.size), changes, result.split(changes.size), strict=True
-        ):
-            torch.where(delta >= cut.threshold, part, torch.zeros(()), out=out)
-        return result
-
-    with patch.object(rect_file, "_kept", kept):
-        yield
+def boolean_mask(changes: Any, cut: Any, ties: int) -> Tensor:
+    result = torch.zeros_like(changes.update)
+    pieces = zip(changes.update.split(changes.size), changes, result.split(changes.size), strict=True)
+    for part, delta, out in pieces:
+        torch.where(delta >= cut.threshold, part, torch.zeros(()), out=out)
+    return result
 
 
-@contextmanager
-def torch_in(name: str) -> Iterator[None]:
-    """The named function of rect.py without numpy."""
-    function = getattr(rect_file, name)
-
-    def plain(*args: Any) -> Any:
-        with patch.object(rect_file, "_has_numpy", lambda tensor: False):
-            return function(*args)
-
-    with patch.object(rect_file, name, plain):
-        yield
+def with_torch(function: Any, *args: Any) -> Any:
+    with patch.object(rect_file, "_has_numpy", lambda tensor: False):
+        return function(*args)
 
 
 STEPS = ("rome step", "memit step")
@@ -203,18 +159,25 @@ TRICKS = [
         STEPS,
         swapped(PrefixForward, "_last_mlp_at_places", lambda forward: nullcontext()),
     ),
+    Trick("keys and values written behind the kept ones", STEPS, swapped(_Layer, "update", concatenated)),
     Trick(
         "ROME's vector added at the block",
         ("rome step",),
         swapped(EditableLM, "writes_to_stream", lambda lm, layer: False),
     ),
-    Trick("one kernel for GELU", (*STEPS, "keys", "moments"), without_fused_gelu),
-    Trick("KL read in a prompt that begins with the subject", STEPS, kl_apart),
+    Trick("one kernel for GELU", (*STEPS, "keys", "moments"), swapped(forwards, "STEPWISE_GELU", ())),
+    Trick(
+        "KL read in a prompt that begins with the subject", STEPS, wrapped(value_search, "_rows", kl_apart)
+    ),
     Trick("gradients in closed form", STEPS, swapped(_LossTerms, "_terms", by_autograd)),
-    Trick("keys from prompts that end at the subject", ("keys",), whole_prompts),
-    Trick("blocks below the first edited one run once", ("keys",), nothing_held),
-    Trick("bare prompts in batches of their own", ("keys",), bare_prompts_with_others),
-    Trick("passes end at the deepest layer", ("keys",), to_the_end),
+    Trick(
+        "keys from prompts that end at the subject",
+        ("keys",),
+        wrapped(fact_reader, "until_subject", whole_prompts),
+    ),
+    Trick("blocks below the first edited one run once", ("keys",), wrapped(FactReader, "keys", nothing_held)),
+    Trick("bare prompts in batches of their own", ("keys",), wrapped(FactReader, "__init__", all_bare)),
+    Trick("passes end at the deepest layer", ("keys",), wrapped(EditableLM, "_run", to_the_end)),
 ]
 RECT_WORKS = ("rect", "rect rank one")
 TRICKS += [
@@ -226,12 +189,12 @@ TRICKS += [
         RECT_WORKS,
         swapped(rect_file._Changes, "against", lambda self, bound: self),
     ),
-    Trick("numpy's sort", RECT_WORKS, partial(torch_in, "_sorted")),
-    Trick("numpy's comparisons", RECT_WORKS, partial(torch_in, "_above_and_between")),
-    Trick("numpy's partition", RECT_WORKS, partial(torch_in, "_searched")),
-    Trick("large pages for the result", RECT_WORKS, partial(torch_in, "_empty_like")),
+    Trick("numpy's sort", RECT_WORKS, wrapped(rect_file, "_sorted", with_torch)),
+    Trick("numpy's comparisons", RECT_WORKS, wrapped(rect_file, "_above_and_between", with_torch)),
+    Trick("numpy's partition", RECT_WORKS, wrapped(rect_file, "_searched", with_torch)),
+    Trick("large pages for the result", RECT_WORKS, wrapped(rect_file, "_empty_like", with_torch)),
     Trick("numpy altogether", RECT_WORKS, swapped(rect_file, "_has_numpy", lambda tensor: False)),
-    Trick("mask of numbers, multiplied by", RECT_WORKS, boolean_mask),
+    Trick("mask of numbers, multiplied by", RECT_WORKS, swapped(rect_file, "_kept", boolean_mask)),
 ]
 
 
@@ -324,13 +287,6 @@ class Bench:
 # -------------------------------------------------------------------------------------------- timing
 
 
-def timed(run: Work) -> tuple[float, float]:
-    """CPU and wall seconds."""
-    cpu, wall = time.process_time(), time.perf_counter()
-    run()
-    return time.process_time() - cpu, time.perf_counter() - wall
-
-
 def ablate(bench: Bench, trick: Trick, work: str, plain: Work, rounds: int) -> dict[str, Any]:
     with trick.off():
         without = bench.prepare(work)
@@ -340,8 +296,7 @@ def ablate(bench: Bench, trick: Trick, work: str, plain: Work, rounds: int) -> d
         with trick.off():
             off = timed(without)
         pairs.append((on, off))
-    cpu = [off[0] / on[0] for on, off in pairs]
-    wall = [off[1] / on[1] for on, off in pairs]
+    wall, cpu = ([off[i] / on[i] for on, off in pairs] for i in range(2))
     return {
         "trick": trick.name,
         "work": work,
@@ -350,7 +305,7 @@ def ablate(bench: Bench, trick: Trick, work: str, plain: Work, rounds: int) -> d
         "smallest": round(min(cpu), 3),
         "largest": round(max(cpu), 3),
         "wall_ratio": round(statistics.median(wall), 3),
-        "cpu_seconds": round(statistics.median(on[0] for on, _ in pairs), 4),
+        "cpu_seconds": round(statistics.median(on[1] for on, _ in pairs), 4),
         "rounds": rounds,
         "deleted": False,
     }
@@ -378,17 +333,8 @@ def main() -> None:
                 row = ablate(bench, trick, work, plain, arguments.rounds)
                 spread = f"{row['ratio']:.2f} ({row['smallest']:.2f} to {row['largest']:.2f})"
                 print(f"{row['shape']:12} {work:14} {trick.name:50} {spread}", flush=True)
-                save(arguments.output, row)
-
-
-def save(path: Path, row: dict[str, Any]) -> None:
-    """Replace the row of the same trick, work and shape."""
-    kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-    key = ("trick", "work", "shape")
-    rows = [old for old in kept if [old[k] for k in key] != [row[k] for k in key]] + [row]
-    with written_whole(path) as temporary:
-        text = json.dumps({**describe("cpu"), "rows": rows}, indent=2)
-        temporary.write_text(text + "\n", encoding="utf-8")
+                rows = merged(read_results(arguments.output)["rows"], [row], ["trick", "work", "shape"])
+                write_results(arguments.output, {**describe("cpu"), "rows": rows})
 
 
 if __name__ == "__main__":

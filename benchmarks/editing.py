@@ -16,15 +16,11 @@ after the other, each in a process of its own, and leaves out those that do not 
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -36,28 +32,34 @@ import psutil
 import torch
 import transformers
 from machine import describe
-from rich.console import Console
-from rich.table import Table
+from measuring import (
+    RESULTS,
+    Row,
+    merged,
+    peak_allocated,
+    peak_resident,
+    print_table,
+    read_results,
+    seconds,
+    side_by_side,
+    write_results,
+)
+from published import published_memit, published_rome, published_solve
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from harness_rect.edits import Edit
-from harness_rect.io.files import written_whole
 from harness_rect.methods import METHODS, Context, rome, value_search
-from harness_rect.methods.contexts import fill
 from harness_rect.methods.key_history import remember_keys, solve_with_history
 from harness_rect.methods.memit import MemitHyperParameters
 from harness_rect.methods.rome import RomeHyperParameters
-from harness_rect.methods.value_search import subject_position
 from harness_rect.models import EditableLM
-from harness_rect.models.lm import chunks, hidden_of, stop_forward
+from harness_rect.models.lm import chunks, stop_forward
 from harness_rect.moments import SecondMoment
 from harness_rect.moments.accumulate import accumulate
 from harness_rect.regularizers import rect
 
-RESULTS = Path(__file__).parent / "results"
 SHAPES: dict[str, Any] = {
     "tiny": lambda: GPT2Config(n_layer=6, n_embd=128, n_inner=512, n_head=4, vocab_size=2048),
     "gpt2": lambda **config: GPT2Config(**config),
@@ -80,7 +82,6 @@ USUAL = {"only": "rome,memit,history,moments,rect,growth", "repeats": 3, "steps"
 #: Memory a run needs: this multiple of its model's, and so many float64 matrices of d_mlp x d_mlp.
 ROOM, MATRICES = 1.1, 8
 WORDS = 1000
-Row = dict[str, Any]
 
 
 # ------------------------------------------------------------------------------------------ the set-up
@@ -137,200 +138,11 @@ def moment(d_mlp: int, seed: int, device: str) -> SecondMoment:
     return SecondMoment(total.cpu(), 1, "random")
 
 
-# --------------------------------------------------------------------------------- the published loops
-
-
-def published_search(
-    lm: EditableLM, edit: Edit, templates: list[str], layer: int, h: Any, at_block: bool
-) -> Tensor:
-    """v0 + d: full passes over all prompts, logits at every position, as the released code does it."""
-    rows = [(t, *lm.encoder.continuation(fill(t, edit.text), edit.target)) for t in templates]
-    kl_text = edit.subject + " is a"
-    sequences = [prompt + target[:-1] for _, prompt, target in rows] + [lm.encoder.ids(kl_text)]
-    batch = lm.batch(sequences)
-    where = [subject_position(lm, edit, t) for t, *_ in rows]
-    where.append(lm.encoder.token_at(kl_text, len(edit.subject) - 1))
-    labels = torch.full_like(batch.ids, -100)
-    for i, (_, prompt, target) in enumerate(rows):
-        start = len(prompt) - 1
-        labels[i, start : start + len(target)] = torch.tensor(target)
-    device = batch.ids.device
-    d = torch.zeros(lm.architecture.d_model, requires_grad=True, device=device)
-    optimiser = torch.optim.Adam([d], lr=h.v_lr)
-    module = lm.block(layer) if at_block else lm.down_projection(layer)
-    v0: list[Tensor] = []
-    kl_before: Tensor | None = None
-    every = torch.arange(len(sequences))
-
-    def add(module: Any, args: Any, output: Any) -> Any:
-        hidden = output[0] if isinstance(output, tuple) else output
-        if not v0:
-            v0.append(hidden[0, where[0]].detach().float().clone())
-        hidden = hidden.clone()
-        hidden[every, where] = (hidden[every, where].float() + d).to(hidden.dtype)
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-    with lm.hooked({module: add}):
-        for step in range(h.v_num_grad_steps):
-            optimiser.zero_grad()
-            with torch.enable_grad():
-                logits = lm.logits(batch)
-                kl_now = logits[-1, where[-1]].float().log_softmax(-1)
-                kl_before = kl_now.detach().clone() if kl_before is None else kl_before
-                log_probs = logits.float().log_softmax(-1)
-                mask = (labels != -100).float()
-                taken = log_probs.gather(2, labels.clamp_min(0).unsqueeze(2)).squeeze(2)
-                nll = -(taken * mask).sum(1)[:-1] / mask.sum(1)[:-1]
-                kl = h.kl_factor * (kl_now.exp() * (kl_now - kl_before)).sum()
-                loss = nll.mean() + kl + h.v_weight_decay * d.norm() / v0[0].norm() ** 2
-            if loss < 5e-2 or step == h.v_num_grad_steps - 1:
-                break
-            loss.backward()
-            optimiser.step()
-            with torch.no_grad():
-                limit = h.clamp_norm_factor * v0[0].norm()
-                if d.norm() > limit:
-                    d.mul_(limit / d.norm())
-    return v0[0] + d.detach()
-
-
-@torch.no_grad()
-def published_reading(
-    lm: EditableLM, module: Any, prompts: list[tuple[Edit, str]], at_once: int = 128
-) -> tuple[Tensor, Tensor]:
-    """(inputs, outputs) of a module at the subjects: whole passes over whole prompts, so many at once."""
-    found: list[tuple[Tensor, Tensor]] = []
-    for start in range(0, len(prompts), at_once):
-        some = prompts[start : start + at_once]
-        at = torch.tensor([subject_position(lm, edit, t) for edit, t in some])
-
-        def keep(module: Any, args: Any, output: Any, at: Tensor = at) -> None:
-            inputs, outputs = (x[torch.arange(len(at)), at].float() for x in (args[0], hidden_of(output)))
-            found.append((inputs, outputs))
-
-        with lm.hooked({module: keep}):
-            lm.logits(lm.batch([lm.encoder.ids(fill(t, edit.text)) for edit, t in some]))
-    inputs, outputs = zip(*found, strict=True)
-    return torch.cat(inputs), torch.cat(outputs)
-
-
-def published_rome(
-    lm: EditableLM, edit: Edit, templates: list[str], h: RomeHyperParameters, c: SecondMoment
-) -> tuple[Tensor, Tensor]:
-    """(v, u): the inverse of C is computed once by the released code too, so it is given."""
-    (layer,) = h.layers
-    u = published_reading(lm, lm.down_projection(layer), [(edit, t) for t in templates])[0].mean(0)
-    if h.mom2_adjustment:
-        u = c.solve(u)
-    u = u / u.norm()
-    target = published_search(lm, edit, templates, layer, h, at_block=False)
-    key, output = published_reading(lm, lm.down_projection(layer), [(edit, "{}")])
-    return (target - output[0]) / (key[0] @ u), u
-
-
-def published_solve(c: Tensor, keys: Tensor, weight: float, history: Tensor | None) -> Tensor:
-    """The dense d_mlp x d_mlp system of every batch and layer, in float64."""
-    system = weight * c.double() + keys @ keys.T
-    if history is not None:
-        system = system + history
-    return torch.linalg.solve(system, keys)
-
-
-def published_memit(
-    lm: EditableLM,
-    edits: list[Edit],
-    groups: list[list[str]],
-    h: MemitHyperParameters,
-    moments: dict[int, Tensor],
-) -> dict[str, Tensor]:
-    """The dense update of each layer: a search for each fact alone, keys and outputs by whole passes."""
-    flat = [t for group in groups for t in group]
-    last = h.layers[-1]
-    z = torch.stack([published_search(lm, e, flat, last, h, at_block=True) for e in edits])
-    updates: dict[str, Tensor] = {}
-    names = [lm.architecture.weight_name(layer) for layer in h.layers]
-    with lm.weights_restored(names):
-        for index, (layer, name) in enumerate(zip(h.layers, names, strict=True)):
-            prompts = [(edit, t) for edit in edits for t in flat]
-            each = published_reading(lm, lm.down_projection(layer), prompts)[0].view(
-                len(edits), len(flat), -1
-            )
-            means = [part.mean(1) for part in each.split([len(group) for group in groups], 1)]
-            k = torch.stack(means).mean(0).T.double()
-            _, outputs = published_reading(lm, lm.block(last), [(edit, "{}") for edit in edits])
-            residual = (z - outputs).T.double() / (len(h.layers) - index)
-            adjusted = published_solve(moments[layer], k, h.mom2_update_weight, None)
-            update = residual @ adjusted.T
-            updates[name] = update.T if lm.is_transposed(name) else update
-            lm.weight(name).data += updates[name].to(lm.weight(name))
-    return updates
-
-
-# --------------------------------------------------------------------------------------------- timing
-
-
-def seconds(run: Callable[[], Any], repeats: int, device: str) -> float:
-    return side_by_side([run], repeats, device)[0]
-
-
-def side_by_side(runs: Sequence[Callable[[], Any]], repeats: int, device: str) -> list[float]:
-    """Median seconds of each, taken in turns: what else the machine does then falls on all of them."""
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(repeats):
-        for run, taken in zip(runs, times, strict=True):
-            if device == "cuda":
-                torch.cuda.synchronize()
-            started = time.perf_counter()
-            run()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            taken.append(time.perf_counter() - started)
-    return [statistics.median(taken) for taken in times]
-
-
 def agree(ours: Tensor, theirs: Tensor, limit: float, what: str) -> float:
     off = float((ours.double() - theirs.double()).norm() / theirs.double().norm())
     if not off <= limit:
         raise SystemExit(f"{what}: results differ by {off:.2g} (limit {limit:g}); a ratio would mean nothing")
     return off
-
-
-def peak_allocated(run: Callable[[], Any], device: str) -> int:
-    """Largest sum of tensors held at a time while it runs, in bytes, above what was held at its start."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        start = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - start
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        run()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiled.export_chrome_trace(str(path))
-        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    changes = sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"])
-    totals = [e["args"]["Total Allocated"] for e in changes]
-    return max(totals) - totals[0] + changes[0]["args"]["Bytes"]
-
-
-def peak_resident(run: Callable[[], Any]) -> int:
-    """Largest resident memory of this process while it runs, in bytes, above that at its start."""
-    process, stop = psutil.Process(), threading.Event()
-    start = top = process.memory_info().rss
-
-    def watch() -> None:
-        nonlocal top
-        while not stop.wait(0.005):
-            top = max(top, process.memory_info().rss)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        run()
-    finally:
-        stop.set()
-        thread.join()
-    return top - start
 
 
 # ----------------------------------------------------------------------------------------- the figures
@@ -375,18 +187,12 @@ def bench_rome(lm: EditableLM, shape: str, device: str, repeats: int, loose: flo
     model = model_bytes(lm)
     note = "" if repeats > 1 else "one run each, the published one cold"
     rows = [_row(f"ROME, one edit, 21 contexts, {steps} steps", mine, published, off, note)]
-    rows.append(
-        {
-            "work": "ROME: peak memory above the model, without second moments",
-            "share_of_model": allocated / model,
-        }
-    )
-    if resident is not None:
-        row = {
-            "work": "ROME: the same with what allocator and libraries hold",
-            "share_of_model": resident / model,
-        }
-        rows.append(row)
+    for peak, work in (
+        (allocated, "ROME: peak memory above the model, without second moments"),
+        (resident, "ROME: the same with what allocator and libraries hold"),
+    ):
+        if peak is not None:
+            rows.append({"work": work, "share_of_model": peak / model})
     name = lm.architecture.weight_name(layer)
     update, weight = results[ours], lm.weight(name)
     trim = seconds(lambda: rect(update, weight, keep=0.4), 2 * repeats + 1, device)
@@ -569,13 +375,10 @@ def bench_moments(lm: EditableLM, shape: str, device: str, repeats: int, tokens:
     off = max(agree(mine[layer].to(device), theirs[layer], 1e-4, f"moments {layer}") for layer in layers)
     runs = [lambda: ours(layers), lambda: ours(layers[-1:]), published]
     all_layers, one, theirs_s = side_by_side(runs, repeats, device)
-    row = _row(f"second moments of {len(layers)} layers", all_layers, theirs_s, off)
+    further = (all_layers - one) / one / (len(layers) - 1)
     return [
-        row,
-        {
-            "work": "a further layer of second moments",
-            "share_of_first": (all_layers - one) / one / (len(layers) - 1),
-        },
+        _row(f"second moments of {len(layers)} layers", all_layers, theirs_s, off),
+        {"work": "a further layer of second moments", "share_of_first": further},
     ]
 
 
@@ -685,41 +488,22 @@ def main() -> None:
     about = {"shape": shape, "dtype": arguments.dtype, **describe(device)}
     for name in wanted:
         rows += works[name]()
-        with written_whole(output) as temporary:
-            kept = json.dumps({**about, "rows": _merged(output, about, rows)}, indent=2)
-            temporary.write_text(kept + "\n", encoding="utf-8")
-    _print(rows, f"{shape}, {device}, {arguments.dtype}, {about['threads']} threads")
+        old = read_results(output)  # figures of another machine are not kept beside these
+        same_machine = {key: old.get(key) for key in about} == about
+        write_results(output, {**about, "rows": merged(old["rows"] if same_machine else [], rows, ["work"])})
+    headings = ["work", "published", "ours", "ratio", "relative difference", ""]
+    title = f"{shape}, {device}, {arguments.dtype}, {about['threads']} threads"
+    print_table(title, headings, [_cells(row) for row in rows])
 
 
-def _merged(path: Path, about: dict[str, Any], rows: list[Row]) -> list[Row]:
-    """These rows in the place of older ones of the same work, if the older ones are of the same machine."""
-    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if {key: old.get(key) for key in about} != about:
-        return rows
-    merged = {row["work"]: row for row in [*old["rows"], *rows]}
-    return list(merged.values())
-
-
-def _print(rows: list[Row], title: str) -> None:
-    table = Table(title=title)
-    for heading in ("work", "published", "ours", "ratio", "relative difference", ""):
-        table.add_column(heading, justify="left" if heading in {"work", ""} else "right")
-    for row in rows:
-        if "ratio" in row:
-            cells = [
-                f"{row['published_s']:.3g} s",
-                f"{row['ours_s']:.3g} s",
-                f"{row['ratio']:.1f} x",
-                f"{row['difference']:.1g}",
-            ]
-            table.add_row(row["work"], *cells, row["note"])
-        elif "seconds" in row:
-            table.add_row(row["work"], "", f"{row['seconds']:.3g} s", "", "", "")
-        else:
-            (share,) = (value for key, value in row.items() if key != "work")
-            table.add_row(row["work"], "", f"{100 * share:.1f} %", "", "", "")
-    console = Console()
-    Console(width=max(console.width, 130)).print(table)
+def _cells(row: Row) -> list[str]:
+    if "ratio" in row:
+        times = [f"{row['published_s']:.3g} s", f"{row['ours_s']:.3g} s", f"{row['ratio']:.1f} x"]
+        return [row["work"], *times, f"{row['difference']:.1g}", row["note"]]
+    if "seconds" in row:
+        return [row["work"], "", f"{row['seconds']:.3g} s"]
+    (share,) = (value for key, value in row.items() if key != "work")
+    return [row["work"], "", f"{100 * share:.1f} %"]
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ import random
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -39,18 +39,15 @@ from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from machine import describe
-from rich.console import Console
-from rich.table import Table
+from measuring import RESULTS, Row, print_table, timed, write_results
 from torch.utils import collect_env
 
 from harness_rect._autoload import tasks_folder
 from harness_rect.edits import load_edits
 from harness_rect.embedded import resolve_model
 from harness_rect.evaluation.data import sentiment
-from harness_rect.io.files import written_whole
 from harness_rect.model_wrappers.edited_hf import EditedHF
 
-RESULTS = Path(__file__).parent / "results"
 LIMIT = 0.02
 CLASSES: dict[str, tuple[type[HFLM], dict[str, Any]]] = {
     "hf": (HFLM, {}),
@@ -73,7 +70,6 @@ WORK: dict[str, list[Any]] = {
 }
 #: work that the two classes do alike
 ALIKE = ("rect_general", "multiple_choice")
-Row = dict[str, Any]
 
 
 def model_folder(shape: str, scratch: Path) -> str:
@@ -130,14 +126,6 @@ class Passes:
         self.tokens += ids.numel()
 
 
-def timed(run: Callable[[], Any]) -> tuple[float, float]:
-    """(wall, CPU) seconds."""
-    gc.collect()
-    wall, cpu = time.perf_counter(), time.process_time()
-    run()
-    return time.perf_counter() - wall, time.process_time() - cpu
-
-
 def in_turn(run: Callable[[str], Any], repeats: int) -> Row:
     """Medians of both classes, and of the ratios edited_hf / hf; who goes first changes every time."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in CLASSES}
@@ -145,7 +133,8 @@ def in_turn(run: Callable[[str], Any], repeats: int) -> Row:
         run(name)  # warms up
     for repeat in range(repeats):
         for name in sorted(CLASSES, reverse=bool(repeat % 2)):
-            times[name].append(timed(lambda name=name: run(name)))  # type: ignore[misc]
+            gc.collect()
+            times[name].append(timed(partial(run, name)))
     first, second = times.values()
     row: Row = {}
     for place, clock in enumerate(("wall", "cpu")):
@@ -207,29 +196,26 @@ def main() -> int:
                     row[f"{name}_{what}"] = getattr(count, what)
             rows.append(row)
     _write(rows, arguments)
-    _print(rows, f"{arguments.shape}, {arguments.device}, batches of {arguments.batch_size}")
+    title = f"{arguments.shape}, {arguments.device}, batches of {arguments.batch_size}"
+    headings = ["work", "hf", "edited_hf", "ratio", "ratio of CPU time", "passes", "tokens"]
+    print_table(title, headings, [_cells(row) for row in rows])
     return int(any(row["cpu_ratio"] >= 1 + LIMIT for row in rows if row["work"] in ALIKE))
 
 
 def _write(rows: list[Row], arguments: argparse.Namespace) -> None:
     output = arguments.output or RESULTS / f"evaluation-{arguments.shape}-{arguments.device}.json"
     asked = {name: getattr(arguments, name) for name in ("shape", "batch_size", "limit", "repeats")}
-    text = json.dumps(asked | {"rows": rows} | describe(arguments.device), indent=2)
-    with written_whole(output) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_results(output, asked | {"rows": rows} | describe(arguments.device))
 
 
-def _print(rows: list[Row], title: str) -> None:
-    table = Table(title=title)
-    for heading in ("work", "hf", "edited_hf", "ratio", "ratio of CPU time", "passes", "tokens"):
-        table.add_column(heading, justify="left" if heading == "work" else "right")
-    for row in rows:
-        counts = ["", ""]
-        if "hf_passes" in row:
-            counts = [f"{row[f'hf_{what}']} -> {row[f'edited_hf_{what}']}" for what in ("passes", "tokens")]
-        seconds = [f"{row[f'{name}_wall_s']:.3g} s" for name in CLASSES]
-        table.add_row(row["work"], *seconds, f"{row['wall_ratio']:.3f}", f"{row['cpu_ratio']:.3f}", *counts)
-    Console().print(table)
+def _cells(row: Row) -> list[str]:
+    seconds = [f"{row[f'{name}_wall_s']:.3g} s" for name in CLASSES]
+    counts = [
+        f"{row[f'hf_{what}']} -> {row[f'edited_hf_{what}']}"
+        for what in ("passes", "tokens")
+        if "hf_passes" in row
+    ]
+    return [row["work"], *seconds, f"{row['wall_ratio']:.3f}", f"{row['cpu_ratio']:.3f}", *counts]
 
 
 if __name__ == "__main__":
