@@ -106,26 +106,20 @@ def mark_subject(prompt: str, subject: str) -> tuple[str, str, bool]:
     # A subject that itself holds {} ("dict{}") must not pass for a marker.
     if prompt.count(MARKER) == 1 and not (MARKER in subject and subject in prompt):
         return prompt, subject, False
-    span = _find(prompt, subject) if MARKER in subject or MARKER not in prompt else None
-    loose = False
-    if span is None and MARKER not in prompt:
-        span, loose = _find_loosely(prompt, subject.strip()), True
+    loose = MARKER not in prompt and subject not in prompt
+    if loose:
+        span = _find_loosely(prompt, subject.strip())
         if span is None:
             raise UserError(
                 f"neither the subject {shorten(subject)!r} nor {MARKER} is in {shorten(prompt, 160)!r}"
             )
-    if span is not None:
         start, end = span
-        subject = prompt[start:end]
-        prompt = prompt[:start] + MARKER + prompt[end:]
+        prompt, subject = prompt[:start] + MARKER + prompt[end:], prompt[start:end]
+    elif MARKER in subject or MARKER not in prompt:
+        prompt = prompt.replace(subject, MARKER, 1)
     if (count := prompt.count(MARKER)) != 1:
         raise UserError(f"expected one {MARKER}, at the subject, found {count} in {shorten(prompt, 160)!r}")
     return prompt, subject, loose
-
-
-def _find(prompt: str, subject: str) -> tuple[int, int] | None:
-    start = prompt.find(subject)
-    return None if start < 0 else (start, start + len(subject))
 
 
 def _find_loosely(prompt: str, subject: str) -> tuple[int, int] | None:
@@ -160,15 +154,13 @@ def _characters(text: str) -> list[str]:
     pieces: list[str] = []
     for char in text:
         # Hangul letters combine without being marked as combining: there composing has to be tried.
-        if pieces and (unicodedata.combining(char) or _compose(pieces[-1] + char)):
+        if pieces and (
+            unicodedata.combining(char) or len(unicodedata.normalize("NFC", pieces[-1] + char)) == 1
+        ):
             pieces[-1] += char
         else:
             pieces.append(char)
     return pieces
-
-
-def _compose(text: str) -> bool:
-    return len(unicodedata.normalize("NFC", text)) == 1
 
 
 def shorten(text: str, limit: int = 80) -> str:

@@ -83,8 +83,7 @@ class Format(NamedTuple):
 
 def _counterfact(row: Fields) -> Fact:
     """CounterFact: the fact in an object of its own."""
-    fact = row.object("requested_rewrite")
-    return _plain(fact)._replace(prompt_name="requested_rewrite.prompt")
+    return _plain(row.object("requested_rewrite"))._replace(prompt_name="requested_rewrite.prompt")
 
 
 def _zsre(row: Fields) -> Fact:
@@ -94,13 +93,8 @@ def _zsre(row: Fields) -> Fact:
 
 def _plain(row: Fields) -> Fact:
     """EasyEdit's flat rows, and rows written by hand."""
-    return Fact(
-        row.text("prompt"),
-        "prompt",
-        row.text("subject"),
-        row.target("target_new"),
-        row.answer(*_OLD_TARGETS),
-    )
+    old = row.answer(*_OLD_TARGETS)
+    return Fact(row.text("prompt"), "prompt", row.text("subject"), row.target("target_new"), old)
 
 
 FORMATS = (

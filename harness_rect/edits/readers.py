@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import overload
 
@@ -39,9 +40,6 @@ class EditStream(Sequence[Edit]):
 
     def __len__(self) -> int:
         return len(self.edits)
-
-    def __iter__(self) -> Iterator[Edit]:
-        return iter(self.edits)
 
     @overload
     def __getitem__(self, index: int) -> Edit: ...
@@ -77,23 +75,16 @@ def load_edits(spec: str) -> EditStream:
     warnings = tuple(_warnings(edits, loosely))
     for line in warnings:
         _log_once(logging.WARNING, f"edits {spec}: {line}")
-    for field, lacking in (
-        ("paraphrases", sum(not edit.paraphrases for edit in edits)),
-        ("neighborhood prompts", sum(not edit.neighborhood for edit in edits)),
-    ):
-        if lacking:
-            _log_once(logging.INFO, f"edits {spec}: {lacking} of {len(edits)} rows have no {field}")
+    for field, what in (("paraphrases", "paraphrases"), ("neighborhood", "neighborhood prompts")):
+        if lacking := sum(not getattr(edit, field) for edit in edits):
+            _log_once(logging.INFO, f"edits {spec}: {lacking} of {len(edits)} rows have no {what}")
     return EditStream(tuple(edits), spec, warnings)
 
 
-_logged: set[str] = set()
-
-
+@cache
 def _log_once(level: int, line: str) -> None:
     """Log a line once per process: the model and both editing tasks read the same edits."""
-    if line not in _logged:
-        _logged.add(line)
-        logger.log(level, "%s", line)
+    logger.log(level, "%s", line)
 
 
 def split_spec(spec: str) -> tuple[str, slice | None]:
@@ -183,8 +174,8 @@ def _to_edit(row: Row, used: set[str]) -> tuple[Edit, bool]:
 
 def _unused_id(case_id: object, index: int, used: set[str]) -> str:
     has_one = isinstance(case_id, (int, str)) and not isinstance(case_id, bool) and str(case_id).strip()
-    base = str(case_id) if has_one else str(index)
-    name, count = base, 1
+    name = base = str(case_id if has_one else index)
+    count = 1
     while name in used:
         count += 1
         name = f"{base}#{count}"
@@ -194,14 +185,13 @@ def _unused_id(case_id: object, index: int, used: set[str]) -> str:
 
 def _warnings(edits: Sequence[Edit], loosely: Sequence[str]) -> Iterator[str]:
     total = len(edits)
-    times: Counter[tuple[str, str, str]] = Counter()
     targets: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
     repeats: list[str] = []
     for edit in edits:
-        times[edit.subject, edit.prompt, edit.target] += 1
-        if times[edit.subject, edit.prompt, edit.target] > 1:
+        known = targets[edit.subject, edit.prompt]
+        if edit.target in known:
             repeats.append(edit.id)
-        targets[edit.subject, edit.prompt].add(edit.target)
+        known.add(edit.target)
     conflicts = [edit.id for edit in edits if len(targets[edit.subject, edit.prompt]) > 1]
     same = [e.id for e in edits if e.target_old is not None and e.target_new.strip() == e.target_old.strip()]
     for ids, what in (

@@ -63,38 +63,30 @@ def json_rows(path: Path, name: str = "", hint: str = "") -> list[Row]:
         hint: what to do about a malformed file, for the end of the message.
     """
     name = name or str(path)
-    if name.lower().endswith(".jsonl"):
-        return list(json_lines(path, name, hint))
-    text = read_text(path, name)
+    text = "" if name.lower().endswith(".jsonl") else read_text(path, name)
     if text.lstrip().startswith("["):
         return [Row(value, name, i) for i, value in enumerate(parse_json(text, name, hint=hint))]
     try:
         return list(json_lines(path, name, hint))
-    except UserError:
+    except UserError as error:
         try:
             json.loads(text)
         except (ValueError, RecursionError):
-            pass
-        else:  # one object over several lines
-            raise UserError(
-                f"{name}: holds one JSON object; expected a list of rows or one row per line"
-            ) from None
-        raise
+            raise error from None
+        expected = "expected a list of rows or one row per line"
+        raise UserError(f"{name}: holds one JSON object; {expected}") from None  # over several lines
 
 
 def json_lines(path: Path, name: str = "", hint: str = "") -> Iterator[Row]:
     """Rows of a JSON Lines file, one at a time; blank lines are skipped. Arguments: :func:`json_rows`."""
     name = name or str(path)
-    index = 0
-    for number, line in read_lines(path, name):
-        if not line.strip():
-            continue
+    lines = ((number, line) for number, line in read_lines(path, name) if line.strip())
+    for index, (number, line) in enumerate(lines):
         if index == 0 and line.lstrip().startswith("["):
             raise UserError(
                 f"{name}: begins with [, but a .jsonl file has one object per line; rename a list to .json"
             )
         yield Row(parse_json(line.rstrip("\r\n"), name, number, hint), name, index, number)
-        index += 1
 
 
 def tsv_rows(path: Path, header: Sequence[str] | None = None) -> Iterator[Row]:
@@ -109,14 +101,10 @@ def tsv_rows(path: Path, header: Sequence[str] | None = None) -> Iterator[Row]:
     lines = read_lines(path)
     _, first = next(lines, (1, ""))
     names = list(header) if header else first.rstrip("\r\n").split("\t")
-    index = 0
-    for number, line in lines:
-        if not line.strip():
-            continue
+    for index, (number, line) in enumerate(row for row in lines if row[1].strip()):
         cells = line.removesuffix("\n").removesuffix("\r").split("\t")
         value = dict(zip(names, cells, strict=True)) if len(cells) == len(names) else {}
         yield Row(value, str(path), index, number)
-        index += 1
 
 
 def paragraphs(path: Path) -> Iterator[str]:

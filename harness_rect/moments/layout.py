@@ -75,33 +75,25 @@ def read_moment(path: Path, d_mlp: int) -> SecondMoment:
         UserError: naming the file and what is wrong with it (not an npz, arrays missing, another width).
     """
     try:
-        total, count = _sum_and_count(path)
+        arrays = np.load(path, allow_pickle=False)
+        if isinstance(arrays, np.ndarray):
+            raise ValueError("it holds a single array")
+        with arrays:
+            total, count = arrays["mom2.mom2"], int(arrays["mom2.count"])
+        if total.dtype.kind not in "fiu":
+            raise ValueError(f"mom2.mom2 holds {total.dtype}")
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path}: not a file of second moments (expected an npz with mom2.mom2 and mom2.count): {reason}"
         ) from None
     if total.shape != (d_mlp, d_mlp):
-        raise UserError(
-            f"{path}: second moments of shape {total.shape} do not fit this model,"
-            f" whose keys have {d_mlp} elements"
-        )
+        fit = f"do not fit this model, whose keys have {d_mlp} elements"
+        raise UserError(f"{path}: second moments of shape {total.shape} {fit}")
     if count <= 0 or not np.isfinite(total).all():
-        raise UserError(
-            f"{path}: second moments must be finite and over at least one token (count is {count})"
-        )
+        expected = f"must be finite and over at least one token (count is {count})"
+        raise UserError(f"{path}: second moments {expected}")
     return SecondMoment(torch.from_numpy(total), count, str(path))
-
-
-def _sum_and_count(path: Path) -> tuple[np.ndarray, int]:
-    arrays = np.load(path, allow_pickle=False)
-    if isinstance(arrays, np.ndarray):
-        raise ValueError("it holds a single array")
-    with arrays:
-        total, count = arrays["mom2.mom2"], int(arrays["mom2.count"])
-    if total.dtype.kind not in "fiu":
-        raise ValueError(f"mom2.mom2 holds {total.dtype}")
-    return total, count
 
 
 def write_moment(path: Path, total: Tensor, count: int, documents: int, fingerprint: str) -> None:

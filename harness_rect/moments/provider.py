@@ -116,18 +116,16 @@ class MomentProvider:
 
     def _sample(self) -> dict[str, object]:
         """What identifies a computed sample."""
-        source: dict[str, object] = {"text": self.dataset}
-        path = Path(self.dataset)
+        path, encoder = Path(self.dataset), self.lm.encoder
+        plain = encoder.tokenizer("a", add_special_tokens=False)["input_ids"]
+        source = {"text": self.dataset}
         if path.is_file():
             source = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        encoder = self.lm.encoder
-        return {
+        return source | {
             "model": self.model_fingerprint,
             "tokens": self.tokens,
-            "special_tokens": encoder.ids("a")
-            != encoder.tokenizer("a", add_special_tokens=False)["input_ids"],
+            "special_tokens": encoder.ids("a") != plain,
             "code": code_digest(accumulate),
-            **source,
         }
 
     def compute_into(self, paths: Mapping[int, Path], processes: Processes = ALONE) -> int:
@@ -143,9 +141,8 @@ class MomentProvider:
             sequences, documents = windows(self.lm, texts_of(self.dataset), self.tokens)
         fingerprint = json.dumps(self._sample() | {"layers": layers}, sort_keys=True)
         folder = paths[layers[0]].parent
-        sums, count = accumulate(
-            self.lm, layers, sequences, folder / ".partial.safetensors", fingerprint, processes
-        )
+        partial = folder / ".partial.safetensors"
+        sums, count = accumulate(self.lm, layers, sequences, partial, fingerprint, processes)
         with processes.failing_together():
             if processes.is_main:
                 for layer, path in paths.items():

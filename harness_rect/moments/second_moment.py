@@ -65,7 +65,7 @@ class SecondMoment:
         left_out = vectors[:, below:]
         return x - left_out @ (left_out.T @ x)
 
-    def _factor(self, device: torch.device, ridge: float = 0.0) -> Tensor:
+    def _factor(self, device: torch.device, ridge: float) -> Tensor:
         key = (device, ridge)
         if key not in self._factors:
             c = self.mean.to(device)

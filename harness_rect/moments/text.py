@@ -34,7 +34,9 @@ def texts_of(source: str) -> Iterator[str]:
     """
     path = Path(source)
     if path.is_file():
-        return _jsonl_texts(path) if path.suffix == ".jsonl" else paragraphs(path)
+        if path.suffix != ".jsonl":
+            return paragraphs(path)
+        return (as_text(row.object().get("text"), f"{row.where}: text") for row in json_lines(path))
     if source in HUB_TEXTS:
         return _hub_texts(source)
     raise UserError(
@@ -42,18 +44,12 @@ def texts_of(source: str) -> Iterator[str]:
     )
 
 
-def _jsonl_texts(path: Path) -> Iterator[str]:
-    for row in json_lines(path):
-        yield as_text(row.object().get("text"), f"{row.where}: text")
-
-
 def _hub_texts(name: str) -> Iterator[str]:
     import datasets
 
     repository, configuration = HUB_TEXTS[name]
     try:
-        stream = datasets.load_dataset(repository, configuration, split="train", streaming=True)
-        for row in stream:
+        for row in datasets.load_dataset(repository, configuration, split="train", streaming=True):
             yield row["text"]
     except (OSError, ValueError) as error:
         raise UserError(

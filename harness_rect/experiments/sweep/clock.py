@@ -5,33 +5,19 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypedDict
+
+#: Row of the sweep's table -> its mean times: ``seconds_per_edit`` and ``seconds_per_evaluation``, if known.
+Timing = dict[str, dict[str, float]]
 
 
-class Timing(TypedDict, total=False):
-    """Mean times of one row of the sweep's table, kept for later estimates."""
-
-    seconds_per_edit: float
-    seconds_per_evaluation: float
-
-
-def _timing(kept: Mapping[str, Any]) -> Timing:
-    timing = Timing()
-    if "seconds_per_edit" in kept:
-        timing["seconds_per_edit"] = float(kept["seconds_per_edit"])
-    if "seconds_per_evaluation" in kept:
-        timing["seconds_per_evaluation"] = float(kept["seconds_per_evaluation"])
-    return timing
-
-
-def read_timing(index: Path) -> dict[str, Timing]:
-    """What earlier runs took, by row, as ``sweep.json`` keeps it; empty where it cannot be read."""
+def read_timing(index: Path) -> Timing:
+    """What earlier runs took, as ``sweep.json`` keeps it; empty where it cannot be read."""
     try:
         timing = json.loads(index.read_text(encoding="utf-8"))["timing"]
-        return {str(row): _timing(kept) for row, kept in timing.items()}
+        return {row: {kind: float(kept[kind]) for kind in kept} for row, kept in timing.items()}
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return {}  # it is only good for estimates
 

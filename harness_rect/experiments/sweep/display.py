@@ -54,16 +54,19 @@ class Progress:
     def seconds_left(self) -> float | None:
         """From the mean times so far (of all methods, for one not timed yet); None if there are none."""
         evaluation = _mean(self.rows, EVALUATING)
-        edits_left = [row for row in self.rows if not row.done and row.edits < row.edits_total]
-        editing = 0.0
-        for row in edits_left:
+        if evaluation is None:
+            return None
+        done, total = self.evaluations
+        left = evaluation * (total - done)
+        for row in self.rows:
+            if row.done or row.edits >= row.edits_total:
+                continue
             same = [other for other in self.rows if other.method == row.method]
             each = _mean(same, EDITING) or _mean(self.rows, EDITING)
             if each is None:
                 return None
-            editing += each * (row.edits_total - row.edits)
-        done, total = self.evaluations
-        return None if evaluation is None else editing + evaluation * (total - done)
+            left += each * (row.edits_total - row.edits)
+        return left
 
 
 def _mean(rows: Sequence[Row], kind: str) -> float | None:
@@ -119,10 +122,7 @@ class Display:
                 row.name,
                 f"{row.edits}/{row.edits_total}" if row.edits_total else "-",
                 f"{row.evaluations}/{row.evaluations_total}",
-                *(
-                    duration(row.seconds[kind]) if row.seconds[kind] else "-"
-                    for kind in (EDITING, EVALUATING)
-                ),
+                *(duration(s) if s else "-" for s in (row.seconds[EDITING], row.seconds[EVALUATING])),
                 row.doing,
                 style="dim" if row.done else "bold" if row.doing else None,
             )
@@ -139,25 +139,25 @@ def timing_table(rows: Sequence[Row], overhead: Mapping[str, float]) -> Group:
     table = Table(title="seconds of this run")
     for heading in ("", "edits", "editing", "evaluations", "evaluating"):
         table.add_column(heading, justify="left" if not heading else "right", overflow="fold")
+    totals: list[float] = [0, 0, 0, 0]
     for row in rows:
         if row.edits_made or row.evaluations_made:
-            table.add_row(
-                row.name,
-                str(row.edits_made),
-                f"{row.seconds[EDITING]:.1f}",
-                str(row.evaluations_made),
-                f"{row.seconds[EVALUATING]:.1f}",
-            )
-    editing, evaluating = (sum(row.seconds[kind] for row in rows) for kind in (EDITING, EVALUATING))
-    made = [sum(row.edits_made for row in rows), sum(row.evaluations_made for row in rows)]
+            cells = [row.edits_made, row.seconds[EDITING], row.evaluations_made, row.seconds[EVALUATING]]
+            table.add_row(row.name, *_cells(cells))
+            totals = [a + b for a, b in zip(totals, cells, strict=True)]
     table.add_section()
-    table.add_row("total", str(made[0]), f"{editing:.1f}", str(made[1]), f"{evaluating:.1f}")
-    work = editing + evaluating
+    table.add_row("total", *_cells(totals))
+    work = totals[1] + totals[3]
     beside = sum(overhead.values())
     share = f" ({100 * beside / work:.1f}% of editing and evaluating)" if work else ""
     parts = ", ".join(f"{kind} {seconds:.1f}" for kind, seconds in overhead.items() if seconds >= 0.05)
     rest = f"everything else {beside:.1f}{share}" + (f": {parts}" if parts else "")
     return Group(table, Text(rest))
+
+
+def _cells(numbers: Sequence[float]) -> list[str]:
+    """Counts and seconds in turn."""
+    return [f"{number:.{i % 2}f}" for i, number in enumerate(numbers)]
 
 
 def duration(seconds: float) -> str:

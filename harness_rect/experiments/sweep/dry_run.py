@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -25,52 +24,50 @@ from harness_rect.model_wrappers.edited_hf import EditedHF
 PROBE_DOCUMENTS = 8
 
 
-class DryRun:
-    """What a sweep would do and what that would cost."""
+def show_dry_run(plan: Plan, timing: Timing, console: Console) -> None:
+    """Print what a sweep would do and what that would cost.
 
-    def __init__(self, plan: Plan, timing: Mapping[str, Timing]) -> None:
-        self.plan, self.timing = plan, timing
-
-    def show(self, console: Console) -> None:
-        config, timing = self.plan.config, self.timing
-        table = Table(title=f"{self.plan.output}: what is left to do")
-        for heading in ("", "edits", "evaluations", "requests", "seconds"):
-            table.add_column(heading, justify="left" if not heading else "right", overflow="fold")
-        totals = [0, 0, 0, 0.0]
-        done, measured = 0, 0
-        for entry in config.models:
-            lm = load_model(entry, config)
-            evaluator = Evaluator(lm, config, config.model_args(entry))
-            evaluator.build()
-            checked = Checked(self.plan, entry, lm, evaluator, planning=True)
-            done += len(checked.done)
-            if not checked.todo:
-                continue
-            probe = Probe(self.plan, entry, lm, evaluator)
-            for name, group in by_row(self.plan, checked.todo).items():
-                known = timing.get(name, {})
-                trajectory = group[0].trajectory
-                requests = sum(evaluator.requests(evaluation.edits) for evaluation in group)
-                edits = group[-1].n_edits
-                measured += "seconds_per_evaluation" in known
-                evaluation = known.get("seconds_per_evaluation")
-                seconds = evaluation * len(group) if evaluation else probe.seconds_per_request() * requests
-                if trajectory is not None:
-                    each = known.get("seconds_per_edit") or probe.seconds_per_edit(trajectory)
-                    seconds += each * edits
-                cells = [edits, len(group), requests, seconds]
-                table.add_row(name, *(f"{cell:.0f}" for cell in cells))
-                totals = [a + b for a, b in zip(totals, cells, strict=True)]
-        table.add_section()
-        table.add_row("total", *(f"{cell:.0f}" for cell in totals))
-        console.print(table)
-        console.print(f"{done} evaluations are done already.")
-        if totals[1]:
-            how = "from earlier runs in this folder" if measured else "from a short probe"
-            console.print(
-                f"About {duration(totals[3])}, {how}; edited models often generate longer answers.",
-                soft_wrap=True,
-            )
+    Args:
+        timing: of earlier runs; rows it lacks are estimated from a short probe.
+    """
+    config = plan.config
+    table = Table(title=f"{plan.output}: what is left to do")
+    for heading in ("", "edits", "evaluations", "requests", "seconds"):
+        table.add_column(heading, justify="left" if not heading else "right", overflow="fold")
+    totals, done, measured = [0, 0, 0, 0.0], 0, False
+    for entry in config.models:
+        lm = load_model(entry, config)
+        evaluator = Evaluator(lm, config, config.model_args(entry))
+        evaluator.build()
+        checked = Checked(plan, entry, lm, evaluator, planning=True)
+        done += len(checked.done)
+        if not checked.todo:
+            continue
+        probe = Probe(plan, entry, lm, evaluator)
+        for name, group in by_row(plan, checked.todo).items():
+            known = timing.get(name, {})
+            trajectory = group[0].trajectory
+            requests = sum(evaluator.requests(evaluation.edits) for evaluation in group)
+            edits = group[-1].n_edits
+            measured |= "seconds_per_evaluation" in known
+            evaluation = known.get("seconds_per_evaluation")
+            seconds = evaluation * len(group) if evaluation else probe.seconds_per_request() * requests
+            if trajectory is not None:
+                each = known.get("seconds_per_edit") or probe.seconds_per_edit(trajectory)
+                seconds += each * edits
+            cells = [edits, len(group), requests, seconds]
+            table.add_row(name, *(f"{cell:.0f}" for cell in cells))
+            totals = [a + b for a, b in zip(totals, cells, strict=True)]
+    table.add_section()
+    table.add_row("total", *(f"{cell:.0f}" for cell in totals))
+    console.print(table)
+    console.print(f"{done} evaluations are done already.")
+    if totals[1]:
+        how = "from earlier runs in this folder" if measured else "from a short probe"
+        console.print(
+            f"About {duration(totals[3])}, {how}; edited models often generate longer answers.",
+            soft_wrap=True,
+        )
 
 
 class Probe:

@@ -40,7 +40,7 @@ from harness_rect.experiments.sweep.display import (
     duration,
     timing_table,
 )
-from harness_rect.experiments.sweep.dry_run import DryRun
+from harness_rect.experiments.sweep.dry_run import show_dry_run
 from harness_rect.experiments.sweep.evaluate import Evaluator
 from harness_rect.experiments.sweep.plan import (
     Evaluation,
@@ -81,7 +81,7 @@ def run_sweep(path: Path, dry_run: bool = False, started: float | None = None) -
     with logging_only(logging.WARNING, "lm_eval", "harness_rect.hparams", "harness_rect.edited_hf"):
         if dry_run:
             with _locked(plan.output) if plan.output.is_dir() else nullcontext():
-                DryRun(plan, read_timing(plan.output / INDEX)).show(Console())
+                show_dry_run(plan, read_timing(plan.output / INDEX), Console())
             return
         plan.output.mkdir(parents=True, exist_ok=True)
         with _locked(plan.output):
@@ -130,8 +130,7 @@ class Sweep:
             if evaluation.trajectory is None:
                 self._evaluate(evaluator, evaluation, None, checked.made_of[evaluation.folder])
         for trajectory in self.plan.trajectories:
-            todo = [e for e in checked.todo if e.trajectory is trajectory]
-            if todo:
+            if todo := [e for e in checked.todo if e.trajectory is trajectory]:
                 self._trajectory(lm, evaluator, trajectory, todo, checked)
 
     def _trajectory(
@@ -146,13 +145,12 @@ class Sweep:
         row = self.rows[row_name(self.plan, todo[0])]
         editing_before = self.clock.read(EDITING)
         started_at: list[int] = []
-        base = {kind: row.seconds[kind] for kind in row.seconds}
 
         def stepped(done: int) -> None:
             started_at.append(done)
             row.edits, row.doing = max(done, row.edits), "editing"
             row.edits_made = done - started_at[0]
-            row.seconds[EDITING] = base[EDITING] + self.clock.read(EDITING) - editing_before
+            row.seconds[EDITING] = self.clock.read(EDITING) - editing_before
 
         def reached(report: dict[str, Any]) -> None:
             evaluation = at[report["n_edits"]]
@@ -171,7 +169,7 @@ class Sweep:
                 report = session.run(cache, checkpoints=list(at), on_checkpoint=reached, on_step=stepped)
             finally:
                 session.revert()
-        row.seconds[EDITING] = base[EDITING] + self.clock.read(EDITING) - editing_before
+        row.seconds[EDITING] = self.clock.read(EDITING) - editing_before
         row.doing = ""
         self._record(row)
         cache.path(report["run"]).unlink(missing_ok=True)
@@ -252,15 +250,13 @@ def _rows(plan: Plan) -> Iterator[Row]:
 
 def _remove_leftovers(plan: Plan) -> None:
     """Remove temporary files of a killed process, only under our own names and in this plan's folders."""
-    folders = {plan.output, plan.output / STATES, plan.output / "edits"} | {
-        e.folder for e in plan.evaluations
-    }
-    for folder in folders:
+    folders = {plan.output, plan.output / STATES, plan.output / "edits"}
+    for folder in folders | {evaluation.folder for evaluation in plan.evaluations}:
         for path in folder.glob(".*.tmp"):
-            if path.is_dir() and path.name.startswith(".results."):
-                shutil.rmtree(path)
-            elif path.is_file():
+            if path.is_file():
                 path.unlink()
+            elif path.name.startswith(".results."):
+                shutil.rmtree(path)
 
 
 @contextmanager
@@ -270,13 +266,12 @@ def _locked(output: Path) -> Iterator[None]:
     Raises:
         UserError: another one does.
     """
-    lock = FileLock(output / LOCK)
+    lock = FileLock(output / LOCK, timeout=0)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire()
     except Timeout:
-        raise UserError(
-            f"{output}: another sweep is running in this folder; wait for it, or stop it"
-        ) from None
+        problem = "another sweep is running in this folder; wait for it, or stop it"
+        raise UserError(f"{output}: {problem}") from None
     try:
         yield
     finally:
