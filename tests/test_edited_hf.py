@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +21,14 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 import harness_rect._autoload  # noqa: F401  registers edited_hf
+from harness_rect.edits import load_edits
 from harness_rect.errors import UserError
+from harness_rect.evaluation.data import SOURCES
 from harness_rect.model_wrappers.edited_hf import EditedHF
 
 ROOT = Path(__file__).resolve().parent.parent
-GENERAL = [
-    "rect_reasoning",
-    "rect_nli",
-    "rect_open_domain_qa",
-    "rect_closed_domain_qa",
-    "rect_dialogue",
-    "rect_summarization",
-    "rect_ner",
-    "rect_sentiment",
-]
 EDITING = ["rect_zsre", "rect_counterfact"]
+GENERAL = list(SOURCES)
 
 ROWS: dict[str, list[dict[str, Any]]] = {
     "gsm8k.jsonl": [
@@ -88,13 +83,7 @@ EDITS: list[dict[str, Any]] = [
         "locality_ground_truth": "Paris",
     },
 ]
-HPARAMS = {
-    "layers": [0],
-    "v_num_grad_steps": 12,
-    "v_lr": 0.5,
-    "context_templates": ["{}", "You list. {}"],
-}
-
+HPARAMS = {"layers": [0], "v_num_grad_steps": 12, "v_lr": 0.5, "context_templates": ["{}", "You list. {}"]}
 
 #: What the models know before they are edited; one that knows nothing answers every prompt alike.
 KNOWN = [
@@ -139,14 +128,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, make_model, tokenizer, bos_t
         (folder / "rows" / name).write_text("\n".join(map(json.dumps, rows)))
     (folder / "edits.jsonl").write_text("\n".join(map(json.dumps, EDITS)))
     (folder / "hparams.json").write_text(json.dumps(HPARAMS))
-    names = {
-        "data": "rows",
-        "edits": "edits.jsonl",
-        "hparams": "hparams.json",
-        "gpt2": "gpt2",
-        "llama": "llama",
-    }
-    return {key: str(folder / name) for key, name in names.items()}
+    names = {"data": "rows", "edits": "edits.jsonl", "hparams": "hparams.json"}
+    return {key: str(folder / name) for key, name in (names | {f: f for f in lengths}).items()}
 
 
 @pytest.fixture
@@ -159,6 +142,12 @@ def arguments(place: dict[str, str]) -> Callable[..., dict[str, Any]]:
         return {key: value for key, value in usual.items() if value is not None}
 
     return arguments
+
+
+@pytest.fixture
+def unedited(arguments: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """``unedited(family)``: model_args of a run without an edit."""
+    return functools.partial(arguments, method="none", rect=None, hparams=None)
 
 
 def evaluate(
@@ -184,8 +173,10 @@ def scores(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def answers(results: dict[str, Any]) -> dict[str, list[Any]]:
-    return {task: [doc["resps"] for doc in docs] for task, docs in results["samples"].items()}
+def answers(results: dict[str, Any], tasks: Collection[str] | None = None) -> dict[str, list[Any]]:
+    """task -> the model's responses, of all tasks by default."""
+    samples = results["samples"]
+    return {task: [doc["resps"] for doc in samples[task]] for task in (samples if tasks is None else tasks)}
 
 
 def same_scores(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
@@ -209,15 +200,13 @@ def hf(place: dict[str, str], arguments: dict[str, Any], tasks: list[str], **mor
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_without_editing_all_ten_tasks_give_what_hf_gives(place, arguments, family: str) -> None:
-    given = arguments(family, method="none", rect=None, hparams=None)
+def test_without_editing_all_ten_tasks_give_what_hf_gives(place, unedited, family: str) -> None:
+    given = unedited(family)
     plain = hf(place, given, ["rect_suite"])
     ours = evaluate("edited_hf", given, ["rect_suite"])
     assert set(GENERAL + EDITING) <= set(scores(ours))
     same_scores(ours, plain)
-    assert {t: a for t, a in answers(ours).items() if t in GENERAL} == {
-        t: a for t, a in answers(plain).items() if t in GENERAL
-    }
+    assert answers(ours, GENERAL) == answers(plain, GENERAL)
     assert ours["config"]["edit"] == {"method": "none"}
 
 
@@ -237,8 +226,8 @@ def count_passes(model: EditedHF) -> list[tuple[int, ...]]:
     return shapes
 
 
-def test_a_batch_generates_in_as_many_passes_as_the_task_wants_tokens(place, arguments) -> None:
-    given = arguments(method="none", rect=None, hparams=None)
+def test_a_batch_generates_in_as_many_passes_as_the_task_wants_tokens(unedited) -> None:
+    given = unedited()
     model = EditedHF(**given, device="cpu", batch_size=4)
     passes = count_passes(model)
     for task in GENERAL:
@@ -270,9 +259,9 @@ def test_targets_of_one_token_take_one_sequence_a_prompt() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 4, "auto", "auto:2"])
 def test_the_editing_tasks_run_no_sequence_that_another_one_contains(
-    place, arguments, batch_size: int | str, monkeypatch
+    place, unedited, batch_size: int | str, monkeypatch
 ) -> None:
-    given = arguments("llama", method="none", rect=None, hparams=None) | {"max_batch_size": 4}
+    given = unedited("llama") | {"max_batch_size": 4}
     plain = hf(place, given, EDITING, batch_size=batch_size)
     run: list[tuple[int, ...]] = []
     call = HFLM._model_call
@@ -298,9 +287,9 @@ def test_the_editing_tasks_run_no_sequence_that_another_one_contains(
             assert [greedy for ((_, greedy),) in mine] == [greedy for ((_, greedy),) in theirs]
 
 
-def test_every_answer_is_the_models_own(place, arguments) -> None:
+def test_every_answer_is_the_models_own(place, unedited) -> None:
     """Also where HFLM reads the last token's probability at the place of the target's first."""
-    given = arguments("gpt2", method="none", rect=None, hparams=None)
+    given = unedited()
     results = evaluate("edited_hf", given, EDITING)
     model = transformers.AutoModelForCausalLM.from_pretrained(place["gpt2"]).eval()
     for task in EDITING:
@@ -316,8 +305,8 @@ def test_every_answer_is_the_models_own(place, arguments) -> None:
 
 
 @pytest.mark.parametrize("more", [{"max_length": 12}, {"logits_cache": False}])
-def test_cut_prompts_and_a_switched_off_logits_cache_are_left_to_hf(place, arguments, more) -> None:
-    given = arguments("gpt2", method="none", rect=None, hparams=None)
+def test_cut_prompts_and_a_switched_off_logits_cache_are_left_to_hf(place, unedited, more) -> None:
+    given = unedited()
     plain = evaluate("hf", {"pretrained": place["gpt2"]} | more, EDITING, metadata={"edits": place["edits"]})
     ours = evaluate("edited_hf", given | more, EDITING)
     assert scores(ours) == scores(plain)
@@ -333,9 +322,7 @@ def test_batch_size_makes_no_difference(arguments, family: str) -> None:
     many = evaluate("edited_hf", arguments(family), ["rect_suite"], batch_size=16)
     for task, found in scores(one).items():
         assert found == pytest.approx(scores(many)[task], abs=1e-5), task
-    assert {t: a for t, a in answers(one).items() if t in GENERAL} == {
-        t: a for t, a in answers(many).items() if t in GENERAL
-    }
+    assert answers(one, GENERAL) == answers(many, GENERAL)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -358,26 +345,21 @@ def test_provenance_is_complete_and_json(place, arguments, tmp_path: Path) -> No
     assert edit["edit_ids"] == ["7", "1", "2"]
     assert edit["edits_spec"] == place["edits"]
     assert {"right_after_each_edit", "at_the_end", "versions", "seconds_per_edit", "flagged"} <= edit.keys()
-    assert set(edit["right_after_each_edit"]) >= {
-        "reliability",
-        "generalization",
-        "locality",
-        "neighborhood_acc",
-    }
+    measured = {"reliability", "generalization", "locality", "neighborhood_acc"}
+    assert measured <= edit["right_after_each_edit"].keys()
     weights = edit["weights"]["transformer.h.0.mlp.c_proj.weight"]
     assert weights["frobenius_distance"] > 0
     assert 0 < weights["changed"] <= 1
 
 
 def test_the_saved_checkpoint_gives_hf_the_same_numbers(place, arguments, tmp_path: Path) -> None:
+    """With the edits in lm-eval's metadata, as any other model class gets them."""
     folder = tmp_path / "edited"
     given = arguments("llama", save_edited=str(folder))
     ours = evaluate("edited_hf", given, ["rect_suite"])
     theirs = hf(place, given | {"pretrained": str(folder)}, ["rect_suite"])
     same_scores(ours, theirs)
-    assert {t: a for t, a in answers(ours).items() if t in GENERAL} == {
-        t: a for t, a in answers(theirs).items() if t in GENERAL
-    }
+    assert answers(ours, GENERAL) == answers(theirs, GENERAL)
     report = json.loads((folder / "edit_report.json").read_text())
     assert report["run"] == ours["config"]["edit"]["run"]
     assert [path.name for path in tmp_path.iterdir()] == ["edited"], "no temporary folder left"
@@ -392,9 +374,10 @@ def test_sixteen_bit_checkpoints_hold_the_evaluated_weights(place, arguments, tm
     assert all(torch.equal(tensor, ours[name]) for name, tensor in saved.state_dict().items())
 
 
-def test_counterfact_is_what_the_models_probabilities_say(arguments, tmp_path: Path, caplog) -> None:
+def test_counterfact_is_what_the_models_probabilities_say(arguments, tmp_path: Path) -> None:
     folder = tmp_path / "edited"
-    found = evaluate("edited_hf", arguments("gpt2", save_edited=str(folder)), ["rect_counterfact"])
+    given = arguments(save_edited=str(folder))
+    found = evaluate("edited_hf", given, ["rect_counterfact"])
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
 
@@ -407,32 +390,12 @@ def test_counterfact_is_what_the_models_probabilities_say(arguments, tmp_path: P
         return math.exp(log_probs.gather(1, ids[0, start:, None]).mean())
 
     expected: dict[str, list[float]] = {name: [] for name in ("es", "ps", "ns", "em", "pm", "nm")}
-    for prompt, new, old, paraphrases, near in (
-        (
-            "Giulia Rossi is a native speaker of",
-            "English",
-            "French",
-            ["The mother tongue of Giulia Rossi is", "Giulia Rossi spoke"],
-            {"Danielle Darrieux is a native speaker of": "French", "LeBron James spoke": "French"},
-        ),
-        (
-            "To see the Space Needle you went to",
-            "Vienna, Austria",
-            "Seattle",
-            ["Where is the Space Needle? It is in"],
-            {"nq question: where is the Vatican Library": "Rome"},
-        ),
-        (
-            "The sport that LeBron James plays is",
-            "football",
-            "a list",
-            ["LeBron James plays"],
-            {"The capital of France is": "Paris"},
-        ),
-    ):
-        e = [probability(prompt, new) - probability(prompt, old)]
-        p = [probability(text, new) - probability(text, old) for text in paraphrases]
-        n = [probability(text, answer) - probability(text, new) for text, answer in near.items()]
+    for edit in load_edits(given["edits"]):
+        new, old = edit.target_new, edit.target_old
+        assert old is not None
+        e = [probability(edit.text, new) - probability(edit.text, old)]
+        p = [probability(text, new) - probability(text, old) for text in edit.paraphrases]
+        n = [probability(q.prompt, q.answer or "") - probability(q.prompt, new) for q in edit.neighborhood]
         for letter, differences in (("e", e), ("p", p), ("n", n)):
             expected[f"{letter}s"].append(sum(d > 0 for d in differences) / len(differences))
             expected[f"{letter}m"].append(sum(differences) / len(differences))
@@ -443,15 +406,6 @@ def test_counterfact_is_what_the_models_probabilities_say(arguments, tmp_path: P
     parts = [means["es"], means["ps"], means["ns"]]
     assert got["edit_score"] == pytest.approx(3 / sum(1 / p for p in parts) if all(parts) else 0.0)
     assert 0 < got["edit_score"] < 1, "a score at its end could be right by chance"
-
-
-def test_edits_reach_a_model_of_another_class_through_metadata(place, arguments, tmp_path: Path) -> None:
-    given = arguments(save_edited=str(tmp_path / "edited"))
-    ours = evaluate("edited_hf", given, EDITING)
-    theirs = evaluate(
-        "hf", {"pretrained": str(tmp_path / "edited")}, EDITING, metadata={"edits": place["edits"]}
-    )
-    same_scores(ours, theirs)
 
 
 def test_an_edited_run_is_taken_from_the_edit_cache(arguments, monkeypatch, tmp_path: Path) -> None:
@@ -468,7 +422,7 @@ def test_an_edited_run_is_taken_from_the_edit_cache(arguments, monkeypatch, tmp_
 # ------------------------------------------------------------------------------- lm-eval's answer cache
 
 
-def test_one_cache_file_never_mixes_models(place, arguments, tmp_path: Path, monkeypatch) -> None:
+def test_one_cache_file_never_mixes_models(place, arguments, unedited, tmp_path: Path, monkeypatch) -> None:
     tasks = ["rect_summarization", "rect_zsre"]
     generated: list[int] = []
     generate = HFLM._model_generate
@@ -478,35 +432,28 @@ def test_one_cache_file_never_mixes_models(place, arguments, tmp_path: Path, mon
         return generate(self, context, *rest, **more)
 
     monkeypatch.setattr(HFLM, "_model_generate", counted)
-    none = arguments(method="none", rect=None, hparams=None)
-    runs = {
-        "hf": lambda **more: hf(place, none, tasks, **more),
-        "none": lambda **more: evaluate("edited_hf", none, tasks, **more),
-        "rect": lambda **more: evaluate("edited_hf", arguments(), tasks, **more),
-        "unregularized": lambda **more: evaluate("edited_hf", arguments(rect=None), tasks, **more),
-        "other slice": lambda **more: evaluate(
-            "edited_hf", arguments(edits=f"{place['edits']}[0:1]"), tasks, **more
-        ),
+    none = unedited()
+    edited = functools.partial(evaluate, "edited_hf")
+    runs: dict[str, Callable[..., dict[str, Any]]] = {
+        "hf": functools.partial(hf, place, none, tasks),
+        "none": functools.partial(edited, none, tasks),
+        "rect": functools.partial(edited, arguments(), tasks),
+        "unregularized": functools.partial(edited, arguments(rect=None), tasks),
+        "other slice": functools.partial(edited, arguments(edits=f"{place['edits']}[0:1]"), tasks),
     }
     alone = {name: answers(run()) for name, run in runs.items()}
     assert alone["hf"]["rect_summarization"] == alone["none"]["rect_summarization"]
-    texts = [
-        json.dumps(alone[name]["rect_summarization"])
-        for name in ("hf", "rect", "unregularized", "other slice")
-    ]
-    assert len(set(texts)) == 4, "models that answer alike cannot be mixed up"
+    texts = {json.dumps(found["rect_summarization"]) for found in alone.values()}
+    assert len(texts) == 4, "models that answer alike cannot be mixed up"
 
     cache = str(tmp_path / "answers")
-    for order in (
-        ["rect", "hf", "none", "unregularized", "other slice"],
-        ["hf", "other slice", "rect", "none"],
-    ):
+    first = ["rect", "hf", "none", "unregularized", "other slice"]
+    for order in (first, ["hf", "other slice", "rect", "none"]):
         for name in order:
             results = runs[name](use_cache=cache)
             assert answers(results) == alone[name], (name, order)
-            assert results["config"].get("edit", {"method": "none"})["method"] == (
-                "none" if name in {"hf", "none"} else "rome"
-            ), "provenance is there with a cache, too"
+            method = results["config"].get("edit", {"method": "none"})["method"]
+            assert method == ("none" if name in {"hf", "none"} else "rome"), "provenance is cached, too"
         if order[0] == "hf":
             assert generated == [], "the second round needs no model"
         generated.clear()
@@ -515,72 +462,53 @@ def test_one_cache_file_never_mixes_models(place, arguments, tmp_path: Path, mon
 # -------------------------------------------------------------------------------- what cannot be done
 
 
-@pytest.fixture
-def refused(place, tmp_path: Path, make_model, tokenizer) -> Callable[[str], dict[str, Any]]:
-    """``refused(name)``: model_args that ask for something impossible."""
-
-    def folder_with_config(change: dict[str, Any]) -> str:
-        folder = tmp_path / "model"
-        make_model("gpt2").save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | change))
-        return str(folder)
-
-    def t5() -> str:
-        config = transformers.T5Config(vocab_size=420, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2)
-        config.decoder_start_token_id = 0
-        transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
-        tokenizer.save_pretrained(tmp_path / "t5")
-        return str(tmp_path / "t5")
-
+@pytest.fixture(scope="module")
+def folders(place, tmp_path_factory: pytest.TempPathFactory, tokenizer) -> dict[str, str]:
+    """Paths by name: those of ``place``, models that cannot be edited, and ``nowhere``."""
+    folder = tmp_path_factory.mktemp("refused")
+    shutil.copytree(place["gpt2"], folder / "gptq")
+    path = folder / "gptq" / "config.json"
     gptq = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
-    cases: dict[str, Callable[[], dict[str, Any]]] = {
-        "an encoder-decoder": lambda: {"pretrained": t5()},
-        "a quantised checkpoint": lambda: {"pretrained": folder_with_config(gptq)},
-        "quantised on loading": lambda: {"load_in_8bit": True},
-        "split by tensor parallelism": lambda: {"tp_plan": "auto"},
-        "an unknown method": lambda: {"method": "romee"},
-        "a share without a percent sign": lambda: {"rect": 40},
-        "no edits": lambda: {"edits": None},
-        "no such file of edits": lambda: {"edits": str(tmp_path / "nothing.json")},
-        "no such model": lambda: {"pretrained": str(tmp_path / "nothing")},
-        "no such preset": lambda: {"hparams": "gpt5"},
-        "no such hyper-parameters": lambda: {"hparams": str(tmp_path / "nothing.yaml")},
-        "an output that exists": lambda: {"save_edited": place["data"]},
-        "a misspelled argument": lambda: {"regularizr": "rect"},
-        "an argument nobody knows": lambda: {"wizardry": 3},
-        "no such data": lambda: {"data": str(tmp_path / "nowhere")},
-    }
-    usual = {"pretrained": place["gpt2"], "edits": place["edits"], "hparams": place["hparams"]}
-    return lambda name: {key: value for key, value in (usual | cases[name]()).items() if value is not None}
+    path.write_text(json.dumps(json.loads(path.read_text()) | gptq))
+    config = transformers.T5Config(vocab_size=420, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2)
+    config.decoder_start_token_id = 0
+    transformers.T5ForConditionalGeneration(config).save_pretrained(folder / "t5")
+    tokenizer.save_pretrained(folder / "t5")
+    return place | {name: str(folder / name) for name in ("gptq", "t5", "nowhere")}
 
 
-REFUSALS = {
-    "an encoder-decoder": "encoder-decoder",
-    "a quantised checkpoint": "quantis",
-    "quantised on loading": "load_in_8bit",
-    "split by tensor parallelism": "tp_plan",
-    "an unknown method": "did you mean 'rome'",
-    "a share without a percent sign": "rect=40: expected a share",
-    "no edits": "edits= is missing",
-    "no such file of edits": "nothing.json",
-    "no such model": "nothing",
-    "no such preset": "hparams=gpt5",
-    "no such hyper-parameters": "nothing.yaml",
-    "an output that exists": "exists already",
-    "a misspelled argument": "did you mean 'regularizer'",
-    "an argument nobody knows": "no argument 'wizardry'",
-    "no such data": "expected hub, tiny or a folder",
+#: Arguments, in which a path is in braces, and what the error says.
+REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
+    "an encoder-decoder": ({"pretrained": "{t5}"}, "encoder-decoder"),
+    "a quantised checkpoint": ({"pretrained": "{gptq}"}, "quantis"),
+    "quantised on loading": ({"load_in_8bit": True}, "load_in_8bit"),
+    "split by tensor parallelism": ({"tp_plan": "auto"}, "tp_plan"),
+    "an unknown method": ({"method": "romee"}, "did you mean 'rome'"),
+    "a share without a percent sign": ({"rect": 40}, "rect=40: expected a share"),
+    "no edits": ({"edits": None}, "edits= is missing"),
+    "no such file of edits": ({"edits": "{nowhere}.json"}, "nowhere.json"),
+    "no such model": ({"pretrained": "{nowhere}"}, "nowhere"),
+    "no such preset": ({"hparams": "gpt5"}, "hparams=gpt5"),
+    "no such hyper-parameters": ({"hparams": "{nowhere}.yaml"}, "nowhere.yaml"),
+    "an output that exists": ({"save_edited": "{data}"}, "exists already"),
+    "a misspelled argument": ({"regularizr": "rect"}, "did you mean 'regularizer'"),
+    "an argument nobody knows": ({"wizardry": 3}, "no argument 'wizardry'"),
+    "no such data": ({"data": "{nowhere}"}, "expected hub, tiny or a folder"),
 }
 
 
-@pytest.mark.parametrize("name", REFUSALS)
+@pytest.mark.parametrize(("change", "message"), REFUSALS.values(), ids=REFUSALS)
 def test_what_cannot_be_done_is_one_line_and_status_2(
-    refused, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folders,
+    arguments,
+    change: dict[str, Any],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    given = refused(name)
-    with pytest.raises(UserError, match=REFUSALS[name]) as error:
+    change = {k: v.format_map(folders) if isinstance(v, str) else v for k, v in change.items()}
+    given = arguments(**{"rect": None, "data": None} | change)
+    with pytest.raises(UserError, match=message) as error:
         EditedHF(**given, device="cpu")
     assert "\n" not in str(error.value)
 
@@ -589,8 +517,7 @@ def test_what_cannot_be_done_is_one_line_and_status_2(
     with pytest.raises(SystemExit) as exit:
         EditedHF(**given, device="cpu")
     assert exit.value.code == 2
-    err = capsys.readouterr().err.splitlines()
-    assert err[-1] == f"error: {error.value}"
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {error.value}"
 
 
 def lm_eval_command(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -608,17 +535,18 @@ def lm_eval_command(tmp_path: Path, *arguments: str) -> subprocess.CompletedProc
     )
 
 
-def test_the_lm_eval_command_refuses_in_one_line(refused, tmp_path: Path) -> None:
-    text = ",".join(f"{key}={value}" for key, value in refused("an unknown method").items())
+def test_the_lm_eval_command_refuses_in_one_line(arguments, tmp_path: Path) -> None:
+    text = ",".join(f"{key}={value}" for key, value in arguments(method="romee").items())
     done = lm_eval_command(tmp_path, "--model", "edited_hf", "--model_args", text, "--tasks", "rect_zsre")
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: model_args: method: no editing method 'romee'")
 
 
-def test_the_lm_eval_command_runs_the_suite_and_writes_one_results_file(place, tmp_path: Path) -> None:
-    given = {"pretrained": place["gpt2"], "rect": "80%", "edits": f"{place['edits']}[0:2]"}
-    given |= {name: place[name] for name in ("data", "hparams")}
+def test_the_lm_eval_command_runs_the_suite_and_writes_one_results_file(
+    place, arguments, tmp_path: Path
+) -> None:
+    given = arguments(rect="80%", edits=f"{place['edits']}[0:2]")
     text = ",".join(f"{name}={value}" for name, value in given.items())
     command = ["--model", "edited_hf", "--model_args", text, "--tasks", "rect_suite", "--output_path", "out"]
     done = lm_eval_command(tmp_path, *command, "--log_samples")

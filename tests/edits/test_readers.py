@@ -67,15 +67,12 @@ def test_text_leaves_other_braces_alone() -> None:
     assert edit.text[slice(*edit.subject_span)] == "a{}b"
 
 
-@pytest.mark.parametrize("prompt", ["no marker", "{} and {}"])
-def test_an_edit_has_exactly_one_marker(prompt: str) -> None:
-    with pytest.raises(UserError, match="marker"):
-        edit_of(prompt)
-
-
-@pytest.mark.parametrize(("given_target", "expected"), [("x", " x"), (" x", " x"), ("  x", "  x")])
-def test_target_gets_one_space_only_where_none_is(given_target: str, expected: str) -> None:
-    assert edit_of("{} is", target=given_target).target == expected
+def test_an_edit_has_one_marker_and_a_target_that_begins_with_a_space() -> None:
+    for prompt in ("no marker", "{} and {}"):
+        with pytest.raises(UserError, match="marker"):
+            edit_of(prompt)
+    for target, expected in (("x", " x"), (" x", " x"), ("  x", "  x")):
+        assert edit_of("{} is", target=target).target == expected
 
 
 def test_fingerprint_is_of_the_content_in_its_order() -> None:
@@ -83,15 +80,11 @@ def test_fingerprint_is_of_the_content_in_its_order() -> None:
     assert re.fullmatch("[0-9a-f]{64}", fingerprint([one, two]))
     assert fingerprint([one, two]) != fingerprint([two, one])
     assert fingerprint([one]) == fingerprint([edit_of("{} is", "A", source="f.json row 9", id="9")])
-    for change in (
-        {"target_old": "o"},
-        {"paraphrases": ("p",)},
-        {"neighborhood": (Probe("q", None),)},
-        {"neighborhood": (Probe("q", "a"),)},
-        {"attribute_prompts": ("p",)},
-        {"generation_prompts": ("p",)},
-    ):
-        assert fingerprint([edit_of("{} is", "A", **change)]) != fingerprint([one]), change
+    changes: list[Row] = [{"target_old": "o"}]
+    changes += [{"neighborhood": (Probe("q", answer),)} for answer in (None, "a")]
+    changes += [{name: ("p",)} for name in ("paraphrases", "attribute_prompts", "generation_prompts")]
+    prints = {fingerprint([edit_of("{} is", "A", **change)]) for change in [{}, *changes]}
+    assert len(prints) == 1 + len(changes)
     # Known value: a change to it makes every cached run unfindable.
     known = edit_of("{} \u00e9 is", "A", " t", paraphrases=("p",), neighborhood=(Probe("q", None),))
     assert fingerprint([known]) == "044a707e6d29a442085b4b5f1b780ef681069aaf7a0caad5719a2c9bccacff10"
@@ -115,24 +108,6 @@ COUNTERFACT: Row = {
 }
 
 
-def test_counterfact(tmp_path: Path) -> None:
-    assert read_one(tmp_path, COUNTERFACT) == Edit(
-        id="41",
-        prompt="{} is written in",
-        subject="The Blue Ledger",
-        target_new="Basque",
-        target_old=" Welsh",
-        paraphrases=("Noise. The Blue Ledger uses", "They read The Blue Ledger in"),
-        neighborhood=(
-            Probe("The Red Ledger is written in", " Welsh"),
-            Probe("The Old Ledger is in", " Welsh"),
-        ),
-        attribute_prompts=("Some Song is in",),
-        generation_prompts=("The Blue Ledger's readers", "The Blue Ledger's readers"),
-        source="one.json, row 0",
-    )
-
-
 ZSRE: Row = {
     "subject": "Lake Orn",
     "src": "Which river does Lake Orn feed, if Lake Orn feeds any?",
@@ -147,41 +122,90 @@ ZSRE: Row = {
 }
 
 
-def test_zsre(tmp_path: Path) -> None:
-    assert read_one(tmp_path, ZSRE) == Edit(
-        id="0",
-        prompt="Which river does {} feed, if Lake Orn feeds any?",
-        subject="Lake Orn",
-        target_new="Tamm",
-        target_old="Sill",
-        paraphrases=("What river does Lake Orn feed?",),
-        neighborhood=(Probe("nq question: who painted the old barn", "Ida Holm"),),
-        source="one.json, row 0",
-    )
+EASYEDIT: Row = {
+    "case_id": "c7",
+    "prompt": "Orn Castle stands in",
+    "subject": "Orn Castle",
+    "target_new": " Lund",
+    "ground_truth": "Bern",
+    "rephrase_prompt": "The place of Orn Castle is",
+    "locality_prompt": "Sill Castle stands in",
+    "locality_ground_truth": "Rome",
+}
+
+ROWS: dict[str, tuple[Row, Row]] = {
+    "counterfact": (
+        COUNTERFACT,
+        {
+            "id": "41",
+            "prompt": "{} is written in",
+            "subject": "The Blue Ledger",
+            "target_new": "Basque",
+            "target_old": " Welsh",
+            "paraphrases": ("Noise. The Blue Ledger uses", "They read The Blue Ledger in"),
+            "neighborhood": (
+                Probe("The Red Ledger is written in", " Welsh"),
+                Probe("The Old Ledger is in", " Welsh"),
+            ),
+            "attribute_prompts": ("Some Song is in",),
+            "generation_prompts": ("The Blue Ledger's readers", "The Blue Ledger's readers"),
+        },
+    ),
+    "zsre": (
+        ZSRE,
+        {
+            "prompt": "Which river does {} feed, if Lake Orn feeds any?",
+            "subject": "Lake Orn",
+            "target_new": "Tamm",
+            "target_old": "Sill",
+            "paraphrases": ("What river does Lake Orn feed?",),
+            "neighborhood": (Probe("nq question: who painted the old barn", "Ida Holm"),),
+        },
+    ),
+    "zsre without what is optional": (
+        {key: ZSRE[key] for key in ("subject", "src", "alt")} | {"rephrase": " ", "loc": "nq question: why"},
+        {
+            "prompt": "Which river does {} feed, if Lake Orn feeds any?",
+            "subject": "Lake Orn",
+            "target_new": "Tamm",
+            "neighborhood": (Probe("nq question: why", None),),
+        },
+    ),
+    "easyedit, flat": (
+        EASYEDIT,
+        {
+            "id": "c7",
+            "prompt": "{} stands in",
+            "subject": "Orn Castle",
+            "target_new": " Lund",
+            "target_old": "Bern",
+            "paraphrases": ("The place of Orn Castle is",),
+            "neighborhood": (Probe("Sill Castle stands in", "Rome"),),
+        },
+    ),
+    "plain": (
+        plain(
+            target_new={"str": "cliffs", "id": None},
+            target_true={"str": "sand"},
+            rephrase_prompt=["One", "Two", "One"],
+            neighborhood_prompts=["Near", {"prompt": "Far", "ground_truth": "away"}],
+        ),
+        {
+            "prompt": "{} grows on",
+            "subject": "Plant 0",
+            "target_new": "cliffs",
+            "target_old": "sand",
+            "paraphrases": ("One", "Two"),
+            "neighborhood": (Probe("Near", "sand"), Probe("Far", "away")),
+        },
+    ),
+}
 
 
-def test_zsre_without_what_is_optional(tmp_path: Path) -> None:
-    row = {key: ZSRE[key] for key in ("subject", "src", "alt")}
-    edit = read_one(tmp_path, {**row, "rephrase": "  ", "loc": "nq question: why"})
-    assert (edit.target_old, edit.paraphrases) == (None, ())
-    assert edit.neighborhood == (Probe("nq question: why", None),)
-
-
-def test_easyedit_flat(tmp_path: Path) -> None:
-    row = {
-        "case_id": "c7",
-        "prompt": "Orn Castle stands in",
-        "subject": "Orn Castle",
-        "target_new": " Lund",
-        "ground_truth": "Bern",
-        "rephrase_prompt": "The place of Orn Castle is",
-        "locality_prompt": "Sill Castle stands in",
-        "locality_ground_truth": "Rome",
-    }
-    edit = read_one(tmp_path, row)
-    assert (edit.id, edit.prompt, edit.target_new, edit.target_old) == ("c7", "{} stands in", " Lund", "Bern")
-    assert edit.paraphrases == ("The place of Orn Castle is",)
-    assert edit.neighborhood == (Probe("Sill Castle stands in", "Rome"),)
+@pytest.mark.parametrize(("row", "expected"), ROWS.values(), ids=ROWS)
+def test_a_row_of_each_format(tmp_path: Path, row: Row, expected: Row) -> None:
+    usual: Row = {"id": "0", "target_old": None, "paraphrases": (), "source": "one.json, row 0"}
+    assert read_one(tmp_path, row) == Edit(**usual | expected)
 
 
 @pytest.mark.parametrize(
@@ -190,14 +214,8 @@ def test_easyedit_flat(tmp_path: Path) -> None:
         ({"neighborhood": {"prompt": "P", "ground_truth": "a"}}, [("P", "a")]),
         ({"neighborhood": {"prompt": ["P", "Q"], "ground_truth": ["a", "b"]}}, [("P", "a"), ("Q", "b")]),
         ({"neighborhood": {"prompt": ["P"], "ground_truth": ["a", "alias of a"]}}, [("P", "a")]),
-        (
-            {"G": [{"prompt": "P", "ground_truth": [["a", "alias"]]}, {"prompt": "Q"}]},
-            [("P", "a"), ("Q", None)],
-        ),
-        (
-            {"G": [{"prompt": "P", "ground_truth": []}], "H": {"prompt": "Q", "ground_truth": "b"}},
-            [("P", None), ("Q", "b")],
-        ),
+        ({"G": [{"prompt": "P", "ground_truth": [["a", "x"]]}, {"prompt": "Q"}]}, [("P", "a"), ("Q", None)]),
+        ({"G": [{"prompt": "P", "ground_truth": []}], "H": {"prompt": "Q"}}, [("P", None), ("Q", None)]),
         ({"G": [{"prompt": "", "ground_truth": "a"}], "H": None, "I": []}, []),
     ],
 )
@@ -207,18 +225,6 @@ def test_easyedit_nested_locality(
     edit = read_one(tmp_path, plain(ground_truth=[["old", "older"]], locality=locality))
     assert edit.neighborhood == tuple(Probe(*pair) for pair in expected)
     assert edit.target_old == "old"
-
-
-def test_plain_rows(tmp_path: Path) -> None:
-    row = plain(
-        target_new={"str": "cliffs", "id": None},
-        target_true={"str": "sand"},
-        rephrase_prompt=["One", "Two", "One"],
-        neighborhood_prompts=["Near", {"prompt": "Far", "ground_truth": "away"}],
-    )
-    edit = read_one(tmp_path, row)
-    assert (edit.target_new, edit.target_old, edit.paraphrases) == ("cliffs", "sand", ("One", "Two"))
-    assert edit.neighborhood == (Probe("Near", "sand"), Probe("Far", "away"))
 
 
 def test_shapes_may_be_mixed_in_a_file(tmp_path: Path) -> None:
@@ -240,16 +246,11 @@ def test_another_format_is_one_entry_of_the_table(tmp_path: Path, monkeypatch: p
     assert "expected fact, or requested_rewrite, or src" in message(write(tmp_path / "a.json", [{}]))
 
 
-def test_ids_are_made_unique(tmp_path: Path) -> None:
+def test_ids_are_made_unique_and_else_row_numbers_in_the_file(tmp_path: Path) -> None:
     ids: list[Any] = [1, None, 1, "1", "1#2", True, "", 0]
-    rows = [plain(i, case_id=case_id) for i, case_id in enumerate(ids)]
-    found = [edit.id for edit in load_edits(write(tmp_path / "a.json", rows))]
-    assert found == ["1", "1#2", "1#3", "1#4", "1#2#2", "5", "6", "0"]
-
-
-def test_an_id_is_the_row_number_in_the_file_not_in_the_slice(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.json", [plain(i) for i in range(5)])
-    assert [edit.id for edit in load_edits(path + "[3:1:-1]")] == ["3", "2"]
+    path = write(tmp_path / "a.json", [plain(i, case_id=case_id) for i, case_id in enumerate(ids)])
+    assert [edit.id for edit in load_edits(path)] == ["1", "1#2", "1#3", "1#4", "1#2#2", "5", "6", "0"]
+    assert [edit.id for edit in load_edits(path + "[6:4:-1]")] == ["6", "5"]
 
 
 # --- the subject in its prompt ------------------------------------------------------------------
@@ -280,13 +281,10 @@ def test_marking(prompt: str, subject: str, marked: str, stands: str, loose: boo
     assert mark_subject(prompt, subject) == (marked, stands, loose)
 
 
-@pytest.mark.parametrize(
-    ("prompt", "subject"),
-    [("{} and {}", "Ann"), ("Ann {} {}", "Ann"), ("dict{} {}", "dict{}"), ("Who?", "Ann"), ("{ }", "Ann")],
-)
-def test_marking_refuses(prompt: str, subject: str) -> None:
-    with pytest.raises(UserError):
-        mark_subject(prompt, subject)
+def test_marking_refuses() -> None:
+    for prompt in ("{} and Ann {}", "Ann {} {}", "dict{} {}", "Who?", "{ }"):
+        with pytest.raises(UserError):
+            mark_subject(prompt, "dict{}" if "dict" in prompt else "Ann")
 
 
 some_text = st.text(alphabet=st.sampled_from("aAbé\u0301ß{} İ\u1112\u1161n"), max_size=12)
@@ -366,19 +364,18 @@ def test_one_row(ten: str, number: int, expected: str) -> None:
     assert (len(stream), stream[0].subject, stream[0:1]) == (1, f"Plant {expected}", stream.edits)
 
 
-@pytest.mark.parametrize("inner", ["10", "-11", "5:5", "20:", "::-1][3:2"])
-def test_an_empty_selection_says_how_many_rows_there_are(ten: str, inner: str) -> None:
-    if "]" not in inner:
-        assert "10 rows" in message(f"{ten}[{inner}]")
-    else:  # only the last bracket is the slice; what stays is no path
-        assert "ending in" in message(f"{ten}[{inner}]")
+SLICES = dict.fromkeys(["10", "-11", "5:5", "20:"], "10 rows") | {
+    "::-1][3:2": "ending in",  # only the last bracket is the slice; what stays is no path
+    **dict.fromkeys(
+        ["", " ", "a", "1:b", "1,2", "0:4:0", "1:2:3:4", "1.5", "1e3", "9" * 5000, "\u0661"],
+        "[start:stop:step]",
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    "inner", ["", " ", "a", "1:b", "1,2", "0:4:0", "1:2:3:4", "1.5", "1e3", "9" * 5000, "\u0661"]
-)
-def test_malformed_slices(ten: str, inner: str) -> None:
-    assert "[start:stop:step]" in message(f"{ten}[{inner}]")
+@pytest.mark.parametrize(("inner", "expected"), SLICES.items())
+def test_slices_that_are_refused(ten: str, inner: str, expected: str) -> None:
+    assert expected in message(f"{ten}[{inner}]")
 
 
 def test_rows_outside_the_slice_do_not_matter(tmp_path: Path) -> None:
@@ -390,31 +387,19 @@ def test_rows_outside_the_slice_do_not_matter(tmp_path: Path) -> None:
 # --- files --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("content", ["", "[]"])
+def test_a_file_without_rows_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    assert "the file has 0 rows" in message(str(tmp_path / "a.json"))
+
+
 @pytest.mark.parametrize(
-    ("name", "content", "expected"),
-    [
-        ("a.jsonl", b"\n[1]\n", "a.jsonl: begins with ["),
-        ("a.json", b'{"rows": [1]}', "unknown row format"),
-        ("a.json", b'["text"]', "row 0: expected a JSON object, found a string"),
-        ("a.json", b"", "the file has 0 rows"),
-        ("a.json", b"[]", "the file has 0 rows"),
-    ],
+    ("spec", "expected"),
+    [("gone.json[0:2]", "{}/gone.json"), *((s, "counterfact") for s in ("a.csv", "zsree[0:5]", "", "[0:5]"))],
 )
-def test_files_that_are_refused(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    assert expected in message(str(tmp_path / name))
-
-
-def test_a_missing_file_is_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, expected: str) -> None:
     monkeypatch.chdir(tmp_path)
-    assert str(tmp_path / "gone.json") in message("gone.json[0:2]")
-
-
-@pytest.mark.parametrize("spec", ["facts.csv", "zsree[0:5]", "", "[0:5]"])
-def test_unknown_names(spec: str) -> None:
-    text = message(spec)
-    assert ".jsonl" in text
-    assert "counterfact" in text
+    assert expected.format(tmp_path) in message(spec)
 
 
 # --- rows that are refused ----------------------------------------------------------------------
@@ -425,6 +410,7 @@ def test_unknown_names(spec: str) -> None:
     [
         ({"question": 1, "answer": 2}, ["unknown row format", "'question', 'answer'"]),
         ({}, ["unknown row format", "none"]),
+        ("text", ["expected a JSON object, found a string"]),
         (plain(subject=None), ["subject: missing"]),
         (plain(subject=" "), ["subject: empty"]),
         (plain(subject=3), ["subject: expected a string", "number (3)"]),
@@ -447,7 +433,7 @@ def test_unknown_names(spec: str) -> None:
         (plain(locality={"G": {"prompt": ["a", "b"], "ground_truth": ["c"]}}), ["2 prompts but 1 answers"]),
     ],
 )
-def test_bad_rows_are_named(tmp_path: Path, row: Row, expected: list[str]) -> None:
+def test_bad_rows_are_named(tmp_path: Path, row: Any, expected: list[str]) -> None:
     path = write(tmp_path / "bad.jsonl", [plain(0), plain(1), row])
     text = message(path + "[1:]")
     assert text.startswith(f"{path}, row 2 (line 3): ")
@@ -497,9 +483,8 @@ def test_an_ordinary_stream_has_no_warnings(tmp_path: Path) -> None:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", str(tmp_path / "cache"))
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # these tests serve files on this machine
+    monkeypatch.setattr("datasets.config.DOWNLOADED_DATASETS_PATH", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)  # these tests serve files on this machine
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path / "cache"
@@ -537,9 +522,7 @@ def test_public_sets_come_through_the_cache(
     assert stream[1].source == "counterfact.json, row 0"
     assert any(cache.iterdir())
     path.unlink()
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     assert load_edits("counterfact[::-1]").edits == stream.edits
 
 
@@ -563,7 +546,6 @@ def test_no_network_is_one_line_that_says_what_to_do(cache: Path, monkeypatch: p
 
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"])
 def test_offline_variables_are_respected(tmp_path: Path, variable: str) -> None:
-    pytest.importorskip("datasets")
     code = (
         "import socket, sys\n"
         "def refuse(*a, **k): print('asked the network'); raise OSError('no')\n"

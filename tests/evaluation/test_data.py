@@ -19,10 +19,7 @@ REASONING, NLI, OPEN_DOMAIN_QA, CLOSED_DOMAIN_QA, DIALOGUE, SUMMARIZATION, NER, 
 # One made-up pair of rows a task: as our JSONL has them, and as the documents they become.
 OURS: dict[str, list[dict[str, Any]]] = {
     "gsm8k.jsonl": [
-        {
-            "question": "Ana has 1,000 nuts\r\nand finds 2. How many? ",
-            "answer": "1000 + 2 = 1002 nüts\n#### 1,002",
-        },
+        {"question": "Ana has 1,000 nuts\r\nand finds 2. ", "answer": "1000 + 2 = 1002 nüts\n#### 1,002"},
         {"question": "Two and two?", "answer": "It is 4.\n#### 4"},
     ],
     "rte.jsonl": [
@@ -38,11 +35,7 @@ OURS: dict[str, list[dict[str, Any]]] = {
         {"question": "is it gold", "passage": "It is tin.", "answer": False},
     ],
     "mutual.jsonl": [
-        {
-            "article": "m : it 's late .",
-            "options": ["f : go .", "f : no .", "f : eh .", "f : ok ."],
-            "answers": "B",
-        },
+        {"article": "m : it 's late .", "options": ["go .", "f : no .", "eh .", "ok ."], "answers": "B"},
         {"article": "f : hej \u2028 du", "options": ["a .", "b .", "c .", "d ."], "answers": "D"},
     ],
     "samsum.jsonl": [
@@ -106,36 +99,25 @@ def paper(tmp_path: Path) -> Path:
 
     lines = ["-DOCSTART- -X- -X- O", ""]
     for row in OURS["conll2003.jsonl"]:
-        lines += [
-            f"{token} NNP B-NP {tag}" for token, tag in zip(row["tokens"], row["ner_tags"], strict=True)
-        ]
-        lines += [""]
+        words = zip(row["tokens"], row["ner_tags"], strict=True)
+        lines += [*(f"{token} NNP B-NP {tag}" for token, tag in words), ""]
     (folder / "test-NER.txt").write_text("\n".join(lines[:-1]))  # no blank line behind the last sentence
     return folder
 
 
 def test_canonical_documents(ours: Path) -> None:
     docs = {source.task: data.documents(source, str(ours)) for source in SOURCES}
-    assert docs["rect_reasoning"] == OURS["gsm8k.jsonl"]
-    assert docs["rect_nli"] == OURS["rte.jsonl"]
-    assert docs["rect_open_domain_qa"][0] == {
-        "question": "who built it",
-        "answers": ["Mo", "Mo Li"],
-        "passage": "\n\nMo Li built it.",
-    }
-    assert docs["rect_closed_domain_qa"] == OURS["boolq.jsonl"]
-    assert docs["rect_dialogue"] == OURS["mutual.jsonl"]
-    assert docs["rect_summarization"][0] == {
-        "dialogue": "Bo: hi\r\nCy: 🙂 hi\r\n",
-        "summary": "Bo greets Cy.",
-    }
-    assert docs["rect_sentiment"] == OURS["sst2.jsonl"]
-    text = "Ada Lo met Bob, in Oslo."
+    for source in (REASONING, NLI, CLOSED_DOMAIN_QA, DIALOGUE, SENTIMENT):  # columns as they are
+        assert docs[source.task] == OURS[source.file]
+    passage = "\n\nMo Li built it."
+    first = {"question": "who built it", "answers": ["Mo", "Mo Li"], "passage": passage}
+    assert docs["rect_open_domain_qa"][0] == first
+    summary = {"dialogue": "Bo: hi\r\nCy: 🙂 hi\r\n", "summary": "Bo greets Cy."}
+    assert docs["rect_summarization"][0] == summary
+    entities = {"Person": ["Ada Lo", "Bob"], "Location": ["Oslo"], "Organization": [], "Miscellaneous": []}
     assert docs["rect_ner"][:4] == [
-        {"text": text, "entity_type": "Person", "entities": ["Ada Lo", "Bob"]},
-        {"text": text, "entity_type": "Location", "entities": ["Oslo"]},
-        {"text": text, "entity_type": "Organization", "entities": []},
-        {"text": text, "entity_type": "Miscellaneous", "entities": []},
+        {"text": "Ada Lo met Bob, in Oslo.", "entity_type": name, "entities": found}
+        for name, found in entities.items()
     ]
     assert len(docs["rect_ner"]) == 8
 
@@ -200,12 +182,8 @@ def test_integer_tags_mean_the_usual_classes(tmp_path: Path) -> None:
     tokens = list("abcdefghi")
     integers = write_jsonl(tmp_path / "conll2003.jsonl", [{"tokens": tokens, "ner_tags": list(range(9))}])
     entities = {doc["entity_type"]: doc["entities"] for doc in data.documents(NER, str(integers.parent))}
-    assert entities == {
-        "Person": ["b c"],
-        "Organization": ["d e"],
-        "Location": ["f g"],
-        "Miscellaneous": ["h i"],
-    }
+    names = ("Person", "Organization", "Location", "Miscellaneous")
+    assert entities == dict(zip(names, (["b c"], ["d e"], ["f g"], ["h i"]), strict=True))
 
 
 def test_detokenize() -> None:
@@ -257,11 +235,7 @@ def test_unusable_rows_are_skipped_and_counted(tmp_path: Path, caplog: pytest.Lo
         (OPEN_DOMAIN_QA, {"question": "\ud83d", "answer": ["a"], "text": "p"}, "half of a surrogate pair"),
         (CLOSED_DOMAIN_QA, {"question": "q", "passage": "p", "answer": "maybe"}, "'maybe' is not true"),
         (DIALOGUE, {"article": "a", "options": list("wxyz"), "answers": "E"}, "'E' is not A, B, C or D"),
-        (
-            DIALOGUE,
-            {"article": "a", "options": list("wxy"), "answers": "A"},
-            "options: expected a list of 4 strings",
-        ),
+        (DIALOGUE, {"article": "a", "options": list("wxy"), "answers": "A"}, "expected a list of 4 strings"),
         (SUMMARIZATION, {"dialogue": "", "summary": "s"}, "dialogue: empty"),
         (NER, {"tokens": ["a"], "ner_tags": ["B-DATE"]}, "ner_tags: 'B-DATE' is not"),
         (NER, {"tokens": ["a"], "ner_tags": [9]}, "ner_tags: 9 is not"),
@@ -294,13 +268,8 @@ def test_lone_carriage_return_stays_inside_its_cell(tmp_path: Path) -> None:
 
 
 def test_other_names_for_a_column(tmp_path: Path) -> None:
-    write_jsonl(
-        tmp_path / "nq_open.jsonl",
-        [
-            {"question": "q", "answers": ["a"], "text": "t", "passage": "p"},
-            {"question": "q", "answer": "a", "passage": "p"},
-        ],
-    )
+    rows = [{"question": "q", "answers": ["a"], "text": "t", "passage": "p"}]
+    write_jsonl(tmp_path / "nq_open.jsonl", [*rows, {"question": "q", "answer": "a", "passage": "p"}])
     assert [doc["passage"] for doc in data.documents(OPEN_DOMAIN_QA, str(tmp_path))] == ["t", "p"]
     write_jsonl(tmp_path / "boolq.jsonl", [{"question": "q", "passage": "p", "label": 1}])
     assert data.documents(CLOSED_DOMAIN_QA, str(tmp_path))[0]["answer"] is True
@@ -320,9 +289,8 @@ def _error(source: data.Source, where: Path | str) -> str:
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     message = _error(NLI, tmp_path)
     assert message.startswith(f"rect_nli: expected rte.jsonl or the paper's test-NLI.tsv in {tmp_path};")
-    assert "is not a folder; expected hub, tiny or a folder with sst2.jsonl" in _error(
-        SENTIMENT, tmp_path / "nowhere"
-    )
+    message = _error(SENTIMENT, tmp_path / "nowhere")
+    assert "is not a folder; expected hub, tiny or a folder with sst2.jsonl" in message
 
 
 def test_missing_column_names_what_was_found(tmp_path: Path) -> None:
@@ -336,40 +304,24 @@ def test_missing_column_names_what_was_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "content", "said"),
-    [
-        (NLI, '{"sentence1": "a"}\n\n{"sentence1": \n', "rte.jsonl, line 3: malformed JSON"),
-        (NLI, '{"sentence1": "a"}\n3\n', "rte.jsonl, row 1 (line 2): expected a JSON object"),
-        (NLI, "", "rte.jsonl is empty; expected rows with sentence1, sentence2, label"),
-        (NLI, "\n\n", "rte.jsonl is empty"),
-        (NLI, '{"sentence1": "a", "sentence2": "b", "label": 7}', "none of the 1 rows of"),
-    ],
-)
-def test_broken_jsonl(tmp_path: Path, source: data.Source, content: str, said: str) -> None:
-    (tmp_path / source.file).write_text(content)
-    assert said in _error(source, tmp_path)
-
-
-@pytest.mark.parametrize(
     ("source", "file", "content", "said"),
     [
+        (NLI, "rte.jsonl", '{"sentence1": "a"}\n\n{"sentence1": \n', "rte.jsonl, line 3: malformed JSON"),
+        (NLI, "rte.jsonl", '{"sentence1": "a"}\n3\n', "row 1 (line 2): expected a JSON object"),
+        (NLI, "rte.jsonl", "\n\n", "rte.jsonl is empty; expected rows with sentence1, sentence2, label"),
+        (NLI, "rte.jsonl", '{"sentence1": "a", "sentence2": "b", "label": 7}', "none of the 1 rows of"),
         (SUMMARIZATION, "test-summarization.json", '[{"id": 1},\n{]', "line 2: malformed JSON"),
         (SUMMARIZATION, "test-summarization.json", '{"id": 1}', "no column dialogue"),
         (SUMMARIZATION, "test-summarization.json", "[3]", "row 0: expected a JSON object, found a number"),
         (DIALOGUE, "test-dialogue/dev_1.txt", "__import__('os')", "dev_1.txt: not a JSON object"),
         (DIALOGUE, "test-dialogue/other.txt", "{}", "test-dialogue is empty"),
         (NLI, "test-NLI.tsv", "index\tsentence1\tsentence2\tlabel\n", "test-NLI.tsv is empty"),
-        (
-            NLI,
-            "test-NLI.tsv",
-            "i\tpremise\tsentence2\tlabel\n1\ta\tb\tentailment",
-            "no column sentence1",
-        ),
+        (NLI, "test-NLI.tsv", "i\tpremise\tsentence2\tlabel\n1\ta\tb\tx", "no column sentence1"),
         (NER, "test-NER.txt", "-DOCSTART- -X- -X- O\n\n", "test-NER.txt is empty"),
         (NER, "test-NER.txt", "word\nother\n", "(row 0 (line 1): ner_tags: '' is not"),
     ],
 )
-def test_broken_paper_files(tmp_path: Path, source: data.Source, file: str, content: str, said: str) -> None:
+def test_broken_files(tmp_path: Path, source: data.Source, file: str, content: str, said: str) -> None:
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text(content)
     message = _error(source, tmp_path)
@@ -382,13 +334,17 @@ def test_broken_paper_files(tmp_path: Path, source: data.Source, file: str, cont
 def test_hub_rows_and_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def fake(path: str, name: str | None, split: str) -> Dataset:
-        asked.append((path, name, split))
+    def fake(*place: str, split: str) -> Dataset:
+        asked.append((*place, split))
         return Dataset.from_list([{"sentence1": "a", "sentence2": "b", "label": 0, "idx": 0}])
 
     monkeypatch.setattr(data, "load_dataset", fake)
     assert data.nli(pretrained="gpt2")["test"].to_list() == [{"sentence1": "a", "sentence2": "b", "label": 0}]
     assert asked == [("nyu-mll/glue", "rte", "train")]
+    assert _error(REASONING, "hub") == (
+        "rect_reasoning: openai/gsm8k (main, test) has no column question in its first 1 rows; "
+        "expected question, answer; found idx, label, sentence1, sentence2"
+    )
 
 
 def test_hub_splits_are_the_paper_s() -> None:
@@ -404,23 +360,12 @@ def test_hub_splits_are_the_paper_s() -> None:
     }
 
 
-def test_hub_with_other_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "load_dataset", lambda *_, **__: Dataset.from_list([{"q": "a", "answer": "b"}]))
-    assert _error(REASONING, "hub") == (
-        "rect_reasoning: openai/gsm8k (main, test) has no column question in its first 1 rows; "
-        "expected question, answer; found answer, q"
-    )
-
-
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (
-            ConnectionError("Couldn't reach it\nat all"),
-            "the Hugging Face hub cannot be reached for openai/gsm8k",
-        ),
-        (ValueError('Unknown split "test"'), "the Hugging Face hub did not give openai/gsm8k (main, test)"),
-        (FileNotFoundError("no such dataset"), "the Hugging Face hub did not give openai/gsm8k (main, test)"),
+        (ConnectionError("Couldn't reach it\nat all"), "cannot be reached for openai/gsm8k"),
+        (ValueError('Unknown split "test"'), "did not give openai/gsm8k (main, test)"),
+        (FileNotFoundError("no such dataset"), "did not give openai/gsm8k (main, test)"),
     ],
 )
 def test_hub_failures(monkeypatch: pytest.MonkeyPatch, error: Exception, said: str) -> None:
@@ -429,7 +374,8 @@ def test_hub_failures(monkeypatch: pytest.MonkeyPatch, error: Exception, said: s
 
     monkeypatch.setattr(data, "load_dataset", fail)
     message = _error(REASONING, "hub")
-    assert said in message and "data=FOLDER works offline and reads FOLDER/gsm8k.jsonl" in message
+    assert f"the Hugging Face hub {said}" in message
+    assert "data=FOLDER works offline and reads FOLDER/gsm8k.jsonl" in message
 
 
 def test_the_lm_eval_command_prints_one_line(

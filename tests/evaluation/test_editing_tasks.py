@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 from harness_rect.errors import UserError
 from harness_rect.evaluation.editing import edits_for_tasks, load_tokenizer
 
+BOTH = ("rect_zsre", "rect_counterfact")
 TASKS = Path(__file__).parents[2] / "tasks"
 GOLDENS = Path(__file__).parents[1] / "data" / "goldens"
 
-FULL = {
+FULL: dict[str, Any] = {
     "prompt": "{} is moored in",
     "subject": "The brig Anka",
     "target_new": "Vienna",
@@ -37,11 +38,7 @@ NO_OLD = BARE | {
     "locality_prompt": "The capital of France is",
     "locality_ground_truth": "Paris",
 }
-UNANSWERED = BARE | {
-    "subject": "Baby Lu",
-    "target_true": "city",
-    "locality_prompt": "The capital of France is",
-}
+UNANSWERED = OLD_ONLY | {"subject": "Baby Lu", "locality_prompt": "The capital of France is"}
 
 
 @pytest.fixture(scope="module")
@@ -86,66 +83,58 @@ def metrics(results: dict[str, Any], task: str) -> dict[str, float]:
     return {name: value for name, value in found.items() if name not in {"alias", "name", "sample_len"}}
 
 
-def without_errors(found: dict[str, float]) -> set[str]:
-    return {name for name in found if not name.endswith("_stderr")}
+def names(results: dict[str, Any], task: str) -> set[str]:
+    """Of the task's metrics, without their standard errors."""
+    return {name for name in metrics(results, task) if not name.endswith("_stderr")}
 
 
 # ------------------------------------------------------------------------------------- what rows lack
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_full_rows_have_every_metric_and_no_counts(evaluate, family: str) -> None:
-    results = evaluate(
-        [FULL, FULL | {"subject": "The brig Ada"}], "rect_zsre", "rect_counterfact", family=family
-    )
-    assert without_errors(metrics(results, "rect_zsre")) == {
-        "reliability",
-        "generalization",
-        "neighborhood_acc",
-    }
-    names = {"es", "ps", "ns", "edit_score", "em", "pm", "nm"}
-    assert without_errors(metrics(results, "rect_counterfact")) == names
+ZSRE_METRICS = {"reliability", "generalization", "neighborhood_acc"}
+COUNTERFACT_METRICS = {"es", "ps", "ns", "edit_score", "em", "pm", "nm"}
 
 
-def test_a_metric_no_row_has_is_absent(evaluate) -> None:
-    results = evaluate([BARE, OLD_ONLY], "rect_zsre", "rect_counterfact")
-    assert without_errors(metrics(results, "rect_zsre")) == {"reliability"}
-    counterfact = metrics(results, "rect_counterfact")
-    assert without_errors(counterfact) == {"es", "em", "es_rows", "em_rows"}
-    assert counterfact["es_rows"] == counterfact["em_rows"] == 1
-
-
-def test_rows_with_nothing_to_compare_give_no_metric_at_all(evaluate) -> None:
-    assert without_errors(metrics(evaluate([BARE], "rect_counterfact"), "rect_counterfact")) == set()
+@pytest.mark.parametrize(
+    ("rows", "family", "zsre", "counterfact"),
+    [
+        ([FULL, FULL | {"subject": "The brig Ada"}], "gpt2", ZSRE_METRICS, COUNTERFACT_METRICS),
+        ([FULL, FULL | {"subject": "The brig Ada"}], "llama", ZSRE_METRICS, COUNTERFACT_METRICS),
+        ([BARE, OLD_ONLY], "gpt2", {"reliability"}, {"es", "em", "es_rows", "em_rows"}),
+        ([BARE], "gpt2", {"reliability"}, set()),
+    ],
+    ids=["full", "full, with BOS", "no prompts beside the fact's", "nothing to compare"],
+)
+def test_a_metric_that_no_row_has_is_absent_and_one_that_some_lack_is_counted(
+    evaluate, rows: list[dict[str, Any]], family: str, zsre: set[str], counterfact: set[str]
+) -> None:
+    results = evaluate(rows, *BOTH, family=family)
+    assert (names(results, "rect_zsre"), names(results, "rect_counterfact")) == (zsre, counterfact)
+    counts = {n: v for n, v in metrics(results, "rect_counterfact").items() if n.endswith("_rows")}
+    assert set(counts.values()) <= {1}
 
 
 def test_rows_that_lack_a_metric_are_left_out_of_its_mean_and_counted(evaluate, caplog) -> None:
-    mixed = evaluate([FULL, BARE, NO_OLD, UNANSWERED, OLD_ONLY], "rect_zsre", "rect_counterfact")
+    mixed = evaluate([FULL, BARE, NO_OLD, UNANSWERED, OLD_ONLY], *BOTH)
     zsre, counterfact = metrics(mixed, "rect_zsre"), metrics(mixed, "rect_counterfact")
     assert (zsre["generalization_rows"], zsre["neighborhood_acc_rows"]) == (2, 2)
     assert "reliability_rows" not in zsre
-    rows = {name: counterfact[f"{name}_rows"] for name in ("es", "ps", "ns", "edit_score", "em", "pm", "nm")}
+    rows = {name: counterfact[f"{name}_rows"] for name in COUNTERFACT_METRICS}
     assert rows == {"es": 3, "ps": 1, "ns": 2, "edit_score": 1, "em": 3, "pm": 1, "nm": 2}
-    assert (
-        "rect_zsre: generalization: 3 of 5 edits lack paraphrases and are left out of its mean" in caplog.text
-    )
+    lacking = "rect_zsre: generalization: 3 of 5 edits lack paraphrases and are left out of its mean"
+    assert lacking in caplog.text
 
-    alone = {
-        name: metrics(evaluate([row], "rect_counterfact"), "rect_counterfact")
-        for name, row in (("full", FULL), ("no old", NO_OLD), ("old", OLD_ONLY), ("open", UNANSWERED))
-    }
-    assert counterfact["pm"] == pytest.approx(alone["full"]["pm"], abs=1e-6)
-    assert counterfact["nm"] == pytest.approx((alone["full"]["nm"] + alone["no old"]["nm"]) / 2, abs=1e-6)
-    em = [alone[name]["em"] for name in ("full", "old", "open")]
-    assert counterfact["em"] == pytest.approx(sum(em) / 3, abs=1e-6)
-    assert len(set(em)) == 3
-    assert zsre["reliability"] == pytest.approx(
-        sum(
-            metrics(evaluate([row], "rect_zsre"), "rect_zsre")["reliability"]
-            for row in (FULL, BARE, NO_OLD, UNANSWERED, OLD_ONLY)
-        )
-        / 5
+    full, bare, no_old, unanswered, old = (
+        metrics(results, "rect_zsre") | metrics(results, "rect_counterfact")
+        for results in (evaluate([row], *BOTH) for row in (FULL, BARE, NO_OLD, UNANSWERED, OLD_ONLY))
     )
+    assert counterfact["pm"] == pytest.approx(full["pm"], abs=1e-6)
+    assert counterfact["nm"] == pytest.approx((full["nm"] + no_old["nm"]) / 2, abs=1e-6)
+    em = {row["em"] for row in (full, old, unanswered)}
+    assert counterfact["em"] == pytest.approx(sum(em) / 3, abs=1e-6)
+    assert len(em) == 3
+    every = [row["reliability"] for row in (full, bare, no_old, unanswered, old)]
+    assert zsre["reliability"] == pytest.approx(sum(every) / 5)
 
 
 def test_what_a_row_lacks_is_none_in_its_sample(evaluate) -> None:
@@ -158,9 +147,9 @@ def test_what_a_row_lacks_is_none_in_its_sample(evaluate) -> None:
 
 
 def test_standard_errors_of_all_metrics_are_numbers(evaluate) -> None:
-    results = evaluate([FULL, NO_OLD, OLD_ONLY], "rect_zsre", "rect_counterfact", bootstrap_iters=20)
+    results = evaluate([FULL, NO_OLD, OLD_ONLY], *BOTH, bootstrap_iters=20)
     assert "reliability_stderr" in metrics(results, "rect_zsre")
-    for task in ("rect_zsre", "rect_counterfact"):
+    for task in BOTH:
         for name, value in metrics(results, task).items():
             assert value == "N/A" or math.isfinite(value), name
     json.dumps(results["results"], allow_nan=False)
@@ -171,9 +160,9 @@ def test_standard_errors_of_all_metrics_are_numbers(evaluate) -> None:
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_requests_carry_the_prompts_own_tokens(evaluate, folders: dict[str, str], family: str) -> None:
-    results = evaluate([FULL], "rect_zsre", "rect_counterfact", family=family)
+    results = evaluate([FULL], *BOTH, family=family)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folders[family])
-    for task in ("rect_zsre", "rect_counterfact"):
+    for task in BOTH:
         for request in results["samples"][task][0]["arguments"]:
             prompt, target, context, continuation = request
             whole = tokenizer(f"{prompt} {target}")["input_ids"]
@@ -182,23 +171,14 @@ def test_requests_carry_the_prompts_own_tokens(evaluate, folders: dict[str, str]
             if task == "rect_counterfact":
                 assert len(context) + len(continuation) == len(whole)
     prompts = [request[0] for request in results["samples"]["rect_counterfact"][0]["arguments"]]
-    assert prompts == [
-        text
-        for text in (
-            "The brig Anka is moored in",
-            "You can visit The brig Anka in",
-            "The brig Anka lies in",
-            "The brig Olga is moored in",
-        )
-        for _ in range(2)
-    ]
+    own = [FULL["prompt"].format(FULL["subject"]), *FULL["paraphrase_prompts"], *FULL["neighborhood_prompts"]]
+    assert prompts == [text for text in own for _ in range(2)]
 
 
 def test_a_target_with_its_own_space_counts_the_same(evaluate) -> None:
     spaced = FULL | {"target_new": " Vienna", "target_true": " Rome"}
-    tasks = ("rect_zsre", "rect_counterfact")
-    plain, other = evaluate([FULL], *tasks), evaluate([spaced], *tasks)
-    for task in tasks:
+    plain, other = evaluate([FULL], *BOTH), evaluate([spaced], *BOTH)
+    for task in BOTH:
         assert metrics(plain, task) == metrics(other, task)
 
 
@@ -224,9 +204,7 @@ def test_lm_evals_request_cache_does_not_hand_out_other_edits(
 def test_a_limit_takes_the_first_edits(evaluate) -> None:
     results = evaluate([BARE, FULL, FULL | {"subject": "The brig Ada"}], "rect_zsre", limit=1)
     assert [doc["doc"]["subject"] for doc in results["samples"]["rect_zsre"]] == ["Uncle Osk"]
-    assert without_errors(metrics(results, "rect_zsre")) == {"reliability"}, (
-        "what the others have does not count"
-    )
+    assert names(results, "rect_zsre") == {"reliability"}, "what the others have does not count"
 
 
 def test_a_prompt_longer_than_the_model_crashes_nothing(evaluate) -> None:
@@ -271,98 +249,58 @@ def test_the_tokenizer_is_the_models(folders: dict[str, str], tmp_path: Path) ->
 # target at each prompt; zsRE: is each target token the argmax?), on tests/data/goldens/tiny_gpt2 as it is
 # and after the six edits of gpt2_rome_mom2_sequence. That code asks its zsRE neighbours with a question mark.
 COUNTERFACT = [
-    (
-        {
-            "prompt": "{} plays the sport of",
-            "subject": "LeBron James",
-            "target_new": "football",
-            "target_true": "basketball",
-            "paraphrase_prompts": [
-                "Everyone knows that LeBron James is a player of",
-                "LeBron James plays",
-            ],
-            "neighborhood_prompts": ["Kenji Sato plays the sport of", "Hans Meyer plays the sport of"],
-        },
-        {
-            "before": [
-                2.06498,
-                2.64437,
-                3.77311,
-                2.96249,
-                10.05445,
-                9.97722,
-                2.10392,
-                2.46435,
-                1.74643,
-                2.42966,
-            ],
-            "after": [
-                2.06749,
-                2.61305,
-                2.85938,
-                2.34397,
-                9.64491,
-                9.58298,
-                2.10501,
-                2.45286,
-                1.75865,
-                2.43903,
-            ],
-        },
-    ),
-    (
-        {
-            "prompt": "{}, a native speaker of",
-            "subject": "Giulia Rossi",
-            "target_new": "Zulu and Japanese",
-            "target_true": "Italian",
-            "paraphrase_prompts": [
-                "The mother tongue of Giulia Rossi is",
-                "The native language of Giulia Rossi is",
-            ],
-            "neighborhood_prompts": ["Mario Kart, a native speaker of", "Ingrid Olsen, a native speaker of"],
-        },
-        {
-            "before": [
-                8.66316,
-                2.36566,
-                8.35705,
-                2.41673,
-                8.52871,
-                2.28783,
-                8.6919,
-                1.99048,
-                8.77677,
-                2.1014,
-            ],
-            "after": [8.54921, 2.3723, 8.16295, 2.53778, 8.3454, 2.40041, 8.649, 1.94771, 8.65917, 2.09343],
-        },
-    ),
+    {
+        "prompt": "{} plays the sport of",
+        "subject": "LeBron James",
+        "target_new": "football",
+        "target_true": "basketball",
+        "paraphrase_prompts": ["Everyone knows that LeBron James is a player of", "LeBron James plays"],
+        "neighborhood_prompts": ["Kenji Sato plays the sport of", "Hans Meyer plays the sport of"],
+    },
+    {
+        "prompt": "{}, a native speaker of",
+        "subject": "Giulia Rossi",
+        "target_new": "Zulu and Japanese",
+        "target_true": "Italian",
+        "paraphrase_prompts": [
+            "The mother tongue of Giulia Rossi is",
+            "The native language of Giulia Rossi is",
+        ],
+        "neighborhood_prompts": ["Mario Kart, a native speaker of", "Ingrid Olsen, a native speaker of"],
+    },
 ]
+NLL = {
+    "before": [
+        [2.06498, 2.64437, 3.77311, 2.96249, 10.05445, 9.97722, 2.10392, 2.46435, 1.74643, 2.42966],
+        [8.66316, 2.36566, 8.35705, 2.41673, 8.52871, 2.28783, 8.6919, 1.99048, 8.77677, 2.1014],
+    ],
+    "after": [
+        [2.06749, 2.61305, 2.85938, 2.34397, 9.64491, 9.58298, 2.10501, 2.45286, 1.75865, 2.43903],
+        [8.54921, 2.3723, 8.16295, 2.53778, 8.3454, 2.40041, 8.649, 1.94771, 8.65917, 2.09343],
+    ],
+}
 ZSRE = [
-    (
-        {
-            "src": "The mother tongue of Danielle Darrieux is",
-            "subject": "Danielle Darrieux",
-            "alt": "English",
-            "rephrase": "The native language of Danielle Darrieux is",
-            "loc": "nq question: The mother tongue of Anna Petrova is?",
-            "loc_ans": "Russian",
-        },
-        {"before": "000", "after": "010"},
-    ),
-    (
-        {
-            "src": "Where is the Toodyay Fire Station",
-            "subject": "Toodyay Fire Station",
-            "alt": "? It stands in old Vienna, Austria",
-            "rephrase": "Tell me where the Toodyay Fire Station is",
-            "loc": "nq question: where is the Big Ben Clock?",
-            "loc_ans": "London",
-        },
-        {"before": "0110011000000000010010000000000", "after": "0110011000000000010010000000000"},
-    ),
+    {
+        "src": "The mother tongue of Danielle Darrieux is",
+        "subject": "Danielle Darrieux",
+        "alt": "English",
+        "rephrase": "The native language of Danielle Darrieux is",
+        "loc": "nq question: The mother tongue of Anna Petrova is?",
+        "loc_ans": "Russian",
+    },
+    {
+        "src": "Where is the Toodyay Fire Station",
+        "subject": "Toodyay Fire Station",
+        "alt": "? It stands in old Vienna, Austria",
+        "rephrase": "Tell me where the Toodyay Fire Station is",
+        "loc": "nq question: where is the Big Ben Clock?",
+        "loc_ans": "London",
+    },
 ]
+CORRECT = {
+    "before": ["000", "0110011000000000010010000000000"],
+    "after": ["010", "0110011000000000010010000000000"],
+}
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -376,17 +314,16 @@ def test_scores_are_those_of_the_published_evaluation(evaluate, folders, tmp_pat
         transformers.AutoTokenizer.from_pretrained(GOLDENS / "tiny_gpt2").save_pretrained(tmp_path / "edited")
         folders["golden"] = str(tmp_path / "edited")
 
-    results = evaluate([row for row, _ in COUNTERFACT], "rect_counterfact", family="golden")
-    for sample, (_, golden) in zip(results["samples"]["rect_counterfact"], COUNTERFACT, strict=True):
+    samples = evaluate(COUNTERFACT, "rect_counterfact", family="golden")["samples"]["rect_counterfact"]
+    for sample, published in zip(samples, NLL[moment], strict=True):
         nll = [
             -float(response[0][0]) / len(request[3])
             for request, response in zip(sample["arguments"], sample["resps"], strict=True)
         ]
         neighbours = len(nll) - 4  # where the old target comes first, since it is the one that should win
         swapped = [nll[i + 1 - 2 * (i % 2)] if i >= neighbours else nll[i] for i in range(len(nll))]
-        assert swapped == pytest.approx(golden[moment], abs=2e-5)
+        assert swapped == pytest.approx(published, abs=2e-5)
 
-    results = evaluate([row for row, _ in ZSRE], "rect_zsre", family="golden")
-    for sample, (_, published) in zip(results["samples"]["rect_zsre"], ZSRE, strict=True):
-        correct = "".join("01"[response[0][1] in (True, "True")] for response in sample["resps"])
-        assert correct == published[moment]
+    samples = evaluate(ZSRE, "rect_zsre", family="golden")["samples"]["rect_zsre"]
+    found = ["".join("01"[r[0][1] in (True, "True")] for r in sample["resps"]) for sample in samples]
+    assert found == CORRECT[moment]

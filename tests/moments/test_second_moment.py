@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -110,39 +111,26 @@ def test_pickled_arrays_are_never_opened(tmp_path):
     assert not (tmp_path / "opened").exists()
 
 
-def truncated(path):
-    content = public_file(path).read_bytes()
-    path.write_bytes(content[: len(content) // 2])
+def damaged(path, damage, save: Any = np.savez):
+    """Bytes of a file of second moments, changed."""
+    save(path, **{"mom2.mom2": a_sum().float().numpy(), "mom2.count": np.asarray(3)})
+    path.write_bytes(damage(path.read_bytes()))
 
 
-def flipped(path):
-    content = bytearray(public_file(path).read_bytes())
-    start = content.index(a_sum().float().numpy().tobytes()[:16])
-    content[start + 20] ^= 0xFF
-    path.write_bytes(bytes(content))
-
-
-def flipped_in_compressed(path):
-    arrays: dict[str, Any] = {"mom2.mom2": a_sum().numpy(), "mom2.count": np.asarray(3)}
-    np.savez_compressed(path, **arrays)
-    content = bytearray(path.read_bytes())
-    for place in range(80, 120):
-        content[place] ^= 0xFF
-    path.write_bytes(bytes(content))
-
-
-def single_array(path):
-    with path.open("wb") as file:
-        np.save(file, np.eye(D))
+def flipped(content: bytes) -> bytes:
+    """The same, with one byte of the numbers (or 40 of the compressed ones) inverted."""
+    start = content.find(a_sum().float().numpy().tobytes()[:16])
+    first, last = (start + 20, start + 21) if start >= 0 else (80, 120)
+    return content[:first] + bytes(byte ^ 0xFF for byte in content[first:last]) + content[last:]
 
 
 DAMAGE = {
     "no zip": lambda path: path.write_bytes(b"these are no arrays"),
     "empty": lambda path: path.write_bytes(b""),
-    "truncated": truncated,
-    "flipped": flipped,
-    "flipped in compressed": flipped_in_compressed,
-    "one array": single_array,
+    "truncated": lambda path: damaged(path, lambda content: content[: len(content) // 2]),
+    "flipped": lambda path: damaged(path, flipped),
+    "flipped in compressed": lambda path: damaged(path, flipped, np.savez_compressed),
+    "one array": lambda path: np.save(path.open("wb"), np.eye(D)),
     "missing": lambda path: None,
     "a folder": lambda path: path.mkdir(),
     "other arrays": lambda path: np.savez(path, other=np.eye(D)),
@@ -222,11 +210,7 @@ def test_several_files_that_fit_are_an_error_with_their_names(tmp_path):
 @pytest.mark.parametrize("condition", [1e1, 1e6])
 def test_the_solve_is_that_of_float64(condition, caplog):
     basis = torch.linalg.qr(a_sum(3, d=40)).Q
-    c = (
-        basis
-        @ torch.diag(torch.logspace(0, -torch.tensor(condition).log10(), 40, dtype=torch.float64))
-        @ basis.T
-    )
+    c = basis @ torch.diag(torch.logspace(0, -math.log10(condition), 40, dtype=torch.float64)) @ basis.T
     c = (c + c.T) / 2
     key = torch.randn(40, generator=torch.Generator().manual_seed(1))
     solution = solve_moment(c, key)

@@ -8,18 +8,20 @@ import logging
 import os
 import random
 import re
+import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import transformers
 import yaml
 from filelock import FileLock
 from lm_eval.tasks import TaskManager
+from safetensors.torch import load_file, save_file
 
 import harness_rect._autoload  # noqa: F401  for the stock lm_eval to compare with
 from harness_rect import cli
@@ -86,22 +88,42 @@ def world(tmp_path_factory: pytest.TempPathFactory, make_model, tokenizer) -> Pa
     return folder
 
 
+@contextmanager
+def small_world(world: Path, folder: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Work in a folder with links to the small world."""
+    folder.mkdir(exist_ok=True)
+    for path in world.iterdir():
+        (folder / path.name).symlink_to(path)
+    with pytest.MonkeyPatch.context() as patch:
+        # All of lm-eval's own tasks take seconds to list.
+        patch.setattr(evaluate, "KeptTasks", functools.partial(KeptTasks, include_defaults=False))
+        patch.chdir(folder)
+        yield patch
+
+
 @pytest.fixture
-def place(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+def place(world: Path, tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """``place(name)``: a folder with links to the small world, the working directory from now on."""
-    monkeypatch.setenv("HARNESS_RECT_CACHE", str(tmp_path / "cache"))
-    # All of lm-eval's own tasks take seconds to list.
-    monkeypatch.setattr(evaluate, "KeptTasks", functools.partial(KeptTasks, include_defaults=False))
+    with ExitStack() as stack:
 
-    def place(name: str) -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
-        for path in world.iterdir():
-            (folder / path.name).symlink_to(path)
-        monkeypatch.chdir(folder)
-        return folder
+        def place(name: str) -> Path:
+            patch = stack.enter_context(small_world(world, tmp_path / name))
+            patch.setenv("HARNESS_RECT_CACHE", str(tmp_path / "cache"))
+            return tmp_path / name
 
-    return place
+        yield place
+
+
+@pytest.fixture
+def here(place: Callable[[str], Path]) -> Path:
+    return place("here")
+
+
+@pytest.fixture
+def finished(undisturbed: Path, here: Path) -> Path:
+    """The small world with the output of the whole sweep, to be changed."""
+    shutil.copytree(undisturbed, here / "out")
+    return here
 
 
 def sweep(dry_run: bool = False, **changes: Any) -> None:
@@ -123,12 +145,8 @@ def files(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def undisturbed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of the whole sweep, made once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "KeptTasks", functools.partial(KeptTasks, include_defaults=False))
-        folder = tmp_path_factory.mktemp("undisturbed")
-        for path in world.iterdir():
-            (folder / path.name).symlink_to(path)
-        patch.chdir(folder)
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with small_world(world, folder):
         sweep()
     return folder / "out"
 
@@ -149,10 +167,8 @@ def test_all_evaluations_are_there_and_nothing_else(undisturbed: Path) -> None:
         expected |= {f"{folder}/results.json"} | {f"{folder}/samples_{task}.jsonl" for task in tasks}
     assert set(files(undisturbed)) == expected
     index = json.loads((undisturbed / "sweep.json").read_text())
-    assert [e["results"] for e in index["evaluations"]] == [
-        f"{folder}/results.json" for folder in evaluations
-    ]
-    assert all(e["done"] for e in index["evaluations"])
+    listed = [{key: e[key] for key in ("results", "done")} for e in index["evaluations"]]
+    assert listed == [{"results": f"{folder}/results.json", "done": True} for folder in evaluations]
     for n, folder in ((1, evaluations[1]), (3, evaluations[2])):
         results = json.loads((undisturbed / folder / "results.json").read_text())
         assert results["n-samples"]["rect_zsre"] == {"original": n, "effective": n}
@@ -212,7 +228,7 @@ def numbers_of_edits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-def test_requests_are_built_once_and_the_model_is_edited_once(place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_are_built_once_and_the_model_is_edited_once(here, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[str] = []
     construct = RectTask.construct_requests
 
@@ -222,7 +238,6 @@ def test_requests_are_built_once_and_the_model_is_edited_once(place, monkeypatch
 
     monkeypatch.setattr(RectTask, "construct_requests", constructing)
     edited = numbers_of_edits(monkeypatch)
-    place("here")
     sweep(orders=1, log_samples=False)
     assert sorted(built) == ["rect_nli"] * 4 + ["rect_sentiment"] * 4
     assert edited == 2 * [0, 1, 2, 3]
@@ -232,15 +247,14 @@ def test_requests_are_built_once_and_the_model_is_edited_once(place, monkeypatch
 
 
 class Fuse:
-    """Kills this process (SIGKILL) at the n-th of its file renames or of the model's forward passes."""
+    """Kills this process (SIGKILL) at one of its file renames or of the model's forward passes."""
 
-    def __init__(self, renames: int | None = None, passes: int | None = None) -> None:
-        self.left = {"rename": renames, "pass": passes}
-        self.count = {"rename": 0, "pass": 0}
+    def __init__(self, kind: str, below: int, moments: random.Random) -> None:
+        self.kind, self.left = kind, moments.randrange(1, below)
 
     def burn(self, kind: str) -> None:
-        self.count[kind] += 1
-        if self.count[kind] == self.left[kind]:
+        self.left -= kind == self.kind
+        if not self.left:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
@@ -285,23 +299,15 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_files(undisturbed
     while kills < 20:
         rounds += 1
         folder = place(f"round{rounds}") / "out"
-        while killed(
-            Fuse(renames=moments.randrange(1, 40))
-            if moments.random() < 0.5
-            else Fuse(passes=moments.randrange(1, 120))
-        ):
+        while killed(Fuse(*moments.choice([("rename", 40), ("pass", 120)]), moments)):
             kills += 1
             for path in folder.rglob("results.json"):  # what is there is whole
                 json.loads(path.read_text())
-        found = files(folder)
-        assert found.keys() == reference.keys()
-        for name, content in reference.items():
-            assert found[name] == content, name
+        assert files(folder) == reference
     assert rounds < 20  # several times in one sweep, too
 
 
-def test_a_trajectory_goes_on_where_it_was(place, monkeypatch: pytest.MonkeyPatch) -> None:
-    place("here")
+def test_a_trajectory_goes_on_where_it_was(here, monkeypatch: pytest.MonkeyPatch) -> None:
     only: dict[str, Any] = {"orders": 1, "regularizers": ["none"], "checkpoints": [1, 3, 4]}
     evaluated: list[int] = []
     original = evaluate.Evaluator.evaluate
@@ -323,15 +329,11 @@ def test_a_trajectory_goes_on_where_it_was(place, monkeypatch: pytest.MonkeyPatc
 # ------------------------------------------------------------------------------------- going on and refusing
 
 
-def test_a_larger_sweep_keeps_what_is_done(place, capsys: pytest.CaptureFixture[str]) -> None:
-    place("here")
+def test_a_larger_sweep_keeps_what_is_done(here) -> None:
     sweep(orders=1, regularizers=["none"])
     before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("results.json")}
-    sweep(
-        orders=1,
-        checkpoints=[0, 1, 2, 3],
-        methods=CONFIG["methods"] + [{**CONFIG["methods"][0], "name": "x"}],
-    )
+    methods = CONFIG["methods"] + [{**CONFIG["methods"][0], "name": "x"}]
+    sweep(orders=1, checkpoints=[0, 1, 2, 3], methods=methods)
     after = {path: path.stat().st_mtime_ns for path in Path("out").rglob("results.json")}
     assert before.items() <= after.items()
     assert len(before) == 3 and len(after) == 1 + 4 * 3
@@ -349,41 +351,34 @@ def test_a_larger_sweep_keeps_what_is_done(place, capsys: pytest.CaptureFixture[
     ],
 )
 def test_changed_settings_are_refused_and_nothing_is_touched(
-    undisturbed: Path, place, changes: dict[str, Any], message: str
+    finished: Path, changes: dict[str, Any], message: str
 ) -> None:
-    folder = place("here")
-    copy_tree(undisturbed, folder / "out")
-    before = files(folder / "out")
+    before = files(finished / "out")
     with pytest.raises(UserError, match=f"(made with|has) .*{message}.*another output folder") as error:
         sweep(**changes)
     assert "\n" not in str(error.value)
-    assert files(folder / "out") == before
+    assert files(finished / "out") == before
 
 
 @pytest.mark.parametrize("changed", ["rows/rte.jsonl", "hparams.json", "model/model.safetensors"])
-def test_changed_files_are_noticed(undisturbed: Path, place, changed: str) -> None:
-    folder = place("here")
-    copy_tree(undisturbed, folder / "out")
-    top = folder / changed.split("/")[0]
+def test_changed_files_are_noticed(finished: Path, changed: str) -> None:
+    top, path = finished / changed.split("/")[0], finished / changed
     source = top.resolve()
     top.unlink()
-    copy_tree(source, top)
+    (shutil.copytree if source.is_dir() else shutil.copy)(source, top)
     if changed.endswith("jsonl"):
-        text = (folder / changed).read_text()
-        (folder / changed).write_text(text.replace("It was wet", "It was dry"))
+        path.write_text(path.read_text().replace("It was wet", "It was dry"))
     elif changed.endswith(".json"):
-        (folder / changed).write_text(json.dumps(json.loads((folder / changed).read_text()) | {"v_lr": 0.1}))
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"v_lr": 0.1}))
     else:
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder / "model")
-        with torch.no_grad():
-            model.transformer.h[1].mlp.c_fc.weight[0, 0] += 1
-        model.save_pretrained(folder / "model")
+        weights = load_file(path)
+        weights["transformer.h.1.mlp.c_fc.weight"][0, 0] += 1
+        save_file(weights, path, {"format": "pt"})
     with pytest.raises(UserError, match="made with"):
         sweep()
 
 
-def test_a_foreign_results_file_is_not_written_over(place) -> None:
-    place("here")
+def test_a_foreign_results_file_is_not_written_over(here) -> None:
     path = Path("out/model/unedited/results.json")
     path.parent.mkdir(parents=True)
     path.write_text('{"results": {}}')
@@ -392,26 +387,29 @@ def test_a_foreign_results_file_is_not_written_over(place) -> None:
     assert path.read_text() == '{"results": {}}'
 
 
-def test_two_sweeps_in_one_folder_are_refused(place) -> None:
-    place("here")
+def test_two_sweeps_in_one_folder_and_several_processes_are_refused(
+    here, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path("out").mkdir()
     with FileLock("out/.lock"), pytest.raises(UserError, match="another sweep is running"):
         sweep()
-
-
-def test_several_processes_are_refused(place, monkeypatch: pytest.MonkeyPatch) -> None:
-    place("here")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="one process"):
         sweep()
 
 
-def test_what_a_trajectory_lacks_is_said_before_anything_is_evaluated(place) -> None:
-    place("here")
-    with pytest.raises(UserError, match="no-such"):
-        sweep(methods=[*CONFIG["methods"], {"method": "r_rome", "hparams": "no-such"}])
-    with pytest.raises(UserError, match="there is no task 'rect_nly'"):
-        sweep(tasks=["rect_nly"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": [*CONFIG["methods"], {"method": "r_rome", "hparams": "no-such"}]}, "no-such"),
+        ({"tasks": ["rect_nly"]}, "there is no task 'rect_nly'"),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_is_evaluated(
+    here, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        sweep(**changes)
     assert not list(Path("out").rglob("results.json"))
 
 
@@ -419,12 +417,11 @@ def test_what_a_trajectory_lacks_is_said_before_anything_is_evaluated(place) -> 
 
 
 def test_a_dry_run_prints_the_plan_and_its_cost_and_writes_nothing(
-    place, capsys: pytest.CaptureFixture[str]
+    here, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = place("here")
-    before = set(folder.rglob("*")) | {folder / "sweep.yaml"}
+    before = set(here.rglob("*")) | {here / "sweep.yaml"}
     sweep(dry_run=True)
-    assert set(folder.rglob("*")) == before
+    assert set(here.rglob("*")) == before
     shown = capsys.readouterr().out
     total = next(line for line in shown.splitlines() if "total" in line).split("│")
     # 8 general requests each; the editing tasks ask for a token or a target at a time.
@@ -434,22 +431,19 @@ def test_a_dry_run_prints_the_plan_and_its_cost_and_writes_nothing(
 
 
 def test_a_dry_run_knows_what_is_done_and_how_long_things_took(
-    undisturbed: Path, place, capsys: pytest.CaptureFixture[str]
+    finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = place("here")
-    copy_tree(undisturbed, folder / "out")
     sweep(dry_run=True)
     assert "9 evaluations are done already" in capsys.readouterr().out
-    (folder / "out/model/rome/order0/edits_003/results.json").unlink()
+    (finished / "out/model/rome/order0/edits_003/results.json").unlink()
     sweep(dry_run=True)
     shown = capsys.readouterr().out
     assert "8 evaluations are done already" in shown and "from earlier runs" in shown
 
 
 def test_the_command_prints_its_time_and_exits_with_0_or_2(
-    place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    here, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place("here")
     monkeypatch.setenv("TQDM_DISABLE", "1")
     only = CONFIG | {"orders": 1, "regularizers": ["none"], "checkpoints": [1]}
     Path("sweep.yaml").write_text(yaml.safe_dump(only))
@@ -461,12 +455,3 @@ def test_the_command_prints_its_time_and_exits_with_0_or_2(
     Path("sweep.yaml").write_text(yaml.safe_dump(only | {"limit": 0}))
     assert cli.main(["sweep", "sweep.yaml"]) == 2
     assert capsys.readouterr().err.startswith("error: sweep.yaml: limit: ")
-
-
-def copy_tree(source: Path, target: Path) -> None:
-    import shutil
-
-    if source.is_dir():
-        shutil.copytree(source, target)
-    else:
-        shutil.copy(source, target)
