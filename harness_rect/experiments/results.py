@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,6 +65,12 @@ class Sample:
     answer: str | None = None
 
 
+_BY_TASK = (
+    *("results", "groups", "group_subtasks", "configs", "versions"),
+    *("n_shot", "n_samples", "higher_is_better", "samples"),
+)
+
+
 class _File(BaseModel):
     """The parts of a results file that are read; all but ``results`` may be missing in older ones."""
 
@@ -86,18 +93,39 @@ class _File(BaseModel):
     chat_template_sha: str | None = None
     system_instruction_sha: str | None = None
 
+    def written_names(self) -> dict[str, str]:
+        """Name of each task and group -> its name in the file.
+
+        lm-eval 0.5 writes ``group::task``. The group is left out where one task alone has the name.
+        """
+        found = list(dict.fromkeys([*self.results, *self.configs]))
+        short = {name: name.rpartition("::")[2] for name in found}
+        count = Counter(short.values())
+        return {short[name] if count[short[name]] == 1 else name: name for name in found}
+
+    def renamed(self, names: Mapping[str, str]) -> _File:
+        """The same with other names of tasks and groups: name here -> new name."""
+        changed: dict[str, Any] = {
+            field: {names.get(name, name): entry for name, entry in getattr(self, field).items()}
+            for field in _BY_TASK
+        }
+        for group, members in changed["group_subtasks"].items():
+            changed["group_subtasks"][group] = [names.get(name, name) for name in members]
+        return self.model_copy(update=changed)
+
 
 class Results:
     """One results file.
 
     Attributes:
         path: where it was read from.
-        file: its validated content.
+        file: its validated content, with tasks named as lm-eval 0.4 does.
     """
 
     def __init__(self, path: Path, file: _File) -> None:
         self.path = path
-        self.file = file
+        self._written = file.written_names()
+        self.file = file.renamed({written: name for name, written in self._written.items()})
         self._samples: dict[str, dict[str, list[Sample]] | None] = {}
 
     # -- the run ----------------------------------------------------------------------------------
@@ -228,7 +256,8 @@ class Results:
         if inside := self.file.samples.get(task):
             return _by_filter(((f"{self.path}: samples of {task}", row) for row in inside), task)
         date = _DATE.search(self.path.stem)
-        path = self.path.parent / f"samples_{task}{'_' + date.group() if date else ''}.jsonl"
+        written = self._written.get(task, task)
+        path = self.path.parent / f"samples_{written}{'_' + date.group() if date else ''}.jsonl"
         if not path.is_file():
             return None
         rows = json_lines(path, hint="was the evaluation interrupted?")

@@ -52,6 +52,34 @@ def test_a_group_within_itself_ends(tmp_path: Path, tasks) -> None:
     assert load(write(tmp_path, made, tasks)).leaves("all") == ["rect_nli"]
 
 
+def test_names_of_lm_eval_05_are_read_as_those_of_04(tmp_path: Path, tasks) -> None:
+    made = with_group(content(tasks), "rect_general", ["rect_nli", "rect_ner"], 0.9)
+    earlier = load(write(tmp_path / "04", made, tasks))
+    text = json.dumps(made)
+    for name in tasks:
+        text = text.replace(f'"{name}"', f'"rect_general::{name}"')
+    renamed = {f"rect_general::{name}": task for name, task in tasks.items()}
+    found = load(write(tmp_path / "05", json.loads(text), renamed))
+    assert (found.tasks, found.groups) == (earlier.tasks, earlier.groups)
+    assert found.leaves("rect_general") == ["rect_nli", "rect_ner"]
+    assert found.metrics("rect_nli") == earlier.metrics("rect_nli")
+    assert found.effective_rows("rect_nli") == 4
+    assert [s.values for s in found.samples("rect_nli")["none"]] == [
+        s.values for s in earlier.samples("rect_nli")["none"]
+    ]
+
+
+def test_a_task_in_two_groups_keeps_the_names_that_lm_eval_05_gives_it(tmp_path: Path) -> None:
+    made = {
+        "one::a": mean_task("acc", [1, 0]),
+        "two::a": mean_task("acc", [1, 1]),
+        "two::b": mean_task("acc", [0, 1]),
+    }
+    results = load(write(tmp_path, content(made), made))
+    assert list(results.tasks) == ["one::a", "two::a", "b"]
+    assert [len(results.samples(name)["none"]) for name in results.tasks] == [2, 2, 2]
+
+
 @pytest.mark.parametrize("wrong", [5, 10**400, "text", [1], {"a": 1}])
 def test_entries_of_other_types_are_left_out(tmp_path: Path, tasks, wrong) -> None:
     made = content(tasks, config={"model": wrong, "model_args": [wrong], "edit": [wrong]})
