@@ -265,7 +265,7 @@ def test_the_command_survives_being_killed_and_its_weights_edit(place, capsys):
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     done = subprocess.run(
-        [sys.executable, "-m", "harness_rect.cli", *command(place)],
+        [sys.executable, "-m", "harness_rect", *command(place)],
         env=environment,
         capture_output=True,
         text=True,

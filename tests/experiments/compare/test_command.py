@@ -39,7 +39,7 @@ HEADLINES = {
 def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, "-m", "harness_rect.cli", "compare", *map(str, arguments)],
+        [sys.executable, "-m", "harness_rect", "compare", *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,

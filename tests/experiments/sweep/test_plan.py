@@ -71,26 +71,17 @@ def test_every_combination_is_a_trajectory_and_the_unedited_model_comes_once_for
     }
 
 
-def test_percent_and_share_are_the_same_run() -> None:
-    a, b = plan(regularizers=[{"rect": "40%"}]), plan(regularizers=[{"rect": 0.4}])
-    assert [e.model_args for e in a.evaluations] == [e.model_args for e in b.evaluations]
-    assert [e.file for e in a.evaluations] == [e.file for e in b.evaluations]
-
-
 @pytest.mark.parametrize(
     ("entry", "label", "arguments"),
     [
         ("prune", "rome+prune", {"regularizer": "prune"}),
-        (
-            {"regularizer": "prune", "base": 1.5},
-            "rome+prune-base1.5",
-            {"regularizer": "prune", "base": 1.5},
-        ),
+        ({"regularizer": "prune", "base": 1.5}, "rome+prune-base1.5", {"regularizer": "prune", "base": 1.5}),
         (
             {"regularizer": "sphere", "alpha": "0.3"},
             "rome+sphere-alpha0.3",
             {"regularizer": "sphere", "alpha": 0.3},
         ),
+        ({"rect": "40%"}, "rome+rect0.4", {"rect": 0.4}),
         (
             {"rect": "40%", "rect_convention": "alphaedit"},
             "rome+rect0.4-alphaedit",
@@ -137,14 +128,6 @@ def test_orders_are_seeded_shuffles_of_the_whole_stream_and_can_be_read_back() -
     assert ids == [tuple(e.id for e in ev.edits) for ev in plan(orders=3, checkpoints=[4]).evaluations]
     (order,) = [o for o in made.orders if o.number == 2]
     assert sorted(e.id for e in order.edits) == [f"t{i}" for i in range(10)]
-    by_id = {e.id: e for e in made.stream}
-    for edit in load_edits("out/edits/order2.jsonl"):
-        same = by_id[edit.id]
-        assert (edit.target_old, edit.paraphrases, edit.neighborhood) == (
-            same.target_old,
-            same.paraphrases,
-            same.neighborhood,
-        )
 
 
 @pytest.mark.parametrize("spec", ["facts.json", "odd.json", "tiny[0:40]"])
