@@ -67,11 +67,8 @@ class EditedHF(SharedPassLM):
             self._edit_report = UNEDITED
             editing = config.method != "none"
             # Not self.rank: without several GPUs lm-eval gives every process rank 0.
-            output = (
-                Path(config.save_edited)
-                if config.save_edited and os.environ.get("RANK", "0") == "0"
-                else None
-            )
+            is_first = os.environ.get("RANK", "0") == "0"
+            output = Path(config.save_edited) if config.save_edited and is_first else None
             if output is not None:
                 check_output(output)
             _check_theirs(arguments)
