@@ -153,12 +153,10 @@ class SweepConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _singular(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and "model" in values:
-            if "models" in values:
-                raise ValueError("model and models are both given; give one")
-            return {"models" if key == "model" else key: value for key, value in values.items()}
-        return values
+    def _singular(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if values.keys() >= {"model", "models"}:
+            raise ValueError("model and models are both given; give one")
+        return {"models" if key == "model" else key: value for key, value in values.items()}
 
     @field_validator("seed")
     @classmethod
@@ -193,15 +191,13 @@ class Order:
 
     number: int
     name: str  # what stands before the slice
-    selection: range | None  # rows of the file; None: all of it
+    selection: range  # rows of the file
     edits: tuple[Edit, ...]
-    shuffled: bool
 
     def spec(self, n: int) -> str:
         """The first ``n`` edits as a value of ``edits=``."""
-        rows = range(len(self.edits)) if self.selection is None else self.selection
-        first = rows[:n]
-        step = f":{first.step}" if abs(first.step) != 1 or first.step < 0 else ""
+        first = self.selection[:n]
+        step = f":{first.step}" if first.step != 1 else ""
         stop = "" if first.stop < 0 else first.stop
         return f"{self.name}[{first.start}:{stop}{step}]"
 
@@ -274,9 +270,7 @@ class Plan:
         Raises:
             UserError: such a file exists with other edits.
         """
-        for order in self.orders:
-            if not order.shuffled:
-                continue
+        for order in self.orders[1:]:
             path, text = Path(order.name), "".join(map(_row, order.edits))
             if not path.exists():
                 with written_whole(path) as temporary:
@@ -392,22 +386,21 @@ def _check_folders(names: Sequence[str], where: str) -> None:
 
 def _order(number: int, config: SweepConfig, stream: EditStream, output: Path) -> Order:
     if number == 0:
-        name, selection = _rows(config.edits, len(stream))
-        return Order(0, name, selection, stream.edits, shuffled=False)
+        return Order(0, *_rows(config.edits, len(stream)), stream.edits)
     edits = list(stream.edits)
     random.Random(number).shuffle(edits)
-    return Order(number, str(output / "edits" / f"order{number}.jsonl"), None, tuple(edits), shuffled=True)
+    path = output / "edits" / f"order{number}.jsonl"
+    return Order(number, str(path), range(len(edits)), tuple(edits))
 
 
-def _rows(spec: str, length: int) -> tuple[str, range | None]:
+def _rows(spec: str, length: int) -> tuple[str, range]:
     """The name in an edits spec, and the row numbers that its slice selects.
 
     ``length`` is the number of selected rows. A slice that counts from the end needs the length of the file,
     which is then read once as a whole.
     """
     name, rows = split_spec(spec)
-    if rows is None:
-        return name, None
+    rows = rows or slice(None)
     start, step = rows.start or 0, rows.step or 1
     if step > 0 and start >= 0:
         return name, range(start, start + length * step, step)
