@@ -147,9 +147,9 @@ class Results:
             UserError: a field cannot be read; the message names the file and the field.
         """
         found = self.file.config.get("edit")
-        return (
-            EditReport.read(found, f"{self.path}: config.edit") if isinstance(found, dict) and found else None
-        )
+        if not isinstance(found, dict) or not found:
+            return None
+        return EditReport.read(found, f"{self.path}: config.edit")
 
     @property
     def model_class(self) -> str | None:
@@ -269,16 +269,17 @@ def _scores(entries: Mapping[str, Any]) -> dict[Key, Score]:
     found = {}
     for name, value in entries.items():
         metric, _, filtered = name.partition(",")
-        if metric.endswith("_stderr") or metric in _NO_METRICS or not _is_number(value):
+        score = _number(value)
+        if metric.endswith("_stderr") or metric in _NO_METRICS or score is None:
             continue
-        stderr = entries.get(f"{metric}_stderr,{filtered}" if filtered else f"{metric}_stderr")
-        known = _is_number(stderr) and math.isfinite(float(stderr))  # type: ignore[arg-type]
-        found[Key(metric, filtered or "none")] = Score(float(value), float(stderr) if known else None)  # type: ignore[arg-type]
+        stderr = _number(entries.get(f"{metric}_stderr,{filtered}" if filtered else f"{metric}_stderr"))
+        known = stderr is not None and math.isfinite(stderr)
+        found[Key(metric, filtered or "none")] = Score(score, stderr if known else None)
     return found
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _list(value: Any) -> list[Any]:

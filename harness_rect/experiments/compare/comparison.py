@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from harness_rect.errors import UserError, did_you_mean
 from harness_rect.experiments.compare.differences import find_differences
-from harness_rect.experiments.compare.pairing import Paired, Unpairable, pair, pair_group
+from harness_rect.experiments.compare.pairing import Unpairable, pair, pair_group
 from harness_rect.experiments.compare.significance import (
     RESAMPLES,
     Inference,
@@ -130,9 +130,13 @@ def compare(
         UserError: the evaluations differ or have no task in common, a name is unknown, or there is a gate on
             all tasks and ``other`` lacks one of the base's.
     """
-    everything = [base, *others]
-    _check_names(everything, tasks, gates)
-    named = labels(everything)
+    known = base.names.union(*(other.names for other in others))
+    asked = [("--tasks", name) for name in tasks or ()]
+    asked += [("--min-retention", gate.task) for gate in gates if gate.task is not None]
+    for option, name in asked:
+        if name not in known:
+            raise UserError(f"{option}: no results have {name}: {did_you_mean(name, sorted(known))}")
+    named = labels([base, *others])
     differences: list[str] = []
     left_out: list[str] = []
     plan: list[tuple[Results, str, str, Key]] = []
@@ -142,7 +146,8 @@ def compare(
             if names:
                 left_out.append(f"only in {where.path}: {', '.join(names)}")
         if not shared:
-            raise UserError(f"{base.path} and {other.path} have no task in common" + _of(tasks))
+            of = f" of {', '.join(tasks)}" if tasks else ""
+            raise UserError(f"{base.path} and {other.path} have no task in common{of}")
         if only_base and any(gate.task is None for gate in gates):
             raise UserError(
                 f"--min-retention: {other.path} lacks {', '.join(only_base)}, which {base.path} has;"
@@ -155,15 +160,14 @@ def compare(
                 " (--allow-differences compares all the same, --tasks chooses tasks)"
             )
         differences += [f"{label}: {difference}" for difference in found]
-        rows = [(name, key) for name in shared for key in _keys(base, other, name, all_metrics, gates)]
-        plan += [(other, label, name, key) for name, key in rows]
-    for gate in gates:
-        if gate.task is not None:
-            for other in others:
-                if not any(one is other and name == gate.task for one, _, name, _ in plan):
-                    raise UserError(
-                        f"--min-retention: {gate.task} is not compared with {other.path}, so it cannot pass"
-                    )
+        missing = {gate.task for gate in gates if gate.task is not None} - set(shared)
+        for task in sorted(missing):
+            raise UserError(f"--min-retention: {task} is not compared with {other.path}, so it cannot pass")
+        plan += [
+            (other, label, name, key)
+            for name in shared
+            for key in _keys(base, other, name, all_metrics, gates)
+        ]
     done: list[Comparison] = []
     for other, label, name, key in plan:
         row = _row(base, other, named[0], label, name, key, resamples)
@@ -176,19 +180,6 @@ def compare(
 
 
 # ------------------------------------------------------------------------------------- what is compared
-
-
-def _check_names(everything: Sequence[Results], tasks: Sequence[str] | None, gates: Sequence[Gate]) -> None:
-    known = set().union(*(one.names for one in everything))
-    asked = [("--tasks", name) for name in tasks or ()]
-    asked += [("--min-retention", gate.task) for gate in gates if gate.task is not None]
-    for option, name in asked:
-        if name not in known:
-            raise UserError(f"{option}: no results have {name}: {did_you_mean(name, sorted(known))}")
-
-
-def _of(tasks: Sequence[str] | None) -> str:
-    return f" of {', '.join(tasks)}" if tasks else ""
 
 
 def _shared(
@@ -238,7 +229,7 @@ def _keys(base: Results, other: Results, name: str, all_metrics: bool, gates: Se
 def _row(
     base: Results, other: Results, base_label: str, other_label: str, name: str, key: Key, resamples: int
 ) -> Comparison:
-    a, b = base.scores(name)[key], other.scores(name)[key]
+    a, b = base.scores(name)[key].value, other.scores(name)[key].value
     higher = base.higher_is_better(name, key.metric)
     inference, method, n = _inference(base, other, name, key, resamples)
     return Comparison(
@@ -250,17 +241,14 @@ def _row(
         metric=key.metric,
         filter=key.filter,
         higher_is_better=higher,
-        score_base=a.value,
-        score_other=b.value,
-        change=b.value - a.value,
-        retention=retention(a.value, b.value, higher),
-        low=inference.low,
-        high=inference.high,
-        p=inference.p,
+        score_base=a,
+        score_other=b,
+        change=b - a,
+        retention=retention(a, b, higher),
         p_holm=None,
-        test=inference.test,
         method=method,
         n=n,
+        **vars(inference),
     )
 
 
@@ -288,19 +276,13 @@ def _inference(
         found = unpaired(b.value - a.value, a.stderr, b.stderr)
         if found.test == "none":
             return found, f"none: {reason}, and no standard errors", None
-        if found.low is None:
-            return found, f"unpaired: {reason}; a standard error is 0", None
-        return found, f"unpaired: {reason}", None
-    return *_paired_test(paired, resamples), paired.documents
-
-
-def _paired_test(paired: Paired, resamples: int) -> tuple[Inference, str]:
+        return found, f"unpaired: {reason}" + ("; a standard error is 0" if found.low is None else ""), None
+    n = paired.documents
     if paired.outcomes is not None:
         lost, gained = paired.outcomes
-        return mcnemar(gained, lost, paired.documents), f"paired McNemar, n={paired.documents}"
-    units = len(paired.stratum.base)
-    size = f"n={paired.documents}" + ("" if paired.unit == "documents" else f" in {units} {paired.unit}")
-    return paired_bootstrap([paired.stratum], resamples), f"paired bootstrap, {size}"
+        return mcnemar(gained, lost, n), f"paired McNemar, n={n}", n
+    units = "" if paired.unit == "documents" else f" in {len(paired.stratum.base)} {paired.unit}"
+    return paired_bootstrap([paired.stratum], resamples), f"paired bootstrap, n={n}{units}", n
 
 
 # ------------------------------------------------------------------------------------------------ gates
@@ -317,12 +299,9 @@ def _gated(row: Comparison, gates: Sequence[Gate], headline: bool) -> Comparison
                 return 1 if gate.task is None else 2
         return 0
 
-    fitting = [gate for gate in gates if rank(gate)]
-    if not fitting:
+    gate = max(reversed(gates), key=rank, default=None)  # of equal ranks the last given
+    if gate is None or not rank(gate):
         return row
-    gate = max(enumerate(fitting), key=lambda pair: (rank(pair[1]), pair[0]))[
-        1
-    ]  # of equal ranks the last given
     return replace(row, min_retention=gate.least, passed=passes(row, gate.least))
 
 

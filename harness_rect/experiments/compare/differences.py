@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from harness_rect.evaluation.catalogue import TASKS, is_editing
@@ -11,8 +11,8 @@ from harness_rect.experiments.compare.pairing import document_difference
 from harness_rect.experiments.results import Results
 
 SEEDS = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
-#: Stands for what a file does not have; it differs from nothing.
-_UNKNOWN = "?"
+#: What must agree -> its value, without what the file does not say.
+Aspects = dict[str, Any]
 
 
 def find_differences(
@@ -23,24 +23,28 @@ def find_differences(
     Tasks that differ in the same way share a line. An entry that one file lacks is no difference, and neither
     is one that is ``expected`` to differ ("edit_seed").
     """
-    lines = [
-        f"{what} {_word(a)} and {_word(b)}"
-        for what, a, b in _of_the_run(base, other)
-        if a is not _UNKNOWN and b is not _UNKNOWN and a != b and what not in expected
-    ]
+    sides = base, other
+    runs = [_of_run(one) for one in sides]
+    lines = [f"{what} {how}" for what, how in _unlike(*runs) if what not in expected]
     tasks = list(dict.fromkeys(leaf for name in names for leaf in base.leaves(name)))
-    per_task: dict[tuple[str, str], list[str]] = {}
+    found: dict[tuple[str, str], list[str]] = {}
     for name in [*tasks, *(name for name in names if name in base.groups)]:
-        a, b = (_number(one.file.versions.get(name, _UNKNOWN)) for one in (base, other))
-        if _UNKNOWN not in (a, b) and a != b:
-            per_task.setdefault(("version", f"{a} and {b}"), []).append(name)
+        for difference in _unlike(*(_version(one, name) for one in sides)):
+            found.setdefault(difference, []).append(name)
     for task in tasks:
-        for what, a, b in _of_the_task(base, other, task):
-            if a is not _UNKNOWN and b is not _UNKNOWN and a != b:
-                per_task.setdefault((what, f"{_word(a)} and {_word(b)}"), []).append(task)
-        if (difference := document_difference(base, other, task)) is not None:
-            per_task.setdefault(difference, []).append(task)
-    return lines + [f"{what} of {', '.join(of)}: {how}" for (what, how), of in per_task.items()]
+        differences = [*_unlike(*(_of_task(one, task, sides) for one in sides))]
+        if (of_documents := document_difference(base, other, task)) is not None:
+            differences.append(of_documents)
+        for difference in differences:
+            found.setdefault(difference, []).append(task)
+    return lines + [f"{what} of {', '.join(of)}: {how}" for (what, how), of in found.items()]
+
+
+def _unlike(base: Aspects, other: Aspects) -> Iterator[tuple[str, str]]:
+    """What differs, and its two values in words."""
+    for what, value in base.items():
+        if what in other and other[what] != value:
+            yield what, f"{_word(value)} and {_word(other[what])}"
 
 
 def _word(value: Any) -> str:
@@ -55,48 +59,39 @@ def _number(value: Any) -> Any:
         return value
 
 
-def _of_the_run(base: Results, other: Results) -> list[tuple[str, Any, Any]]:
-    configs = base.file.config, other.file.config
-    found = [("limit", *(_number(config.get("limit", _UNKNOWN)) for config in configs))]
-    found += [(seed, *(config.get(seed, _UNKNOWN) for config in configs)) for seed in SEEDS]
-    found += [
-        ("edit_seed", *(_edit_field(one, "edit_seed") for one in (base, other))),
-        ("chat template", base.file.chat_template_sha, other.file.chat_template_sha),
-        ("system instruction", base.file.system_instruction_sha, other.file.system_instruction_sha),
-    ]
+def _of_run(one: Results) -> Aspects:
+    found = {name: one.file.config[name] for name in ("limit", *SEEDS) if name in one.file.config}
+    if "limit" in found:
+        found["limit"] = _number(found["limit"])
+    if (seed := getattr(one.edit, "edit_seed", None)) is not None:
+        found["edit_seed"] = seed
+    found["chat template"] = one.file.chat_template_sha
+    found["system instruction"] = one.file.system_instruction_sha
     return found
 
 
-def _of_the_task(base: Results, other: Results, task: str) -> list[tuple[str, Any, Any]]:
-    sides = base, other
-    rows = [one.effective_rows(task) for one in sides]
-    found = [
-        ("num_fewshot", *(one.file.n_shot.get(task, _UNKNOWN) for one in sides)),
-        ("number of documents", *(_UNKNOWN if n is None else n for n in rows)),
-    ]
+def _version(one: Results, name: str) -> Aspects:
+    return {"version": _number(one.file.versions[name])} if name in one.file.versions else {}
+
+
+def _of_task(one: Results, task: str, sides: Sequence[Results]) -> Aspects:
+    found = {"num_fewshot": one.file.n_shot.get(task), "number of documents": one.effective_rows(task)}
     if not is_editing(task):
-        found.append(("data", *(_data(one, task) for one in sides)))
-    elif any(one.samples(task) is None for one in sides):  # else the documents themselves are compared
-        hashes = [_edit_field(one, "edits_sha256") for one in sides]
-        specs = [one.metadata(task).get("edits") or _UNKNOWN for one in sides]
-        found.append(("edits", *(specs if _UNKNOWN in hashes else hashes)))
-    return found
+        found["data"] = _data(one, task)
+    elif any(side.samples(task) is None for side in sides):  # else the documents themselves are compared
+        hashed = all(getattr(side.edit, "edits_sha256", None) for side in sides)
+        spec = one.metadata(task).get("edits") or None
+        found["edits"] = one.edit.edits_sha256 if one.edit and hashed else spec
+    return {what: value for what, value in found.items() if value is not None}
 
 
 def _data(results: Results, task: str) -> Any:
-    """Where a task's rows came from, where the file has it."""
+    """Where a task's rows came from; None where the file does not have it."""
     config = results.file.configs.get(task)
     if config is None:
-        return _UNKNOWN
+        return None
     if task in TASKS:
         spec = results.metadata(task).get("data") or "hub"
         return spec if spec in ("hub", "tiny") else os.path.realpath(os.path.expanduser(str(spec)))
     split = config.get("test_split") or config.get("validation_split")
-    return " ".join(
-        str(part) for part in (config.get("dataset_path"), config.get("dataset_name"), split) if part
-    )
-
-
-def _edit_field(results: Results, name: str) -> Any:
-    value = getattr(results.edit, name, None)
-    return _UNKNOWN if value is None else value
+    return " ".join(str(p) for p in (config.get("dataset_path"), config.get("dataset_name"), split) if p)

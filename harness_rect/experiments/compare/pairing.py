@@ -30,9 +30,6 @@ class Paired:
     unit: str = "documents"
     outcomes: tuple[int, int] | None = None
 
-    def weighted(self, weight: float) -> Stratum:
-        return replace(self.stratum, weight=weight)
-
 
 class Unpairable(Exception):
     """Why samples cannot be used; the message completes a row's ``method``."""
@@ -73,8 +70,7 @@ def pair(base: Results, other: Results, task: str, key: Key) -> Paired:
         Unpairable: if the samples are missing, differ, or do not give the reported scores.
         UserError: if a samples file cannot be read.
     """
-    columns = []
-    sides = []
+    columns, sides = [], []
     for results in (base, other):
         samples = results.samples(task)
         if samples is None:
@@ -133,16 +129,12 @@ def pair_group(base: Results, other: Results, group: str, key: Key) -> list[Pair
     parts = [pair(base, other, task, key) for task in tasks]
     sizes = np.array([part.documents for part in parts], dtype=float)
     for weights in (np.full(len(parts), 1 / len(parts)), sizes / sizes.sum()):
-        if all(
-            math.isclose(
-                sum(w * r.tasks[task][key].value for w, task in zip(weights, tasks, strict=True)),
-                r.groups[group][key].value,
-                rel_tol=1e-6,
-                abs_tol=1e-9,
-            )
+        means = [
+            sum(w * r.tasks[task][key].value for w, task in zip(weights, tasks, strict=True))
             for r in (base, other)
-        ):
-            return [
-                replace(part, stratum=part.weighted(float(w))) for part, w in zip(parts, weights, strict=True)
-            ]
+        ]
+        reported = [r.groups[group][key].value for r in (base, other)]
+        if np.allclose(means, reported, rtol=1e-6, atol=1e-9):
+            strata = [replace(part.stratum, weight=float(w)) for part, w in zip(parts, weights, strict=True)]
+            return [replace(part, stratum=stratum) for part, stratum in zip(parts, strata, strict=True)]
     raise Unpairable("the group's score is no mean of its tasks' scores")
