@@ -8,120 +8,76 @@ import pytest
 
 from harness_rect.evaluation import general
 
-
-@pytest.mark.parametrize(
-    ("answer", "output", "value"),
-    [
-        ("2 + 2 = 4\n#### 4", " 4.", 1.0),
-        ("so\n#### 1,234", " $1234", 1.0),
-        ("so\n#### 1,234", " 1,234", 1.0),
-        ("so\n#### 1234 ", " 1,234", 1.0),
-        ("so\n#### 4", " 14", 1.0),  # a substring is enough
-        ("so\n#### 14", " 4", 0.0),
-        ("so 5\n#### 4", " 5", 0.0),  # the rationale's numbers are not the answer
-        ("so\n#### 4", "", 0.0),
-    ],
-)
-def test_reasoning(answer: str, output: str, value: float) -> None:
-    assert general.reasoning({"answer": answer}, [output]) == {"solve_rate": value, "score": value}
-
-
 RIGHT = {"acc": 1.0, "valid_rate": 1.0, "score": 1.0}
 WRONG = {"acc": 0.0, "valid_rate": 1.0, "score": 0.0}
 UNPARSABLE = {"acc": 0.0, "valid_rate": 0.0, "score": 0.0}
+SOLVED, UNSOLVED = ({"solve_rate": value, "score": value} for value in (1.0, 0.0))
+FOUND, MISSED = ({"em": value, "score": value} for value in (1.0, 0.0))
 
 
 @pytest.mark.parametrize(
-    ("label", "output", "values"),
+    ("task", "doc", "output", "values"),
     [
-        (0, " True", RIGHT),
-        (0, " untrue", RIGHT),  # contains is enough
-        (0, "FALSE", WRONG),
-        (1, "false.", RIGHT),
-        (1, "true", WRONG),
-        (0, " True or False", UNPARSABLE),
-        (1, " True or False", UNPARSABLE),
-        (1, "", UNPARSABLE),
-        (0, " yes", UNPARSABLE),
+        ("reasoning", {"answer": "2 + 2 = 4\n#### 4"}, " 4.", SOLVED),
+        ("reasoning", {"answer": "so\n#### 1,234"}, " $1234", SOLVED),
+        ("reasoning", {"answer": "so\n#### 1,234"}, " 1,234", SOLVED),
+        ("reasoning", {"answer": "so\n#### 1234 "}, " 1,234", SOLVED),
+        ("reasoning", {"answer": "so\n#### 4"}, " 14", SOLVED),  # a substring is enough
+        ("reasoning", {"answer": "so\n#### 14"}, " 4", UNSOLVED),
+        ("reasoning", {"answer": "so 5\n#### 4"}, " 5", UNSOLVED),  # a number of the rationale
+        ("reasoning", {"answer": "so\n#### 4"}, "", UNSOLVED),
+        ("nli", {"label": 0}, " True", RIGHT),
+        ("nli", {"label": 0}, " untrue", RIGHT),  # contains is enough
+        ("nli", {"label": 0}, "FALSE", WRONG),
+        ("nli", {"label": 1}, "false.", RIGHT),
+        ("nli", {"label": 1}, "true", WRONG),
+        ("nli", {"label": 0}, " True or False", UNPARSABLE),
+        ("nli", {"label": 1}, " True or False", UNPARSABLE),
+        ("nli", {"label": 1}, "", UNPARSABLE),
+        ("nli", {"label": 0}, " yes", UNPARSABLE),
+        ("sentiment", {"label": 1}, " positive", RIGHT),
+        ("sentiment", {"label": 1}, "Negative", WRONG),
+        ("sentiment", {"label": 0}, "NEGATIVE!", RIGHT),
+        ("sentiment", {"label": 0}, " positively", WRONG),
+        ("sentiment", {"label": 1}, "positive/negative", UNPARSABLE),
+        ("sentiment", {"label": 0}, " neg", UNPARSABLE),
+        ("closed_domain_qa", {"answer": True}, " yes", RIGHT),
+        ("closed_domain_qa", {"answer": True}, "yes", RIGHT),  # a tokenizer that loses the space
+        ("closed_domain_qa", {"answer": True}, " Yes", RIGHT),
+        ("closed_domain_qa", {"answer": True}, " no", WRONG),
+        ("closed_domain_qa", {"answer": False}, " NO", RIGHT),
+        ("closed_domain_qa", {"answer": False}, "no\n", RIGHT),
+        ("closed_domain_qa", {"answer": False}, "yes", WRONG),
+        ("closed_domain_qa", {"answer": False}, " no.", UNPARSABLE),  # exactly
+        ("closed_domain_qa", {"answer": False}, " not", UNPARSABLE),
+        ("closed_domain_qa", {"answer": False}, "", UNPARSABLE),
+        ("closed_domain_qa", {"answer": True}, " yes no", UNPARSABLE),
+        ("dialogue", {"answers": "B"}, " B", RIGHT),
+        ("dialogue", {"answers": "B"}, "(B)", RIGHT),
+        ("dialogue", {"answers": "B"}, " A", WRONG),
+        ("dialogue", {"answers": "B"}, " D", WRONG),
+        ("dialogue", {"answers": "B"}, " b", UNPARSABLE),
+        ("dialogue", {"answers": "B"}, " E", UNPARSABLE),
+        ("dialogue", {"answers": "B"}, "AB", RIGHT),
+        ("dialogue", {"answers": "D"}, "", UNPARSABLE),
+        ("open_domain_qa", {"answers": ["Paris"]}, "Paris", FOUND),
+        ("open_domain_qa", {"answers": ["paris"]}, "\nAnswer: It is PARIS, of course.", FOUND),
+        ("open_domain_qa", {"answers": ["The Beatles"]}, "beatles", FOUND),
+        ("open_domain_qa", {"answers": ["May 18 , 2018"]}, " on May 18, 2018.", FOUND),
+        ("open_domain_qa", {"answers": ["New York"]}, "York in New", MISSED),  # a contiguous run
+        ("open_domain_qa", {"answers": ["New York"]}, "New, the York", FOUND),  # no articles, no punctuation
+        ("open_domain_qa", {"answers": ["art"]}, "party of cartoons", MISSED),  # whole words
+        ("open_domain_qa", {"answers": ["rain"]}, "it rained", MISSED),
+        ("open_domain_qa", {"answers": ["Mo", "Li"]}, "Li", FOUND),
+        ("open_domain_qa", {"answers": ["The", "!"]}, "the ! a", MISSED),  # both normalise to nothing
+        ("open_domain_qa", {"answers": ["The"]}, "", MISSED),
+        ("open_domain_qa", {"answers": ["Röntgen"]}, "Wilhelm RÖNTGEN won", FOUND),
+        ("open_domain_qa", {"answers": ["a b"]}, "b", FOUND),
+        ("open_domain_qa", {"answers": ["an oak"]}, "oak", FOUND),
     ],
 )
-def test_nli(label: int, output: str, values: dict[str, float]) -> None:
-    assert general.nli({"label": label}, [output]) == values
-
-
-@pytest.mark.parametrize(
-    ("label", "output", "values"),
-    [
-        (1, " positive", RIGHT),
-        (1, "Negative", WRONG),
-        (0, "NEGATIVE!", RIGHT),
-        (0, " positively", WRONG),
-        (1, "positive/negative", UNPARSABLE),
-        (0, " neg", UNPARSABLE),
-    ],
-)
-def test_sentiment(label: int, output: str, values: dict[str, float]) -> None:
-    assert general.sentiment({"label": label}, [output]) == values
-
-
-@pytest.mark.parametrize(
-    ("answer", "output", "values"),
-    [
-        (True, " yes", RIGHT),
-        (True, "yes", RIGHT),  # a tokenizer that loses the space
-        (True, " Yes", RIGHT),
-        (True, " no", WRONG),
-        (False, " NO", RIGHT),
-        (False, "no\n", RIGHT),
-        (False, "yes", WRONG),
-        (False, " no.", UNPARSABLE),  # exactly
-        (False, " not", UNPARSABLE),
-        (False, "", UNPARSABLE),
-        (True, " yes no", UNPARSABLE),
-    ],
-)
-def test_closed_domain_qa(answer: bool, output: str, values: dict[str, float]) -> None:
-    assert general.closed_domain_qa({"answer": answer}, [output]) == values
-
-
-@pytest.mark.parametrize(
-    ("gold", "output", "values"),
-    [
-        ("B", " B", RIGHT),
-        ("B", "(B)", RIGHT),
-        ("B", " A", WRONG),
-        ("B", " D", WRONG),
-        ("B", " b", UNPARSABLE),
-        ("B", " E", UNPARSABLE),
-        ("B", "AB", RIGHT),
-        ("D", "", UNPARSABLE),
-    ],
-)
-def test_dialogue(gold: str, output: str, values: dict[str, float]) -> None:
-    assert general.dialogue({"answers": gold}, [output]) == values
-
-
-@pytest.mark.parametrize(
-    ("answers", "output", "value"),
-    [
-        (["Paris"], "Paris", 1.0),
-        (["paris"], "\nAnswer: It is PARIS, of course.", 1.0),
-        (["The Beatles"], "beatles", 1.0),
-        (["May 18 , 2018"], " on May 18, 2018.", 1.0),
-        (["New York"], "York in New", 0.0),  # a contiguous run
-        (["New York"], "New, the York", 1.0),  # articles and punctuation are gone first
-        (["art"], "party of cartoons", 0.0),  # whole words
-        (["rain"], "it rained", 0.0),
-        (["Mo", "Li"], "Li", 1.0),
-        (["The", "!"], "the ! a", 0.0),  # answers that normalise to nothing never match
-        (["The"], "", 0.0),
-        (["Röntgen"], "Wilhelm RÖNTGEN won", 1.0),
-        (["a b"], "b", 1.0),
-        (["an oak"], "oak", 1.0),
-    ],
-)
-def test_open_domain_qa(answers: list[str], output: str, value: float) -> None:
-    assert general.open_domain_qa({"answers": answers}, [output]) == {"em": value, "score": value}
+def test_one_answer(task: str, doc: dict[str, Any], output: str, values: dict[str, float]) -> None:
+    assert getattr(general, task)(doc, [output]) == values
 
 
 def test_open_domain_qa_counts_an_example_once_and_scans_only_the_output() -> None:

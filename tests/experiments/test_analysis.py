@@ -6,18 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from harness_rect.errors import UserError
+from harness_rect.evaluation.catalogue import TASKS
 from harness_rect.experiments import analysis
 from harness_rect.experiments.results import load, newest
-
-EVERY = (
-    analysis.runs,
-    analysis.scores,
-    analysis.edit_metrics,
-    analysis.edits,
-    analysis.update_statistics,
-    analysis.weight_distances,
-)
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +16,11 @@ def folder(evaluations: dict[str, Path]) -> Path:
     return evaluations["base"].parent
 
 
-@pytest.mark.parametrize("function", EVERY)
-def test_rows_are_flat_and_alike(function, folder: Path) -> None:
-    rows = function(folder)
+@pytest.mark.parametrize(
+    "function", ["runs", "scores", "edit_metrics", "edits", "update_statistics", "weight_distances"]
+)
+def test_rows_are_flat_and_alike(function: str, folder: Path) -> None:
+    rows = getattr(analysis, function)(folder)
     assert rows and len({tuple(row) for row in rows}) == 1
     assert all(
         value is None or isinstance(value, str | int | float) for row in rows for value in row.values()
@@ -37,16 +30,8 @@ def test_rows_are_flat_and_alike(function, folder: Path) -> None:
 def test_runs_say_how_the_model_was_edited(folder: Path) -> None:
     base, rome = analysis.runs(folder)
     assert (base["method"], base["n_edits"]) == ("none", 0)
-    assert {
-        name: rome[name] for name in ("method", "regularizer", "keep", "n_edits", "edit_seed", "model")
-    } == {
-        "method": "rome",
-        "regularizer": "rect",
-        "keep": 0.4,
-        "n_edits": 2,
-        "edit_seed": 0,
-        "model": "rect-tiny",
-    }
+    expected = {"method": "rome", "regularizer": "rect", "keep": 0.4, "n_edits": 2, "edit_seed": 0}
+    assert rome.items() >= (expected | {"model": "rect-tiny"}).items()
 
 
 def test_scores_are_the_files(folder: Path) -> None:
@@ -54,19 +39,7 @@ def test_scores_are_the_files(folder: Path) -> None:
     results = load(newest(folder / "rome")[0]).file.results
     assert all(row["score"] == results[row["task"]][f"{row['metric']},none"] for row in rows)
     headlines = [row["metric"] for row in rows if row["headline"]]
-    assert headlines == [
-        "solve_rate",
-        "acc",
-        "em",
-        "acc",
-        "acc",
-        "rouge",
-        "f1",
-        "acc",
-        "reliability",
-        "es",
-        "score",
-    ]
+    assert headlines == [*(task.headline.name for task in TASKS.values()), "score"]
     assert [row["task"] for row in rows if row["is_group"]] == ["rect_general"]
 
 
@@ -97,8 +70,3 @@ def test_pandas_takes_the_rows(folder: Path) -> None:
     frame = pandas.DataFrame(analysis.scores(folder))
     wide = frame[frame.headline].pivot(index="method", columns="task", values="score")
     assert wide.shape == (2, 11) and not wide.isna().any().any()
-
-
-def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no results"):
-        analysis.runs(tmp_path)

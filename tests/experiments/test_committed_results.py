@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness_rect import cli
+from harness_rect import cli, embedded
 from harness_rect.config import EditConfig
 from harness_rect.edits import load_edits
 from harness_rect.experiments import analysis
@@ -78,53 +78,38 @@ def test_every_result_says_how_it_was_made():
 
 
 @pytest.fixture(scope="module")
-def single_edits(tmp_path_factory):
-    """Reliability and generalization of thirty edits, each alone on the unedited model, by regularizer."""
+def mean_of_single_edits():
+    """``measure(edits, **arguments)``: means of the metrics, each edit alone on the unedited model."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from harness_rect import embedded
 
     model = AutoModelForCausalLM.from_pretrained(embedded.resolve_model("rect-tiny")).eval()
     tokenizer = AutoTokenizer.from_pretrained(embedded.resolve_model("rect-tiny"))
-    found = {}
-    for name, keep in (("none", None), ("rect", 0.4), ("random", 0.4)):
-        config = EditConfig(method="rome", edits="tiny", regularizer=name, keep=keep)
-        totals = {"reliability": 0.0, "generalization": 0.0}
-        for edit in load_edits("tiny[1060:1090]"):
-            session = EditSession(model, tokenizer, config, [edit])
-            right_after = session.run(on_step=lambda done: None)["right_after_each_edit"]
+
+    def measure(spec: str, **arguments) -> dict[str, float]:
+        found = []
+        for edit in load_edits(spec):
+            session = EditSession(model, tokenizer, EditConfig(edits="tiny", **arguments), [edit])
+            found.append(session.run(on_step=lambda done: None)["right_after_each_edit"])
             session.revert()
-            for metric in totals:
-                totals[metric] += right_after[metric] / 30
-        found[name] = totals
-    return found
+        metrics = ("reliability", "generalization", "locality")
+        return {metric: sum(one[metric] for one in found) / len(found) for metric in metrics}
+
+    return measure
 
 
-def test_single_edits_take(single_edits):
-    assert single_edits["none"]["reliability"] >= 0.9 and single_edits["none"]["generalization"] >= 0.7
+def test_rect_keeps_single_edits_and_random_loses_most_of_them(mean_of_single_edits):
+    settings = (
+        {"regularizer": "none"},
+        {"regularizer": "rect", "keep": 0.4},
+        {"regularizer": "random", "keep": 0.4},
+    )
+    plain, rect, random = (mean_of_single_edits("tiny[1060:1090]", method="rome", **s) for s in settings)
+    for metric, least in (("reliability", 0.9), ("generalization", 0.7)):
+        assert plain[metric] >= least
+        assert rect[metric] >= 0.94 * plain[metric]
+        assert random[metric] <= 0.4 * plain[metric]
 
 
-def test_rect_keeps_single_edits(single_edits):
-    for metric, value in single_edits["none"].items():
-        assert single_edits["rect"][metric] >= 0.94 * value
-
-
-def test_random_loses_most_of_them(single_edits):
-    for metric, value in single_edits["none"].items():
-        assert single_edits["random"][metric] <= 0.4 * value
-
-
-def test_mends_shipped_networks_make_single_edits():
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from harness_rect import embedded
-
-    model = AutoModelForCausalLM.from_pretrained(embedded.resolve_model("rect-tiny")).eval()
-    tokenizer = AutoTokenizer.from_pretrained(embedded.resolve_model("rect-tiny"))
-    found = []
-    for edit in load_edits("tiny[1060:1085]"):
-        session = EditSession(model, tokenizer, EditConfig(method="mend", edits="tiny"), [edit])
-        found.append(session.run(on_step=lambda done: None)["right_after_each_edit"])
-        session.revert()
-    assert sum(scores["reliability"] for scores in found) / len(found) >= 0.8
-    assert sum(scores["locality"] for scores in found) / len(found) >= 0.8
+def test_mends_shipped_networks_make_single_edits(mean_of_single_edits):
+    found = mean_of_single_edits("tiny[1060:1085]", method="mend")
+    assert found["reliability"] >= 0.8 and found["locality"] >= 0.8

@@ -32,11 +32,8 @@ def test_the_headline_is_what_the_task_defines_first_and_its_copy_is_not_listed(
     made["results"]["rect_nli"] = {"score,none": 0.75, "valid_rate,none": 1.0, "acc,none": 0.75}
     results = load(write(tmp_path, made, tasks))
     assert results.metrics("rect_nli") == [Key("acc", "none"), Key("valid_rate", "none")]
-
-
-def test_a_score_that_is_no_copy_is_listed(tmp_path: Path) -> None:
-    made = content({"other": mean_task("acc", [1, 0]) | {"more": {"score,none": 0.1}}})
-    assert Key("score", "none") in load(write(tmp_path, made, {})).metrics("other")
+    no_copy = content({"other": mean_task("acc", [1, 0]) | {"more": {"score,none": 0.1}}})
+    assert Key("score", "none") in load(write(tmp_path, no_copy, {})).metrics("other")
 
 
 def test_groups_are_told_from_tasks_and_reach_through_other_groups(tmp_path: Path, tasks) -> None:
@@ -45,11 +42,8 @@ def test_groups_are_told_from_tasks_and_reach_through_other_groups(tmp_path: Pat
     results = load(write(tmp_path, made, tasks))
     assert list(results.tasks) == ["rect_nli", "rect_ner"] and list(results.groups) == ["rect_general"]
     assert results.leaves("rect_suite") == ["rect_nli", "rect_ner"]
-
-
-def test_a_group_within_itself_ends(tmp_path: Path, tasks) -> None:
-    made = with_group(content(tasks), "all", ["all", "rect_nli"], 0.9)
-    assert load(write(tmp_path, made, tasks)).leaves("all") == ["rect_nli"]
+    within_itself = with_group(content(tasks), "all", ["all", "rect_nli"], 0.9)
+    assert load(write(tmp_path, within_itself, tasks)).leaves("all") == ["rect_nli"]
 
 
 def test_names_of_lm_eval_05_are_read_as_those_of_04(tmp_path: Path, tasks) -> None:
@@ -183,10 +177,8 @@ def test_labels_say_what_was_edited_and_tell_equals_apart(tmp_path: Path, tasks)
     plain = load(write(tmp_path / "p", content(tasks), {}))
     assert describe(edited) == "gpt2-xl, 20 edits by rome, rect 0.4"
     assert labels([plain, edited]) == ["gpt2-xl", describe(edited)]
-    assert (
-        len(set(labels([edited, load(write(tmp_path / "f", content(tasks, config={"edit": edit}), {}))])))
-        == 2
-    )
+    again = load(write(tmp_path / "f", content(tasks, config={"edit": edit}), {}))
+    assert len(set(labels([edited, again]))) == 2
 
 
 def test_what_was_asked_and_said_is_read_for_every_kind_of_request(tmp_path: Path, tasks) -> None:

@@ -18,22 +18,11 @@ from scipy import stats
 from support.lm_eval_files import content, mean_task, write
 
 from harness_rect import cli
+from harness_rect.evaluation.catalogue import TASKS
 from harness_rect.experiments.results import load, newest
 
 ROOT = Path(__file__).resolve().parents[2]
-HEADLINES = {
-    "rect_reasoning": "solve_rate",
-    "rect_nli": "acc",
-    "rect_open_domain_qa": "em",
-    "rect_closed_domain_qa": "acc",
-    "rect_dialogue": "acc",
-    "rect_summarization": "rouge",
-    "rect_ner": "f1",
-    "rect_sentiment": "acc",
-    "rect_zsre": "reliability",
-    "rect_counterfact": "es",
-    "rect_general": "score",
-}
+HEADLINES = {task.name: task.headline.name for task in TASKS.values()} | {"rect_general": "score"}
 
 
 def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
