@@ -23,30 +23,15 @@ Doc = Mapping[str, Any]
 # --------------------------------------------------------------------------------------------- reasoning
 
 
-def gold_number(answer: str) -> str:
-    """The number after ``#### `` in a GSM8K answer, without commas."""
-    return answer.split("#### ")[1].replace(",", "").strip()
-
-
-def solves(number: str, output: str) -> bool:
-    """Whether the gold number is a substring of the output, commas aside ("1,600" is 1600)."""
-    return number in output.replace(",", "")
-
-
 def reasoning(doc: Doc, results: Sequence[str]) -> dict[str, float]:
-    value = float(solves(gold_number(doc["answer"]), results[0]))
+    """Whether the output contains the number after ``#### `` in the answer, commas aside (1,600 is 1600)."""
+    number = doc["answer"].split("#### ")[1].replace(",", "").strip()
+    value = float(number in results[0].replace(",", ""))
     return {"solve_rate": value, "score": value}
 
 
 # ------------------------------------------------------------------------- answers that parse, or do not
 # `acc` counts an answer that does not parse as wrong; `valid_rate` is the share that parses.
-
-
-def one_of_two(output: str, first: str, second: str) -> str | None:
-    """Which of two words the case-folded output contains; None for neither and for both."""
-    folded = output.casefold()
-    found = [word for word in (first, second) if word in folded]
-    return found[0] if len(found) == 1 else None
 
 
 def yes_or_no(output: str) -> bool | None:
@@ -62,14 +47,18 @@ def _judged(valid: bool, correct: bool) -> dict[str, float]:
     return {"acc": float(correct), "valid_rate": float(valid), "score": float(correct)}
 
 
+def _one_word(doc: Doc, output: str, words: tuple[str, str]) -> dict[str, float]:
+    """An output with exactly one of the words, in any case, parses; the label is the right one's index."""
+    found = [word for word in words if word in output.casefold()]
+    return _judged(len(found) == 1, found == [words[doc["label"]]])
+
+
 def nli(doc: Doc, results: Sequence[str]) -> dict[str, float]:
-    answer = one_of_two(results[0], "true", "false")
-    return _judged(answer is not None, answer == ("true", "false")[doc["label"]])
+    return _one_word(doc, results[0], ("true", "false"))
 
 
 def sentiment(doc: Doc, results: Sequence[str]) -> dict[str, float]:
-    answer = one_of_two(results[0], "positive", "negative")
-    return _judged(answer is not None, answer == ("negative", "positive")[doc["label"]])
+    return _one_word(doc, results[0], ("negative", "positive"))
 
 
 def closed_domain_qa(doc: Doc, results: Sequence[str]) -> dict[str, float]:
@@ -94,17 +83,13 @@ def normalize(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
-def contains_answer(output: str, answers: Iterable[str]) -> bool:
+def open_domain_qa(doc: Doc, results: Sequence[str]) -> dict[str, float]:
     """Whether some run of whole words of the normalised output equals a normalised answer.
 
     An answer that normalises to nothing ("The") never matches. One example counts once at most.
     """
-    words = f" {normalize(output)} "
-    return any(f" {answer} " in words for answer in map(normalize, answers) if answer)
-
-
-def open_domain_qa(doc: Doc, results: Sequence[str]) -> dict[str, float]:
-    value = float(contains_answer(results[0], doc["answers"]))
+    words = f" {normalize(results[0])} "
+    value = float(any(f" {answer} " in words for answer in map(normalize, doc["answers"]) if answer))
     return {"em": value, "score": value}
 
 

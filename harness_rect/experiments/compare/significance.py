@@ -30,6 +30,7 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
+_Z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
 #: Elements a batch of resamples may hold; bounds memory, not results.
 _BATCH_ELEMENTS = 4_000_000
 
@@ -77,7 +78,7 @@ def mcnemar(gained: int, lost: int, n: int) -> Inference:
     changed = gained + lost
     p = float(stats.binomtest(gained, changed, 0.5).pvalue) if changed else 1.0
     up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
-    spread = _z() * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    spread = _Z * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
     return Inference("mcnemar", p, max(-1.0, up - down - spread), min(1.0, up - down + spread))
 
 
@@ -178,14 +179,8 @@ def unpaired(change: float, base_stderr: float | None, other_stderr: float | Non
     if min(base_stderr, other_stderr) == 0:
         return Inference("unpaired", 1.0 if change == 0 else None)
     stderr = math.hypot(base_stderr, other_stderr)
-    spread = _z() * stderr
-    return Inference(
-        "unpaired", float(2 * stats.norm.sf(abs(change) / stderr)), change - spread, change + spread
-    )
-
-
-def _z() -> float:
-    return float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+    p = float(2 * stats.norm.sf(abs(change) / stderr))
+    return Inference("unpaired", p, change - _Z * stderr, change + _Z * stderr)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -47,7 +47,7 @@ def read_study(folder: Path | str, on_file: Callable[[int, int], None] | None = 
         runs.append(_run(results.load(path), folder))
         step()
     runs, notes = _without_repetitions(_separated(runs))
-    runs.sort(key=lambda run: (run.model, run.series is not None, _order(run)))
+    runs.sort(key=lambda run: run.order)
     tasks = _tasks(runs)
     edited = [run for run in runs if run.series] or runs
     mean_of = list(GENERAL.members)
@@ -173,10 +173,6 @@ def _digest(run: Run) -> str:
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:6]
 
 
-def _order(run: Run) -> tuple[Any, ...]:
-    return (*run.series.setting.order, *run.series.order, run.n_edits, run.stream) if run.series else ()
-
-
 def _without_repetitions(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """Of evaluations of the same model the one on most documents, then the newest; notes on the others."""
     newest: dict[tuple[Any, ...], Run] = {}
@@ -189,19 +185,14 @@ def _without_repetitions(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
                 notes.append(f"{older.file} is left out: {run.file} {more} the same.")
             else:  # other tasks of the same model: one run with all of them
                 notes.append(f"{older.file} and {run.file} evaluate the same model and are taken together.")
-                run = _merged(older, run)
+                run = replace(
+                    run,
+                    scores={**older.scores, **run.scores},
+                    higher_is_better={**older.higher_is_better, **run.higher_is_better},
+                    reported_mean=run.reported_mean or older.reported_mean,
+                )
         newest[key] = run
     return list(newest.values()), notes
-
-
-def _merged(older: Run, newer: Run) -> Run:
-    """The newer run, with the scores that only the older one has."""
-    return replace(
-        newer,
-        scores={**older.scores, **newer.scores},
-        higher_is_better={**older.higher_is_better, **newer.higher_is_better},
-        reported_mean=newer.reported_mean or older.reported_mean,
-    )
 
 
 # ---------------------------------------------------------------------------------------- means and samples

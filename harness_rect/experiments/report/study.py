@@ -116,6 +116,13 @@ class Run:
         return str(self.edit.edits_sha256), self.edit.edit_seed or 0
 
     @property
+    def order(self) -> tuple[Any, ...]:
+        """By model, the unedited one first, then by method, regularizer, number of edits and stream."""
+        if self.series is None:
+            return self.model, False
+        return self.model, True, self.series.setting.order, self.series.order, self.n_edits, self.stream
+
+    @property
     def hparams(self) -> dict[str, Any]:
         return self.edit.hparams | {"second moments": self.edit.second_moments}
 

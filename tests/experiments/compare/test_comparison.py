@@ -14,7 +14,6 @@ from support.lm_eval_files import DATE, content, mean_task, with_group, write
 
 from harness_rect.errors import UserError
 from harness_rect.experiments.compare import Gate, compare
-from harness_rect.experiments.compare.comparison import retention
 from harness_rect.experiments.results import Results, load
 
 RNG = np.random.default_rng(0)
@@ -318,28 +317,24 @@ def test_a_gated_metric_gets_a_row(make: Make) -> None:
     assert [(row.metric, row.passed) for row in report.rows] == [("acc", None), ("valid_rate", False)]
 
 
-def test_exactly_what_was_asked_is_enough(make: Make) -> None:
-    assert not compare(scores(make, a=0.5), [scores(make, a=0.47)], gates=[Gate(0.94)]).failed
-    assert compare(scores(make, a=0.5), [scores(make, a=0.4699)], gates=[Gate(0.94)]).failed
-
-
 @pytest.mark.parametrize(
-    ("base", "other", "passed"), [(0, 0, True), (0, 0.5, True), (-0.9, 0.5, True), (-0.2, -0.3, False)]
+    ("base", "other", "higher_is_better", "kept", "passed"),
+    [
+        (0.5, 0.47, True, 0.94, True),  # exactly what was asked is enough
+        (0.5, 0.4699, True, 0.9398, False),
+        (0, 0, True, None, True),  # of nothing no share is left: nothing may be lost
+        (0, 0.5, True, None, True),
+        (-0.9, 0.5, True, None, True),
+        (-0.2, -0.3, True, None, False),
+        (10, 20, False, 0.5, False),  # of a perplexity, a rise is a loss
+        (10, 5, False, 2, True),
+    ],
 )
-def test_of_nothing_no_share_is_left_and_the_gate_asks_that_nothing_was_lost(
-    make, base, other, passed
-) -> None:
-    [row] = compare(scores(make, a=base), [scores(make, a=other)], gates=[Gate(0.94)]).rows
-    assert (row.retention, row.passed) == (None, passed)
-
-
-def test_where_lower_is_better_a_rise_is_a_loss(make: Make) -> None:
-    def perplexity(value: float) -> Results:
-        return make({"wiki": mean_task("ppl", [1, 2], higher_is_better=False) | {"value": value}}, False)
-
-    [row] = compare(perplexity(10), [perplexity(20)], gates=[Gate(0.94)]).rows
-    assert (row.retention, row.change, row.passed) == (0.5, 10, False)
-    assert retention(10, 5, higher_is_better=False) == 2
+def test_a_gate_asks_for_a_share_of_the_base(make: Make, base, other, higher_is_better, kept, passed) -> None:
+    task = mean_task("acc", [0, 1], higher_is_better=higher_is_better)
+    sides = [make({"a": task | {"value": value}}, False) for value in (base, other)]
+    [row] = compare(sides[0], sides[1:], gates=[Gate(0.94)]).rows
+    assert (row.retention, row.change, row.passed) == (kept and pytest.approx(kept), other - base, passed)
 
 
 # -------------------------------------------------------------------------------- gates that meet no row
