@@ -184,12 +184,16 @@ def test_the_embedded_model_reads_the_embedded_rows_unless_told_otherwise(make: 
 
 
 def test_edits_are_the_data_of_the_editing_tasks(make: Make) -> None:
-    def side(edits: str, samples: bool) -> Results:
-        return make({"rect_zsre": mean_task("reliability", RIGHT, metadata={"edits": edits})}, samples)
+    def side(edits: str, samples: bool, sha256: str | None = None) -> Results:
+        config = {"edit": {"method": "rome", "n_edits": 1, "edits_sha256": sha256}}
+        task = mean_task("reliability", RIGHT, metadata={"edits": edits})
+        return make({"rect_zsre": task}, samples, config=config)
 
     with pytest.raises(UserError, match=r"edits of rect_zsre: a.json and b.json"):
         compare(side("a.json", False), [side("b.json", False)])
     assert compare(side("a.json", True), [side("b.json", True)]).differences == []  # the same documents
+    others = [side("b.json", False, "x"), side("a.json", False)]  # the same edits in another file, no digest
+    assert compare(side("a.json", False, "x"), others).differences == []
 
 
 @pytest.mark.parametrize(
