@@ -1,10 +1,10 @@
 """Makes a stock lm-eval find our model and our tasks, with nothing to pass and nothing to patch on disk.
 
-Every interpreter start runs the one line of `harness_rect_autoload.pth`. All it does is wait for somebody
-to import `lm_eval`, and only then import this file, so that whoever does not use lm-eval pays next to
-nothing. From here we wait for two modules of lm-eval, and right after each has run we go through its own
-public doors: the model registry, and the `include_path` of TaskManager. Standard library only; and nothing
-here may raise: whatever goes wrong, lm-eval goes on without us. HARNESS_RECT_AUTOLOAD=0 switches it off.
+Every interpreter start runs the one line of `harness_rect_autoload.pth`. It installs an import hook that
+imports this file when `lm_eval` is imported, so other programs pay next to nothing. This file waits for two
+modules of lm-eval and, after each has run, uses its public interface: the model registry, and the
+`include_path` of TaskManager. It imports the standard library only and never raises: after any error lm-eval
+runs without this package. HARNESS_RECT_AUTOLOAD=0 disables it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ import sys
 
 
 class HarnessRect:
-    """Finds nothing itself: loads :mod:`harness_rect._autoload` once somebody imports ``lm_eval``."""
+    """Finds no modules itself: loads :mod:`harness_rect._autoload` when ``lm_eval`` is imported."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):

@@ -88,7 +88,7 @@ class _Code:
         while done < len(self._modules):
             module = list(self._modules.values())[done]
             for name, value in sorted(vars(module).items()):
-                # A package has its submodules as attributes once somebody has imported them.
+                # A package has its submodules as attributes once they are imported anywhere.
                 submodule = isinstance(value, ModuleType) and value.__name__ == f"{module.__name__}.{name}"
                 if not _is_dunder(name) and not submodule:
                     self.add(f"{module.__name__}.{name}", self._attribute(name, value))

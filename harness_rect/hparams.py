@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 PRESETS = Path(__file__).parent / "presets"
 
 #: Keys of published files that are ignored: module names, devices, paths, settings of evaluation.
-SET_ASIDE = {
+IGNORED_KEYS = {
     "alg_name",
     "model_name",
     "tokenizer_name",
@@ -55,7 +55,7 @@ SET_ASIDE = {
 #: The published key for the edited module; compared with the module that is edited here.
 REWRITE_MODULE = "rewrite_module_tmp"
 #: Keys of all methods, for a more helpful error than "unknown".
-OTHER_METHODS = {key for m in METHODS.values() for key in (*m.hparams.model_fields, *m.set_aside)}
+OTHER_METHODS = {key for m in METHODS.values() for key in (*m.hparams.model_fields, *m.ignored_keys)}
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _ours(method: Method, raw: dict[str, Any], origin: str, lm: EditableLM) -> d
     """The hyper-parameters in a published file that the method uses."""
     known = method.hparams.model_fields
     for key in raw:
-        if key in known or key in SET_ASIDE or key in method.set_aside:
+        if key in known or key in IGNORED_KEYS or key in method.ignored_keys:
             continue
         if key == REWRITE_MODULE:
             _check_rewrite_module(raw[key], origin, lm)

@@ -62,7 +62,7 @@ def test_places_comments_and_variables_do_not_count(lent, helpers: str) -> None:
     assert code_digest(lent()) == code_digest(lent(helpers))
 
 
-def test_modules_that_somebody_else_imports_do_not_count(lent) -> None:
+def test_modules_imported_elsewhere_do_not_count(lent) -> None:
     search = lent()
     before = code_digest(search)
     importlib.import_module("lent_method.other")

@@ -98,7 +98,7 @@ def _conll_rows(path: Path) -> Iterator[Row]:
 # Each takes a value and its column's name, and raises UserError where the row cannot be used.
 
 
-def _text(value: Any, name: str) -> str:
+def required_text(value: Any, name: str) -> str:
     if not as_text(value, name).strip():
         raise UserError(f"{name}: empty")
     return value
@@ -107,7 +107,7 @@ def _text(value: Any, name: str) -> str:
 def _texts(value: Any, name: str, length: int | None = None) -> list[str]:
     if not isinstance(value, list) or not value or length not in (None, len(value)):
         raise UserError(f"{name}: expected a list of {'' if length is None else f'{length} '}strings")
-    return [_text(item, name) for item in value]
+    return [required_text(item, name) for item in value]
 
 
 def _answers(value: Any, name: str) -> list[str]:
@@ -115,17 +115,17 @@ def _answers(value: Any, name: str) -> list[str]:
 
 
 def _first_text(value: Any, name: str) -> str:
-    return _texts(value, name)[0] if isinstance(value, list) else _text(value, name)
+    return _texts(value, name)[0] if isinstance(value, list) else required_text(value, name)
 
 
 def _solution(value: Any, name: str) -> str:
-    number = _text(value, name).split("#### ")[1:2]
+    number = required_text(value, name).split("#### ")[1:2]
     if not number or not number[0].replace(",", "").strip():
         raise UserError(f"{name}: no number after '#### '")
     return value
 
 
-def _one_of(choices: Mapping[Any, Any], expected: str) -> Callable[[Any, str], Any]:
+def one_of(choices: Mapping[Any, Any], expected: str) -> Callable[[Any, str], Any]:
     def read(value: Any, name: str) -> Any:
         # A bool is an int to Python: `true` would pass for class 1.
         if isinstance(value, bool) or not isinstance(value, int | str) or value not in choices:
@@ -135,9 +135,9 @@ def _one_of(choices: Mapping[Any, Any], expected: str) -> Callable[[Any, str], A
     return read
 
 
-_BINARY: dict[Any, int] = {0: 0, 1: 1, "0": 0, "1": 1}
-_nli_label = _one_of(_BINARY | {"entailment": 0, "not_entailment": 1}, "0 (entailment) or 1 (not_entailment)")
-_sentiment_label = _one_of(_BINARY, "0 (negative) or 1 (positive)")
+BINARY: dict[Any, int] = {0: 0, 1: 1, "0": 0, "1": 1}
+_nli_label = one_of(BINARY | {"entailment": 0, "not_entailment": 1}, "0 (entailment) or 1 (not_entailment)")
+_sentiment_label = one_of(BINARY, "0 (negative) or 1 (positive)")
 
 
 def _boolean(value: Any, name: str) -> bool:
@@ -146,7 +146,7 @@ def _boolean(value: Any, name: str) -> bool:
     return bool(value)
 
 
-_tag = _one_of(
+_tag = one_of(
     {**dict(enumerate(CONLL_TAGS)), **{tag: tag for tag in CONLL_TAGS}},
     f"O, B-TYPE or I-TYPE of {', '.join(ENTITY_TYPES)}",
 )
@@ -254,17 +254,19 @@ class Source:
         return self.split({name: column.value(row) for name, column in self.columns.items()})
 
 
-def _columns(**given: Callable[[Any, str], Any] | Column) -> dict[str, Column]:
+def columns(**given: Callable[[Any, str], Any] | Column) -> dict[str, Column]:
     """Columns by the name they have in the document; in a row they have the same unless it is a Column."""
     return {n: column if isinstance(column, Column) else Column(column, (n,)) for n, column in given.items()}
 
 
 _SOURCES = (
-    Source("rect_reasoning", ("openai/gsm8k", "main", "test"), _columns(question=_text, answer=_solution)),
+    Source(
+        "rect_reasoning", ("openai/gsm8k", "main", "test"), columns(question=required_text, answer=_solution)
+    ),
     Source(
         "rect_nli",
         ("nyu-mll/glue", "rte", "train"),  # the paper evaluates on RTE's training rows
-        _columns(sentence1=_text, sentence2=_text, label=_nli_label),
+        columns(sentence1=required_text, sentence2=required_text, label=_nli_label),
         read_paper=tsv_rows,
     ),
     Source(
@@ -272,8 +274,8 @@ _SOURCES = (
         # Gold passages in place of the paper's model-written ones. Its test split is the part of NQ-open's
         # development set (which the paper uses) that has a gold passage.
         ("florin-hf/nq_open_gold", None, "test"),
-        _columns(
-            question=_text,
+        columns(
+            question=required_text,
             answers=Column(_answers, ("answers", "answer")),
             passage=Column(_first_text, ("text", "passage", "output")),
         ),
@@ -281,38 +283,38 @@ _SOURCES = (
     Source(
         "rect_closed_domain_qa",
         ("google/boolq", None, "validation"),
-        _columns(
-            question=_text,
-            passage=_text,
+        columns(
+            question=required_text,
+            passage=required_text,
             answer=Column(_boolean, ("answer", "label")),
         ),
     ),
     Source(
         "rect_dialogue",
         ("EleutherAI/mutual", "mutual", "validation"),
-        _columns(
-            article=_text,
+        columns(
+            article=required_text,
             options=partial(_texts, length=4),
-            answers=_one_of({letter: letter for letter in "ABCD"}, "A, B, C or D"),
+            answers=one_of({letter: letter for letter in "ABCD"}, "A, B, C or D"),
         ),
         read_paper=_dialogue_rows,
     ),
     Source(
         "rect_summarization",
         ("knkarthick/samsum", None, "validation"),  # the paper's 818 rows are the validation split
-        _columns(dialogue=_text, summary=_text),
+        columns(dialogue=required_text, summary=required_text),
     ),
     Source(
         "rect_ner",
         ("lhoestq/conll2003", None, "test"),
-        _columns(tokens=_texts, ner_tags=_tags),
+        columns(tokens=_texts, ner_tags=_tags),
         read_paper=_conll_rows,
         split=_by_entity_type,
     ),
     Source(
         "rect_sentiment",
         ("nyu-mll/glue", "sst2", "validation"),
-        _columns(sentence=_text, label=_sentiment_label),
+        columns(sentence=required_text, label=_sentiment_label),
         # The paper's script skips the header whatever it says and reads the columns by position.
         read_paper=partial(tsv_rows, header=("sentence", "label")),
     ),
@@ -405,7 +407,7 @@ def documents(source: Source, data: str) -> list[Document]:
 # ---------------------------------------------------------------------------------- what the task YAMLs call
 
 
-def _loader(task: str) -> Callable[..., dict[str, Dataset]]:
+def loader(task: str) -> Callable[..., dict[str, Dataset]]:
     def load(**metadata: Any) -> dict[str, Dataset]:
         """The task's documents; errors under the lm_eval command are one line and exit status 2."""
         with one_line_errors():
@@ -414,11 +416,11 @@ def _loader(task: str) -> Callable[..., dict[str, Dataset]]:
     return load
 
 
-reasoning = _loader("rect_reasoning")
-nli = _loader("rect_nli")
-open_domain_qa = _loader("rect_open_domain_qa")
-closed_domain_qa = _loader("rect_closed_domain_qa")
-dialogue = _loader("rect_dialogue")
-summarization = _loader("rect_summarization")
-ner = _loader("rect_ner")
-sentiment = _loader("rect_sentiment")
+reasoning = loader("rect_reasoning")
+nli = loader("rect_nli")
+open_domain_qa = loader("rect_open_domain_qa")
+closed_domain_qa = loader("rect_closed_domain_qa")
+dialogue = loader("rect_dialogue")
+summarization = loader("rect_summarization")
+ner = loader("rect_ner")
+sentiment = loader("rect_sentiment")

@@ -48,5 +48,5 @@ ALPHAEDIT = replace(
     hparams=AlphaEditHyperParameters,
     propose=partial(propose_with, prior_of=_prior),
     after_step=partial(remember_facts, prior_of=_prior),
-    set_aside=frozenset(("P_loc",)),  # where its code keeps P
+    ignored_keys=frozenset(("P_loc",)),  # where its code keeps P
 )

@@ -117,7 +117,7 @@ class Method:
     batches: whether several facts can be edited in one update.
     at_subject: whether it writes at the subject's last token, which the last block is too late for.
     presets: folder of its presets, where that is not its name.
-    set_aside: further keys of its published files that mean nothing here.
+    ignored_keys: further keys of its published files that are ignored.
     """
 
     name: str
@@ -133,7 +133,7 @@ class Method:
     batches: bool = False
     at_subject: bool = False
     presets: str = ""
-    set_aside: frozenset[str] = frozenset()
+    ignored_keys: frozenset[str] = frozenset()
     title: str = ""
     paper: str = ""
     summary: str = ""

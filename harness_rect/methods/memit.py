@@ -264,5 +264,5 @@ EMMET = replace(
     propose=propose_emmet,
     after_step=None,
     presets="memit",
-    set_aside=frozenset(("update_norm_lambda",)),
+    ignored_keys=frozenset(("update_norm_lambda",)),
 )

@@ -199,7 +199,7 @@ MEND = Method(
     propose=propose,
     weights=edited_weights,
     batches=True,
-    set_aside=PUBLISHED_KEYS,
+    ignored_keys=PUBLISHED_KEYS,
 )
 
 __all__ = ["MEND", "Editor", "HyperNetwork", "active", "factors", "update"]

@@ -130,7 +130,7 @@ ULTRAEDIT = Method(
     propose=propose,
     weights=edited_weights,
     batches=True,
-    set_aside=frozenset(
+    ignored_keys=frozenset(
         ("alg", "dropout", "no_grad_layers", "batch_size_once", "editor_batch_size", "silent", "half")
     ),
 )
