@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test lint scores test-lm-eval test-transformers
 
 # Installed again only when what is to be installed has changed.
 setup: $(VENV)/.installed
@@ -20,6 +20,29 @@ demo: setup
 # One thread a worker: two workers with two threads each would fight over two cores.
 test: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist worksteal $(ARGS)
+
+# One other release each, in an environment that holds it alone and takes all else from the main one: the tests of
+# what depends on it, and the embedded suite, whose scores must be those of the main environment.
+test-lm-eval: RELEASE = lm-eval==0.5.0.dev1
+test-lm-eval: TESTS = tests/test_edited_hf.py
+test-transformers: RELEASE = transformers==5.24.0
+test-transformers: TESTS = tests/models tests/methods/test_rome.py
+
+SUITE = -m lm_eval --model edited_hf --tasks rect_suite --limit 20 --batch_size 16 --output_path
+
+test-lm-eval test-transformers: scores
+	$(PYTHON) -m venv --clear --without-pip $(VENV)/$@
+	$(BIN)/python -m pip --python $(VENV)/$@ install -q --no-deps $(RELEASE)
+	$(BIN)/python -c "import sysconfig as s; print(f'import site; site.addsitedir({s.get_path(\"purelib\")!r})')" \
+		> $$(echo $(VENV)/$@/lib/python*/site-packages)/main.pth
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/$@/bin/python -m pytest -n auto --dist worksteal \
+		tests/contracts tests/evaluation $(TESTS)
+	HF_HUB_OFFLINE=1 $(VENV)/$@/bin/python $(SUITE) $(VENV)/$@/scores
+	$(BIN)/python -m tools.same_scores $(VENV)/scores $(VENV)/$@/scores
+
+scores: setup
+	rm -rf $(VENV)/scores
+	HF_HUB_OFFLINE=1 $(BIN)/python $(SUITE) $(VENV)/scores
 
 lint: setup
 	$(BIN)/ruff format --check .

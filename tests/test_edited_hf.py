@@ -19,6 +19,7 @@ import torch
 import transformers
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from support.lm_eval_files import without_groups
 
 import harness_rect._autoload  # noqa: F401  registers edited_hf
 from harness_rect.edits import load_edits
@@ -162,7 +163,7 @@ def evaluate(
         model=model, model_args=model_args, tasks=tasks, task_manager=manager, **settings
     )
     assert results is not None
-    return results
+    return without_groups(results)
 
 
 def scores(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -552,7 +553,7 @@ def test_the_lm_eval_command_runs_the_suite_and_writes_one_results_file(
     done = lm_eval_command(tmp_path, *command, "--log_samples")
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "out").rglob("results_*.json")
-    results = json.loads(path.read_text())
+    results = without_groups(json.loads(path.read_text()))
     assert set(GENERAL + EDITING) <= set(results["results"])
     assert results["config"]["edit"]["edit_ids"] == ["7", "1"]
     assert results["config"]["edit"]["keep"] == 0.8

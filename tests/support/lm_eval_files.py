@@ -12,6 +12,16 @@ import numpy as np
 DATE = "2026-01-02T03-04-05.678901"
 
 
+def without_groups(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Results with tasks named as lm-eval 0.4 does: 0.5 puts the group before a task's name."""
+    return {
+        part: {name.rpartition("::")[2]: entry for name, entry in found.items()}
+        if isinstance(found, dict)
+        else found
+        for part, found in results.items()
+    }
+
+
 def mean_task(metric: str, values: Sequence[float], **more: Any) -> dict[str, Any]:
     """A task with one metric that is a mean of documents."""
     values = [float(v) for v in values]

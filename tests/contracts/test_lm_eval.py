@@ -1,0 +1,201 @@
+"""What ``compat/lm_eval.py`` and ``compat/lm_eval_model.py`` rely on in lm-eval, on 0.4.13 and 0.5 alike.
+
+A failure here names what an upgrade breaks.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lm_eval import evaluator
+from lm_eval.api import metrics
+from lm_eval.api import task as lm_eval_task
+from lm_eval.api.model import CacheHook, CachingLM, TemplateLM
+from lm_eval.api.registry import get_aggregation
+from lm_eval.loggers import EvaluationTracker
+from lm_eval.models.dummy import DummyLM
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from sqlitedict import SqliteDict
+from torch.utils import collect_env
+
+from harness_rect.compat import lm_eval as compat
+from harness_rect.compat.lm_eval import KeptTasks, YamlTask, build_arguments, evaluate
+from harness_rect.compat.lm_eval_model import SharedPassLM
+
+TASK = """
+task: {name}
+class: !function harness_rect.compat.lm_eval.YamlTask
+custom_dataset: !function rows.rows
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{q}}}}"
+doc_to_target: "{{{{a}}}}"
+num_fewshot: 0
+process_results: !function rows.score
+metric_list:
+  - metric: acc
+    aggregation: mean
+  - metric: f1
+    aggregation: !function rows.largest
+"""
+ROWS = """
+def rows(**metadata):
+    import datasets
+    return {"test": datasets.Dataset.from_list([{"q": f"Q{i}", "a": f"A{i}"} for i in range(4)])}
+def score(doc, results):
+    return {"acc": float(doc["q"] != "Q3"), "f1": int(doc["q"][1:])}
+def largest(values):
+    return max(values)
+"""
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> KeptTasks:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "rows.py").write_text(ROWS)
+    for name in ("one", "two"):
+        (tmp_path / "tasks" / f"{name}.yaml").write_text(TASK.format(name=name))
+    return KeptTasks(include_path=str(tmp_path / "tasks"), include_defaults=False, metadata={})
+
+
+def calls_of(owner: Any, name: str, patch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Keyword arguments of each call of ``owner.name``."""
+    seen: list[dict[str, Any]] = []
+    original = getattr(owner, name)
+
+    def watched(*args: Any, **given: Any) -> Any:
+        seen.append(given)
+        return original(*args, **given)
+
+    patch.setattr(owner, name, watched)
+    return seen
+
+
+def run(manager: KeptTasks, **given: Any) -> compat.Finished:
+    settings = {"tasks": ["one"], "task_manager": manager, "log_samples": True, "limit": 4} | given
+    return evaluate(DummyLM(), "a name", **settings)
+
+
+def test_an_evaluation_is_written_by_the_trackers_two_methods_under_the_name_given(
+    manager: KeptTasks, tmp_path: Path
+) -> None:
+    finished = run(manager)
+    finished.write(tmp_path / "out", {"n": 1})
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"results.json", "samples_one.jsonl"}, "EvaluationTracker names its files otherwise"
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["sweep"] == {"n": 1}
+    assert results["config"]["model"] == results["model_source"] == "a name"
+    assert results["results"]["one"]["acc,none"] == 0.75
+    assert len((tmp_path / "out" / "samples_one.jsonl").read_text().splitlines()) == 4
+
+
+def test_means_alone_have_standard_errors_and_metrics_may_be_named_as_lm_evals_own(
+    manager: KeptTasks,
+) -> None:
+    found = run(manager, bootstrap_iters=100).results["results"]["one"]
+    assert found["f1,none"] == 3, "a metric's own aggregation is not used"
+    assert found["acc_stderr,none"] == pytest.approx(0.25)
+    assert found["f1_stderr,none"] == "N/A"
+
+
+def test_tasks_are_loaded_once_and_asked_for_by_name(manager: KeptTasks) -> None:
+    assert manager.match_tasks(["o*", "two"]) == ["one", "two"]
+    loaded = manager.load(["one", "two"])
+    assert list(loaded["tasks"]) == ["one", "two"], "TaskManager.load returns something else"
+    assert manager.load(["one", "two"]) is loaded
+    assert all(isinstance(task, YamlTask) for task in loaded["tasks"].values())
+
+
+def test_evaluate_builds_requests_with_the_arguments_we_build_them_with(
+    manager: KeptTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = calls_of(YamlTask, "build_all_requests", monkeypatch)
+    run(manager)
+    assert seen == [build_arguments(4)], "a sweep would build requests anew for each evaluation"
+
+
+def test_facts_of_the_machine_are_looked_up_where_they_are_replaced(
+    manager: KeptTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compat, "_environment", lambda: "known environment")
+    monkeypatch.setattr(compat, "_commit", lambda: "known commit")
+    programs = calls_of(collect_env, "get_pretty_env_info", monkeypatch)
+    results = run(manager).results
+    assert results["git_hash"] == "known commit", "lm-eval starts git for each evaluation"
+    assert not programs, "lm-eval starts a dozen programs for each evaluation"
+
+
+def test_requests_reach_the_method_they_name_and_answers_come_back_in_order() -> None:
+    assert callable(getattr(TemplateLM, compat.SCORE_IDS)), "edits are scored by this method"
+    task = type("Task", (), {"task_name": "t"})()
+    fields = compat.request_fields(task, {"metadata": ("t", 3, 1), "doc_id": 3})
+    request = compat.IdRequest(
+        request_type=compat.SCORE_IDS, doc={}, arguments=("p", "t", [1], [2, 3]), idx=1, **fields
+    )
+    assert tuple(request) == (None, [1], [2, 3])
+    assert (request.doc_id, request.task_name, request.idx) == (3, "t", 1)
+
+
+def test_aggregations_are_found_by_name_and_the_mean_is_the_metrics_module_s() -> None:
+    assert get_aggregation("mean")([1, 0]) == 0.5
+    assert metrics.mean is get_aggregation("mean"), "means would lose their standard errors"
+    assert metrics.mean_stderr([1, 0, 1, 1]) == pytest.approx(0.25)
+
+
+#: What compat/ calls or overrides, with the parameters by position or name that it uses.
+PARAMETERS: dict[str, tuple[Callable[..., Any], list[str]]] = {
+    "simple_evaluate": (evaluator.simple_evaluate, ["evaluation_tracker", "fewshot_as_multiturn"]),
+    "get_git_commit_hash": (evaluator.get_git_commit_hash, []),
+    "get_pretty_env_info": (collect_env.get_pretty_env_info, []),
+    "save_results_aggregated": (EvaluationTracker.save_results_aggregated, ["results", "samples"]),
+    "save_results_samples": (EvaluationTracker.save_results_samples, ["task_name", "samples"]),
+    "TaskManager": (TaskManager.__init__, ["include_path", "include_defaults", "metadata"]),
+    "stderr_for_metric": (metrics.stderr_for_metric, ["metric", "bootstrap_iters"]),
+    "_loglikelihood_tokens": (HFLM._loglikelihood_tokens, ["requests", "disable_tqdm", "override_bs"]),
+    "loglikelihood": (HFLM.loglikelihood, ["requests", "disable_tqdm"]),
+    "loglikelihood_rolling": (HFLM.loglikelihood_rolling, ["requests", "disable_tqdm"]),
+    "generate_until": (HFLM.generate_until, ["requests", "disable_tqdm"]),
+    "set_cache_hook": (HFLM.set_cache_hook, ["cache_hook"]),
+    "_batch_scheduler": (HFLM._batch_scheduler, ["pos", "n_reordered_requests"]),
+    "_model_call": (HFLM._model_call, ["inps"]),
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_are_as_we_pass_them(name: str) -> None:
+    function, wanted = PARAMETERS[name]
+    found = [parameter for parameter in inspect.signature(function).parameters if parameter != "self"]
+    by_name = name in {"simple_evaluate", "TaskManager"}
+    kept = set(wanted) <= set(found) if by_name else found[: len(wanted)] == wanted
+    assert kept, f"{name} takes {found}, and compat/ passes {wanted}"
+
+
+@pytest.mark.skipif(not compat.SCORERS, reason="lm-eval before 0.5")
+def test_a_generate_task_of_05_builds_scorers_and_aggregates() -> None:
+    base: Any = lm_eval_task.GenerateTask  # type: ignore[attr-defined, unused-ignore]
+    assert callable(base._build_scorers), "metrics named acc or f1 would be refused"
+    assert "bootstrap_iters" in inspect.signature(base.aggregate).parameters
+
+
+def test_hflm_has_what_shared_passes_read(make_model, tokenizer) -> None:
+    model = SharedPassLM(pretrained=make_model("gpt2"), tokenizer=tokenizer, batch_size=2, backend="causal")
+    assert model.backend == "causal"
+    assert model.logits_cache is True, "no request would share a pass"
+    assert model.softmax_dtype is None and model.rank == 0 and model.batch_size == 2
+    assert model.max_length > 8
+    assert model._model_call(torch.tensor([[1, 2, 3]]).to(model.device)).shape[:2] == (1, 3)
+
+
+def test_the_store_of_answers_is_a_sqlitedict_that_the_hook_holds(tmp_path: Path) -> None:
+    cached = CachingLM(DummyLM(), str(tmp_path / "answers.db"))
+    store = CacheHook(cached).dbdict
+    assert isinstance(store, SqliteDict), "answers before and after editing would be taken for each other's"
+    assert CacheHook(None).dbdict is None
