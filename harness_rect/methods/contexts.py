@@ -15,6 +15,7 @@ from harness_rect.errors import UserError
 from harness_rect.models import EditableLM
 
 START_WORDS = ("The", "Therefore", "Because", "I", "You")
+#: Each token is drawn from this many, the most probable ones.
 TOP_K = 5
 BARE = "{}"
 
@@ -39,9 +40,7 @@ def check_templates(templates: Sequence[str]) -> list[str]:
     return list(templates)
 
 
-def sample_templates(
-    lm: EditableLM, length_params: Sequence[tuple[int, int]], seed: int, top_k: int = TOP_K
-) -> list[str]:
+def sample_templates(lm: EditableLM, length_params: Sequence[tuple[int, int]], seed: int) -> list[str]:
     """``{}`` and the sampled templates of ``length_params``, the same for the same model and seed.
 
     Args:
@@ -52,16 +51,14 @@ def sample_templates(
     templates = [BARE]
     for length, count in length_params:
         starts = [START_WORDS[i * len(START_WORDS) // count] for i in range(count)]
-        for text in _sample(lm, starts, length, top_k, generator):
+        for text in _sample(lm, starts, length, generator):
             clean = text.replace("{", " ").replace("}", " ")
             templates.append(f"{clean}. {BARE}")
     return templates
 
 
 @torch.no_grad()
-def _sample(
-    lm: EditableLM, starts: Sequence[str], length: int, top_k: int, generator: torch.Generator
-) -> list[str]:
+def _sample(lm: EditableLM, starts: Sequence[str], length: int, generator: torch.Generator) -> list[str]:
     tokenizer = lm.encoder.tokenizer
     special = set(tokenizer.all_special_ids)
     sequences = [lm.encoder.ids(start) for start in starts]
@@ -74,7 +71,7 @@ def _sample(
                 continue
             last = logits[row, len(ids) - 1]
             last[[token for token in special if token < len(last)]] = -torch.inf  # never ends a document
-            best = torch.topk(last, min(top_k, last.numel()))
+            best = torch.topk(last, min(TOP_K, last.numel()))
             choice = torch.multinomial(torch.softmax(best.values, 0), 1, generator=generator)
             ids.append(int(best.indices[choice]))
     return [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in sequences]

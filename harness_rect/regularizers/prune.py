@@ -8,6 +8,7 @@ update is kept as two factors, and only matrices of its rank are decomposed.
 from __future__ import annotations
 
 import math
+from collections.abc import MutableMapping
 
 import torch
 from pydantic import Field
@@ -37,34 +38,32 @@ class Prune(Regularizer):
     base: float = Field(default=BASE, gt=1, description="base of the logarithm")
 
     def trim(self, update: Update, weight: Tensor, original: Tensor, state: WeightState) -> Update:
-        proposed = update.dense().to(weight)
-        factors = self._accumulated(update, original, state)
+        factors = self._accumulated(update, original, state.memory)
         if factors is None:
-            return Dense(prune(proposed, weight, original, base=self.base))
-        accumulated = (factors[0] @ factors[1].T).to(proposed)
+            return Dense(prune(update.dense().to(weight), weight, original, base=self.base))
+        accumulated = (factors[0] @ factors[1].T).to(weight)
         return Dense(accumulated - (weight - original.float()))
 
     def _accumulated(
-        self, update: Update, original: Tensor, state: WeightState
+        self, update: Update, original: Tensor, memory: MutableMapping[str, Tensor]
     ) -> tuple[Tensor, Tensor] | None:
         """The restrained accumulated update in factors; None from where on a matrix is as cheap."""
-        memory, names = state.memory, ("left", "right")
+        names = ("left", "right")
         if "dense" in memory:
             return None
-        parts: list[Tensor] = []
         if isinstance(update, LowRank):
-            parts = [in_double(update.left), in_double(update.right)]
+            left, right = in_double(update.left), in_double(update.right)
             if "left" in memory:
-                before = [memory[name].to(parts[0].device) for name in names]
-                parts = [torch.cat([old, new], 1) for old, new in zip(before, parts, strict=True)]
-        if not parts or 2 * parts[0].shape[1] > min(len(part) for part in parts):
-            for name in names:
-                memory.pop(name, None)
-            memory["dense"] = torch.ones(1)
-            return None
-        factors = prune_factors(parts[0], parts[1], largest_singular_value(original), base=self.base)
-        memory.update(zip(names, (factor.cpu() for factor in factors), strict=True))
-        return factors
+                before = [memory[name].to(left.device) for name in names]
+                left, right = torch.cat([before[0], left], 1), torch.cat([before[1], right], 1)
+            if 2 * left.shape[1] <= min(len(left), len(right)):
+                factors = prune_factors(left, right, largest_singular_value(original), base=self.base)
+                memory.update(zip(names, (factor.cpu() for factor in factors), strict=True))
+                return factors
+        for name in names:
+            memory.pop(name, None)
+        memory["dense"] = torch.ones(1)
+        return None
 
 
 def prune(update: Tensor, weight: Tensor, original: Tensor, *, base: float = BASE) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from harness_rect.errors import UserError
+from harness_rect.methods import contexts
 from harness_rect.methods.contexts import START_WORDS, check_templates, fill, sample_templates
 from harness_rect.models import EditableLM
 
@@ -75,13 +76,14 @@ def test_the_seed_decides_and_nothing_else(make_lm):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_each_token_is_among_the_likeliest_of_the_model(make_lm):
+def test_each_token_is_among_the_likeliest_of_the_model(make_lm, monkeypatch):
+    monkeypatch.setattr(contexts, "TOP_K", 3)
     lm = make_lm("llama")
     sampled = []
     decode = lm.encoder.tokenizer.decode
     lm.encoder.tokenizer.decode = lambda ids, **kwargs: (sampled.append(list(ids)), decode(ids, **kwargs))[1]
     try:
-        sample_templates(lm, [(8, 5)], seed=0, top_k=3)
+        sample_templates(lm, [(8, 5)], seed=0)
     finally:
         del lm.encoder.tokenizer.decode
     ranks = set()

@@ -45,11 +45,6 @@ def test_pca_writes_scores_into_the_first_columns_of_zeros(keep):
     np.testing.assert_allclose(np.abs(result[:n].T.numpy()), np.abs(scores), atol=1e-9)
 
 
-def test_pca_does_not_restore_a_rank_one_update():
-    update = matrix((10, 1), 1) @ matrix((1, 30), 2)
-    assert not torch.allclose(pca(update, keep=1.0), update, atol=0.1)
-
-
 # -- PRUNE ----------------------------------------------------------------------------------------
 
 
@@ -159,3 +154,20 @@ def test_prune_stays_dense_after_a_dense_update():
     weight = original + regularizer.trim(Dense(first), original, original, state).dense()
     second = regularizer.trim(LowRank(left, right), weight, original, state).dense()
     assert torch.allclose(second, prune(left @ right.T, weight, original), atol=1e-5)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(
+    ("function", "given"), [(prune, {"base": 3.0}), (sphere, {"alpha": 0.7, "beta": 0.6})]
+)
+def test_settings_reach_updates_of_both_kinds(function, given, transposed):
+    weight, left, right = matrix((12, 20), 0), matrix((12, 2), 1, 9), matrix((20, 2), 2)
+    update = left @ right.T
+    if function is prune:
+        wanted = prune(update, weight, weight, **given)
+    else:
+        wanted = sphere(update.T, weight.T, **given).T if transposed else sphere(update, weight, **given)
+    for proposed in (Dense(update), LowRank(left, right)):
+        state = WeightState({}, torch.Generator(), transposed)
+        found = make_regularizer(function.__name__, given).trim(proposed, weight, weight, state).dense()
+        torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-6)
