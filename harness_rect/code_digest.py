@@ -1,4 +1,4 @@
-"""A digest of code as it is loaded, which changes when a function is edited, replaced or patched.
+"""A digest of code as it is loaded: it changes when a function or a constant is edited, replaced or patched.
 
 Results that are kept on disk are keyed by it beside their inputs. It is the same in every process of one
 installation, whatever else is imported there and whatever ``PYTHONHASHSEED`` is.
@@ -6,185 +6,108 @@ installation, whatever else is imported there and whatever ``PYTHONHASHSEED`` is
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
+import importlib
+import pkgutil
 import platform
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
+from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
-from pydantic import BaseModel
 
 #: Packages whose arithmetic decides the bits of a result.
 LIBRARIES = ("torch", "transformers", "numpy", "scikit-learn")
 
-#: What reads and writes files and tells the user about it; no bit of a result depends on it.
-NOT_COUNTED = ("harness_rect.io", "harness_rect.errors")
-
-_WRAPPERS = (property, staticmethod, classmethod, functools.cached_property, functools.partial)
-#: Where these keep the functions they wrap.
-_HELD = ("fget", "fset", "__func__", "func", "args", "keywords")
 _SIMPLE = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), torch.dtype)
+#: What counts of functions and of objects that wrap some; exception tables are there from Python 3.11 on.
+_PARTS: dict[Any, str] = {
+    FunctionType: "__code__ __defaults__ __kwdefaults__ __wrapped__",
+    MethodType: "__func__",
+    property: "fget fset",
+    (functools.partial, functools.cached_property): "func args keywords",
+    (staticmethod, classmethod, type(functools.cache(repr))): "__wrapped__",
+    CodeType: "co_code co_consts co_names co_varnames co_freevars co_cellvars co_argcount co_posonlyargcount"
+    " co_kwonlyargcount co_flags co_exceptiontable",
+    re.Pattern: "pattern flags",
+}
 
 
-def code_digest(*objects: Any) -> str:
-    """sha256 (hex) of the code that some objects run, and of the versions of Python and :data:`LIBRARIES`.
+def code_digest(modules: Iterable[str], *objects: Any) -> str:
+    """sha256 (hex) of the code of modules and objects, and of the versions of Python and :data:`LIBRARIES`.
 
-    The code is that of the objects themselves and of every module of their top-level packages that is
-    reached from them by imports at the head of modules: functions and methods by their byte code, constants
-    (names in capitals) by their values. File names and line numbers do not count.
+    Functions and methods count by their byte code, constants (names in capitals) by their values. Docstrings,
+    file names, line numbers and other variables do not count.
 
     Args:
-        objects: functions, classes, modules, and dataclass instances that hold some, such as a method.
+        modules: names of modules of this package, and of packages in it for all modules in those.
+        objects: classes, and instances that hold functions, such as a method. Of another package than this
+            one all source files count too; of a notebook its functions and its variables of simple types.
     """
-    code = _Code({_module_of(part).partition(".")[0] for one in objects for part in _parts(one)})
-    code.add("python", platform.python_version())
-    for name in LIBRARIES:
-        code.add(name, version(name))
+    found: list[Any] = [platform.python_version(), *map(version, LIBRARIES)]
+    found += [_members(module) for name in modules for module in _imported(f"harness_rect.{name}")]
     for one in objects:
-        code.add("object", code.describe(one))
-    code.add_modules()
-    return code.sha256.hexdigest()
+        held = [one] if isinstance(one, type) else vars(one).values()
+        origins = {part.__module__ for part in held if isinstance(part, type | FunctionType)}
+        found += [_members(one), *(_sources(origin) for origin in sorted(origins))]
+    return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
-def _parts(value: Any) -> list[Any]:
-    """An object and the fields of a dataclass instance."""
-    return [value, *vars(value).values()] if _is_record(value) else [value]
+def _imported(name: str) -> Iterator[ModuleType]:
+    yield (module := importlib.import_module(name))
+    for found in pkgutil.iter_modules(getattr(module, "__path__", ()), f"{name}."):
+        yield importlib.import_module(found.name)
 
 
-def _is_record(value: Any) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type) and hasattr(value, "__dict__")
+def _members(owner: Any, variables: bool = False) -> list[Any]:
+    """The functions, classes and constants of a module, a class or an instance."""
+    found: list[Any] = []
+    for name, value in sorted(vars(owner).items()):
+        variable = variables and not name.startswith("_") and isinstance(value, _SIMPLE)
+        if isinstance(value, type) and isinstance(owner, ModuleType) and value.__module__ == owner.__name__:
+            found.append((name, _plain(value.__bases__), _members(value)))
+        elif isinstance(value, (type, *_PARTS)) or name.isupper() or variable:
+            found.append((name, _plain(value)))
+    return found
 
 
-def _module_of(value: Any) -> str:
-    """The module an object was defined in, the wrapped function's for decorated and bound ones."""
-    if isinstance(value, ModuleType):
-        return value.__name__
-    if isinstance(value, functools.partial):
-        return _module_of(value.func)
-    return str(getattr(value, "__module__", None) or type(value).__module__)
-
-
-class _Code:
-    """Collects descriptions of the code of some top-level packages."""
-
-    def __init__(self, packages: set[str]) -> None:
-        self.packages = packages - {"builtins", "__main__"}
-        self.sha256 = hashlib.sha256()
-        self._described: dict[int, Any] = {}  # holds the objects, so that no id is used twice
-        self._modules: dict[str, ModuleType] = {}  # in the order in which they are reached
-
-    def add(self, name: str, description: str) -> None:
-        self.sha256.update(f"{name} {description}\n".encode())
-
-    def add_modules(self) -> None:
-        """Add all modules reached, and those that are reached from them."""
-        done = 0
-        while done < len(self._modules):
-            module = list(self._modules.values())[done]
-            for name, value in sorted(vars(module).items()):
-                # A package has its submodules as attributes once they are imported anywhere.
-                submodule = isinstance(value, ModuleType) and value.__name__ == f"{module.__name__}.{name}"
-                if not _is_dunder(name) and not submodule:
-                    self.add(f"{module.__name__}.{name}", self._attribute(name, value))
-            done += 1
-
-    def describe(self, value: Any) -> str:
-        """Text that differs where the code or the constants of two objects differ."""
-        if isinstance(value, _SIMPLE):
-            return repr(value)
-        if isinstance(value, tuple | list):
-            return self._all("", value)
-        if isinstance(value, set | frozenset):
-            return f"{{{sorted(map(self.describe, value))}}}"
-        if isinstance(value, dict):
-            return self._all("", (part for item in value.items() for part in item))
-        if isinstance(value, re.Pattern):
-            return repr((value.pattern, value.flags))
-        if isinstance(value, CodeType):
-            return self._code(value)
-        if isinstance(value, ModuleType):
-            self._reach(value.__name__)
-            return value.__name__
-        name = f"{_module_of(value)}.{getattr(value, '__qualname__', type(value).__qualname__)}"
-        self._reach(_module_of(value))
-        if id(value) in self._described or name.startswith(NOT_COUNTED):
-            return name
-        self._described[id(value)] = value
+def _plain(value: Any, above: tuple[Any, ...] = ()) -> Any:
+    """Nested lists of text that differ where two values or the code of two functions differ."""
+    if isinstance(value, _SIMPLE):
+        return repr(value)
+    if isinstance(value, set | frozenset):
+        return sorted(repr(_plain(item)) for item in value)
+    if isinstance(value, dict):
+        value = [*value.items()]
+    parts = next((names.split() for kind, names in _PARTS.items() if isinstance(value, kind)), None)
+    if parts and value not in above:  # a function that calls itself is in its own closure
+        held = [getattr(value, name, None) for name in parts]
         if isinstance(value, FunctionType):
-            return self._function(name, value)
-        if isinstance(value, MethodType):
-            ours = _module_of(value.__self__).partition(".")[0] in self.packages
-            state = vars(value.__self__) if ours and hasattr(value.__self__, "__dict__") else None
-            return self._all(name, (value.__func__, type(value.__self__), state))
-        if isinstance(value, type):
-            return self._class(name, value)
-        if _is_record(value) or isinstance(value, BaseModel):
-            return self._all(name, (type(value), vars(value)))
-        held = _HELD if isinstance(value, _WRAPPERS) else ("__wrapped__",)
-        return self._all(name, (getattr(value, part, None) for part in held))
-
-    def _all(self, name: str, values: Iterable[Any]) -> str:
-        return f"{name}({', '.join(map(self.describe, values))})"
-
-    def _code(self, code: CodeType) -> str:
-        names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
-        arguments = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
-        handlers = getattr(code, "co_exceptiontable", b"")  # Python 3.11
-        return self._all(code.co_name, (code.co_code, code.co_consts, names, arguments, handlers))
-
-    def _function(self, name: str, function: FunctionType) -> str:
-        closure = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
-        named: list[Any] = []
-        if function.__module__ == "__main__":  # a notebook's other variables do not count
-            known = function.__globals__
-            named = [known[used] for used in _names(function.__code__) if used in known]
-        parts = (function.__code__, function.__defaults__, function.__kwdefaults__, closure, named)
-        return self._all(name, parts)
-
-    def _class(self, name: str, of: type) -> str:
-        """A class by its own members if its package is one of ours, else by its name."""
-        if _module_of(of).partition(".")[0] not in self.packages | {"__main__"}:
-            return name
-        members = [
-            (member, value)
-            for member, value in sorted(vars(of).items())
-            if not _is_dunder(member) or isinstance(value, FunctionType | staticmethod | classmethod)
-        ]
-        texts = [f"{member}={self._attribute(member, value, within=of)}" for member, value in members]
-        return f"{name}{self._all('', of.__bases__)}: {texts}"
-
-    def _attribute(self, name: str, value: Any, within: type | None = None) -> str:
-        """A module's or class's attribute; of variables that are no constants only the type."""
-        changing = _SIMPLE if within is None else ()
-        if isinstance(value, (*changing, tuple, list, set, frozenset, dict)) and not name.isupper():
-            return type(value).__qualname__
-        return self.describe(value)
-
-    def _reach(self, name: str) -> None:
-        module = sys.modules.get(name)
-        if module and name.partition(".")[0] in self.packages and not name.startswith(NOT_COUNTED):
-            self._modules.setdefault(name, module)
+            held += [cell.cell_contents for cell in value.__closure__ or ()]
+            first, *others = value.__code__.co_consts or (None,)
+            if first == value.__doc__:
+                held[0] = value.__code__.replace(co_consts=(None, *others))
+        value, above = held, (*above, value)
+    if isinstance(value, list | tuple):
+        return [_plain(item, above) for item in value]
+    named = value if isinstance(value, type | FunctionType) else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
-def _is_dunder(name: str) -> bool:
-    return name.startswith("__") and name.endswith("__")
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
-
-
-def _names(code: CodeType) -> list[str]:
-    """Global names that a function and those defined in it use."""
-    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    return list(dict.fromkeys([*code.co_names, *(name for one in inner for name in _names(one))]))
+def _sources(module: str) -> list[Any]:
+    """What counts of a module of another package: the files of the package, or what a notebook holds."""
+    package, loaded = module.partition(".")[0], sys.modules.get(module)
+    if package in ("harness_rect", "builtins") or loaded is None:
+        return []
+    if module == "__main__":
+        return _members(loaded, variables=True)
+    folders = getattr(sys.modules.get(package), "__path__", ())
+    files = [file for folder in folders for file in Path(folder).rglob("*.py")]
+    if not files and getattr(loaded, "__file__", None):
+        files = [Path(str(loaded.__file__))]
+    return sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)

@@ -35,12 +35,12 @@ class Forced:
 
     @property
     def accuracy(self) -> float:
-        return sum(a == t for a, t in zip(self.argmax, self.target, strict=True)) / len(self.target)
+        return _share(self.argmax, self.target)
 
-    @property
-    def probability(self) -> float:
-        """Probability of the whole target."""
-        return exp(-self.nll)
+
+def _share(tokens: Sequence[int], others: Sequence[int]) -> float:
+    """The share of places at which two sequences of one length have the same token."""
+    return sum(a == b for a, b in zip(tokens, others, strict=True)) / len(others)
 
 
 @torch.no_grad()
@@ -76,6 +76,10 @@ class EditProbes:
     locality: list[Pair]
     answered: list[bool]
     unreadable: int
+
+    @property
+    def pairs(self) -> list[Pair]:
+        return [self.rewrite, *self.paraphrases, *self.locality]
 
 
 def probes(lm: EditableLM, edit: Edit, templates: Sequence[str] = ("{}",)) -> EditProbes:
@@ -145,32 +149,22 @@ def measure(
         id -> ``reliability``, ``target_probability``, and where the row has prompts for them
         ``generalization``, ``locality``, ``neighborhood_acc``; each in [0, 1].
     """
-    pairs, places = [], []
+    pairs = [pair for id in ids for pair in probed[id].pairs]
+    results = iter(teacher_force(lm, pairs))
+    found: dict[str, dict[str, float]] = {}
     for id in ids:
         p = probed[id]
-        for kind, group in (
-            ("rewrite", [p.rewrite]),
-            ("paraphrase", p.paraphrases),
-            ("locality", p.locality),
-        ):
-            for index, pair in enumerate(group):
-                pairs.append(pair)
-                places.append((id, kind, index))
-    found: dict[str, dict[str, list[float]]] = {id: {} for id in ids}
-    for (id, kind, index), forced in zip(places, teacher_force(lm, pairs), strict=True):
-        scores = found[id]
-        if kind == "rewrite":
-            scores["reliability"] = [forced.accuracy]
-            scores["target_probability"] = [forced.probability]
-        elif kind == "paraphrase":
-            scores.setdefault("generalization", []).append(forced.accuracy)
-        else:
-            before = baseline[id][index]
-            same = sum(a == b for a, b in zip(forced.argmax, before, strict=True)) / len(before)
-            scores.setdefault("locality", []).append(same)
-            if probed[id].answered[index]:
-                scores.setdefault("neighborhood_acc", []).append(forced.accuracy)
-    return {id: {name: sum(v) / len(v) for name, v in scores.items()} for id, scores in found.items()}
+        rewrite, *others = [next(results) for _ in p.pairs]
+        paraphrases, locality = others[: len(p.paraphrases)], others[len(p.paraphrases) :]
+        scores = {
+            "reliability": [rewrite.accuracy],
+            "target_probability": [exp(-rewrite.nll)],
+            "generalization": [forced.accuracy for forced in paraphrases],
+            "locality": [_share(f.argmax, was) for f, was in zip(locality, baseline[id], strict=True)],
+            "neighborhood_acc": [f.accuracy for f, has in zip(locality, p.answered, strict=True) if has],
+        }
+        found[id] = {name: sum(values) / len(values) for name, values in scores.items() if values}
+    return found
 
 
 def averages(scores: Sequence[dict[str, float]]) -> dict[str, float]:

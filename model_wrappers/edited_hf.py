@@ -29,13 +29,14 @@ from harness_rect.config import (
 from harness_rect.edits import EditStream, load_edits
 from harness_rect.errors import UserError, closest, one_line_errors
 from harness_rect.io.files import check_output
+from harness_rect.methods import METHODS
 from harness_rect.models.architecture import check_editable, refuse_config
 from harness_rect.models.load import load_errors
 from harness_rect.moments.layout import layout_name
 from harness_rect.session.checkpoint import save_checkpoint
 from harness_rect.session.report import UNEDITED, EditReport
 from harness_rect.session.runs import EditCache
-from harness_rect.session.stream import EditSession, check_edits
+from harness_rect.session.stream import EditSession
 
 log = logging.getLogger("harness_rect.edited_hf")
 
@@ -74,7 +75,7 @@ class EditedHF(SharedPassLM):
             _check_theirs(arguments)
             stream = load_edits(config.edits) if editing and config.edits else None
             if stream is not None:
-                check_edits(config, stream)
+                METHODS[config.method].check(stream)
             name = pretrained if isinstance(pretrained, str) else getattr(pretrained, "name_or_path", "")
             pretrained = embedded.resolve_model(pretrained)
             _check_before_loading(pretrained, editing, arguments)

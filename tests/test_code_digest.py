@@ -2,108 +2,142 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+import harness_rect
 from harness_rect.code_digest import code_digest
 from harness_rect.methods import METHODS
-from harness_rect.session.step import take_step
+from harness_rect.session.stream import CODE
 
-HELPERS = "import re\nSCALE = 2.0\nseen = 0\ndef scaled(x):\n    return SCALE * x\n"
-METHOD = (
-    "from lent_method.helpers import scaled\nclass Search:\n    def run(self, x):\n        return scaled(x)\n"
-)
+ROME = METHODS["rome"]
+HELPERS = '''import re
+SCALE = 2.0
+WORD = re.compile("a b")
+seen = 0
+def scaled(x):
+    """A product."""
+    return SCALE * x
+'''
+SEARCH = "class Search:\n    @classmethod\n    def run(cls, x):\n        return x\n"
 
 
 @pytest.fixture
-def lent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """``lent(helpers=, method=)``: the class of another package whose two modules have these sources."""
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
+    """``load(helpers=, search=, name=)``: a package of two modules with these sources, newly imported."""
     numbers = iter(range(10))
 
-    def load(helpers: str = HELPERS, method: str = METHOD) -> type:
-        root = tmp_path / str(next(numbers))
-        (root / "lent_method").mkdir(parents=True)
-        for name, text in {"__init__": "", "helpers": helpers, "search": method, "other": "X = 1\n"}.items():
-            (root / "lent_method" / f"{name}.py").write_text(text)
-        for name in [name for name in sys.modules if name.startswith("lent_method")]:
-            monkeypatch.delitem(sys.modules, name)
+    def load(helpers: str = HELPERS, search: str = SEARCH, name: str = "harness_rect.lent") -> ModuleType:
+        root, top = tmp_path / str(next(numbers)), name.rpartition(".")[2]
+        (root / top).mkdir(parents=True)
+        for module, text in {"__init__": "", "helpers": helpers, "search": search}.items():
+            (root / top / f"{module}.py").write_text(text)
+        for loaded in [loaded for loaded in sys.modules if loaded.startswith(name)]:
+            monkeypatch.delitem(sys.modules, loaded)
+        monkeypatch.setattr(harness_rect, "__path__", [str(root), *harness_rect.__path__])
         monkeypatch.syspath_prepend(root)
         importlib.invalidate_caches()
-        return importlib.import_module("lent_method.search").Search
+        return importlib.import_module(f"{name}.search")
 
     return load
 
 
 @pytest.mark.parametrize(
-    "helpers",
+    "sources",
     [
-        HELPERS.replace("2.0", "3.0"),
-        HELPERS.replace("SCALE * x", "SCALE + x"),
-        HELPERS.replace("scaled(x)", "scaled(x, y=1)"),
-        HELPERS.replace("SCALE * x", "[SCALE * x for i in {1, 2}][0]"),
+        (HELPERS.replace("2.0", "3.0"),),
+        (HELPERS.replace("a b", "a c"),),
+        (HELPERS.replace("SCALE * x", "SCALE + x"),),
+        (HELPERS.replace("scaled(x)", "scaled(x, y=1)"),),
+        (HELPERS.replace("SCALE * x", "[SCALE * x for i in {1, 2}][0]"),),
+        (HELPERS, SEARCH.replace("return x", "return 2 * x")),
+        (HELPERS, SEARCH.replace("class Search", "class Search(dict)")),
     ],
 )
-def test_a_module_that_the_objects_module_imports_counts(lent, helpers: str) -> None:
-    assert code_digest(lent()) != code_digest(lent(helpers))
+def test_functions_classes_and_constants_count(load, sources: tuple[str, ...]) -> None:
+    load()
+    before = code_digest(["lent"])
+    load(*sources)
+    assert code_digest(["lent"]) != before
 
 
 @pytest.mark.parametrize(
     "helpers",
-    [HELPERS, "\n\n" + HELPERS, HELPERS.replace("seen = 0", "seen = 5"), "# no code\n" + HELPERS],
-    ids=["folder", "lines", "variable", "comment"],
+    [
+        HELPERS,
+        "\n\n# no code\n" + HELPERS,
+        HELPERS.replace("seen = 0", "seen = 5"),
+        HELPERS.replace("A product", "The product of both"),
+    ],
+    ids=["folder", "lines", "variable", "docstring"],
 )
-def test_places_comments_and_variables_do_not_count(lent, helpers: str) -> None:
-    assert code_digest(lent()) == code_digest(lent(helpers))
+def test_places_comments_docstrings_and_variables_do_not_count(load, helpers: str) -> None:
+    load()
+    before = code_digest(["lent"])
+    load(helpers)
+    assert code_digest(["lent"]) == before
 
 
-def test_modules_imported_elsewhere_do_not_count(lent) -> None:
-    search = lent()
-    before = code_digest(search)
-    importlib.import_module("lent_method.other")
-    assert code_digest(search) == before
-
-
-def test_a_method_that_is_patched_counts(lent, monkeypatch: pytest.MonkeyPatch) -> None:
-    search = lent()
-    before = code_digest(search)
-    monkeypatch.setattr(search, "run", lambda self, x: x)
-    assert code_digest(search) != before
-
-
-def test_what_a_function_closes_over_counts() -> None:
-    def times(factor: float):
+def test_what_is_replaced_or_patched_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def times(factor: float) -> Callable[..., float]:
         return lambda x: factor * x
 
-    assert code_digest(times(2)) == code_digest(times(2)) != code_digest(times(3))
+    found = [code_digest(CODE, ROME)]
+    for propose in (times(2), times(3), partial(times(3), 1)):
+        method = dataclasses.replace(ROME, propose=propose)
+        assert code_digest(CODE, method) == code_digest(CODE, method)
+        found.append(code_digest(CODE, method))
+    for place in ("methods.rome.edit_in_order", "models.EditableLM.batch", "session.step.measure"):
+        monkeypatch.setattr(f"harness_rect.{place}", lambda *arguments: None)
+        found.append(code_digest(CODE, ROME))
+    monkeypatch.setattr("harness_rect.measure.BATCH_SEQUENCES", 31)
+    found.append(code_digest(CODE, ROME))
+    assert len(set(found)) == 8
 
 
-def test_functions_of_a_notebook_count_by_the_variables_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_texts_of_a_method_do_not_count() -> None:
+    other = dataclasses.replace(ROME, title="Other", paper="elsewhere", summary="less", cost="much")
+    assert code_digest([], other) == code_digest([], ROME)
+
+
+def test_all_files_of_another_package_count(load) -> None:
+    search = load(name="lent").Search
+    before = code_digest([], search)
+    assert code_digest([], load(name="lent").Search) == before
+    assert code_digest([], load(HELPERS.replace("2.0", "3.0"), name="lent").Search) != before
+    search.run = lambda x: 2 * x
+    assert code_digest([], search) != before
+
+
+def test_functions_and_plain_variables_of_a_notebook_count(monkeypatch: pytest.MonkeyPatch) -> None:
     main = ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", main)
 
     def digest(source: str) -> str:
         exec(source, vars(main))
-        return code_digest(main.propose)
+        return code_digest([], dataclasses.replace(ROME, propose=main.propose))
 
-    first = digest("scale, other = 2, 1\ndef helper(x): return scale * x\ndef propose(x): return helper(x)")
-    assert digest("other = 5") == first
-    assert digest("scale = 3") != first
+    first = digest("scale = 2\ndef helper(x): return scale * x\ndef propose(x): return helper(x)")
+    assert digest("_ = 5; Out = {1: 5}") == first
+    assert len({first, digest("scale = 3"), digest("def helper(x): return x")}) == 3
 
 
 def test_every_process_finds_the_same_whatever_it_has_imported() -> None:
     script = (
         "{}from harness_rect.code_digest import code_digest\n"
-        "from harness_rect.session.step import take_step\n"
         "from harness_rect.methods import METHODS\n"
-        "print(code_digest(take_step, METHODS['memit']))"
+        f"print(code_digest({CODE}, METHODS['memit']))"
     )
-    more = "import harness_rect.session.stream, harness_rect.evaluation.editing, harness_rect.training.mend\n"
+    more = "import harness_rect.evaluation.editing, harness_rect.training.mend\n"
     found = {
         subprocess.run(
             [sys.executable, "-c", script.format(imports)],
@@ -114,4 +148,4 @@ def test_every_process_finds_the_same_whatever_it_has_imported() -> None:
         ).stdout.strip()
         for seed, imports in (("1", ""), ("2", more))
     }
-    assert found == {code_digest(take_step, METHODS["memit"])}
+    assert found == {code_digest(CODE, METHODS["memit"])}

@@ -13,11 +13,12 @@ from harness_rect.cli.common import add_model_options, add_option, load_model
 from harness_rect.edits import load_edits
 from harness_rect.errors import UserError
 from harness_rect.io.files import check_output
+from harness_rect.methods import METHODS
 from harness_rect.moments.layout import layout_name
 from harness_rect.session.checkpoint import save_checkpoint
 from harness_rect.session.report import EditReport
 from harness_rect.session.runs import EditCache
-from harness_rect.session.stream import EditSession, check_edits
+from harness_rect.session.stream import EditSession
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("--method none edits nothing; choose a method")
     check_output(arguments.output)
     stream = load_edits(arguments.edits)
-    check_edits(described, stream)
+    METHODS[described.method].check(stream)
     model, tokenizer = load_model(arguments)
     session = EditSession(model, tokenizer, described, stream, layout_name(arguments.model))
     session.run(EditCache.from_spec(described.edit_cache))

@@ -124,12 +124,12 @@ class Method:
     hparams: type[HyperParameters]
     default_hparams: Callable[[Architecture], dict[str, Any]]
     propose: Callable[[EditableLM, Sequence[Edit], Any, Context], Proposal]
-    prepare: Callable[[EditableLM, Any, str, int], Any] | None = None
+    prepare: Callable[[EditableLM, Any, str, int], Any] = lambda lm, hparams, model_name, seed: hparams
     contexts: Callable[[EditableLM, Any, int], list[Any]] = bare_context
     needs_statistics: Callable[[Any], list[int]] = lambda hparams: []
     weights: Callable[[EditableLM, Any], list[str]] = down_projections
-    after_step: Callable[[EditableLM, Sequence[Edit], Any, Context], None] | None = None
-    check: Callable[[Sequence[Edit]], None] | None = None
+    after_step: Callable[[EditableLM, Sequence[Edit], Any, Context], None] = lambda *arguments: None
+    check: Callable[[Sequence[Edit]], None] = lambda edits: None
     batches: bool = False
     at_subject: bool = False
     presets: str = ""

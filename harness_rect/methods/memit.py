@@ -262,7 +262,7 @@ EMMET = replace(
     cost="as MEMIT",
     hparams=EmmetHyperParameters,
     propose=propose_emmet,
-    after_step=None,
+    after_step=lambda *arguments: None,
     presets="memit",
     ignored_keys=frozenset(("update_norm_lambda",)),
 )

@@ -22,6 +22,9 @@ from harness_rect.processes import ALONE, Processes
 
 log = logging.getLogger(__name__)
 
+#: What decides the second moments of a model and a text.
+CODE = ("compat", "models", "moments.accumulate", "moments.running", "moments.text", "precision", "processes")
+
 
 class MomentProvider:
     """Second moments of the layers a run needs, of the unedited model.
@@ -125,7 +128,7 @@ class MomentProvider:
             "model": self.model_fingerprint,
             "tokens": self.tokens,
             "special_tokens": encoder.ids("a") != plain,
-            "code": code_digest(accumulate),
+            "code": code_digest(CODE),
         }
 
     def compute_into(self, paths: Mapping[int, Path], processes: Processes = ALONE) -> int:

@@ -7,7 +7,6 @@ reads a report does so through :class:`EditReport`. This module imports no torch
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -86,7 +85,8 @@ class EditRecord(_Part):
     end: Metrics = {}
 
     def metrics(self, when: When) -> Metrics:
-        return {"before": self.before, "after": self.after, "end": self.end}[when]
+        found: Metrics = getattr(self, when)
+        return found
 
 
 class WeightTotals(_Part):
@@ -194,7 +194,8 @@ class EditReport(_Part):
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that are set, as JSON types; numbers that JSON does not have become None."""
-        return _finite(self.model_dump(mode="json", exclude_unset=True))
+        text = self.model_dump_json(exclude_unset=True)
+        return json.loads(text, parse_constant=lambda nan: None)
 
     def to_json(self) -> str:
         """The text of ``edit_report.json``."""
@@ -203,11 +204,3 @@ class EditReport(_Part):
 
 #: The report of a model that was not edited.
 UNEDITED = EditReport(method="none")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

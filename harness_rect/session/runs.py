@@ -1,8 +1,8 @@
 """Finished and interrupted edit runs on disk, one safetensors file each.
 
 A file holds the float32 edited weights under their names and the report as JSON in its metadata; that of an
-interrupted run also what its method remembers between steps. It is written under a temporary name and
-renamed, so a file that is there is whole.
+interrupted run holds :meth:`~harness_rect.session.step.Editing.saved`. It is written under a temporary name
+and renamed, so a file that is there is whole.
 """
 
 from __future__ import annotations
@@ -13,17 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from torch import Tensor
 
 from harness_rect.errors import UserError
 from harness_rect.io.cache import cache_folder
-from harness_rect.io.resume import load_state, save_state
+from harness_rect.io.resume import State, load_state, save_state
 
 OFF = "off"
-
-Saved = tuple[dict[str, Tensor], dict[str, Any]]
-#: Before the names of tensors that are a method's memory and no weights.
-MEMORY = "memory:"
 
 
 class EditCache:
@@ -39,11 +34,8 @@ class EditCache:
             return None
         return cls(Path(spec) if spec else cache_folder("edits"))
 
-    def path(self, key: str) -> Path:
-        return self.folder / f"{key[:32]}.safetensors"
-
-    def _partial(self, key: str) -> Path:
-        return self.folder / f"{key[:32]}.partial.safetensors"
+    def path(self, key: str, partial: bool = False) -> Path:
+        return self.folder / f"{key[:32]}{'.partial' if partial else ''}.safetensors"
 
     def lock(self, key: str) -> AbstractContextManager[Any]:
         """Held while a run is computed, so that two processes do it once.
@@ -60,29 +52,15 @@ class EditCache:
             ) from None
         return FileLock(self.folder / f"{key[:32]}.lock")
 
-    def load(self, key: str, names: list[str]) -> Saved | None:
-        """(weights, report) of a finished run."""
-        return _of(names, load_state(self.path(key), key))
+    def load(self, key: str, partial: bool = False) -> State | None:
+        """(weights, report) of a finished run, or the state of an interrupted one."""
+        return load_state(self.path(key, partial), key)
 
-    def save(self, key: str, weights: dict[str, Tensor], report: dict[str, Any]) -> None:
-        save_state(self.path(key), key, weights, report)
-        self._partial(key).unlink(missing_ok=True)
-
-    def load_partial(
-        self, key: str, names: list[str]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]] | None:
-        """(weights so far, the method's memory, what was recorded so far) of an interrupted run."""
-        found = _of(names, load_state(self._partial(key), key))
-        if found is None:
-            return None
-        tensors, state = found
-        memory = {name.removeprefix(MEMORY): t for name, t in tensors.items() if name.startswith(MEMORY)}
-        return {name: tensors[name] for name in names}, memory, state
-
-    def save_partial(
-        self, key: str, weights: dict[str, Tensor], memory: dict[str, Tensor], state: dict[str, Any]
-    ) -> None:
-        save_state(self._partial(key), key, weights | {MEMORY + n: t for n, t in memory.items()}, state)
+    def save(self, key: str, state: State, partial: bool = False) -> None:
+        """Keep a finished run, or the state of one that is not."""
+        save_state(self.path(key, partial), key, *state)
+        if not partial:
+            self.path(key, partial=True).unlink(missing_ok=True)
 
 
 class _NothingKept(EditCache):
@@ -91,24 +69,11 @@ class _NothingKept(EditCache):
     def lock(self, key: str) -> AbstractContextManager[Any]:
         return nullcontext()
 
-    def load(self, *arguments: Any) -> None:
+    def load(self, key: str, partial: bool = False) -> None:
         return None
 
-    def load_partial(self, *arguments: Any) -> None:
-        return None
-
-    def save(self, *arguments: Any) -> None:
-        pass
-
-    def save_partial(self, *arguments: Any) -> None:
+    def save(self, key: str, state: State, partial: bool = False) -> None:
         pass
 
 
 NOTHING_KEPT = _NothingKept(Path())
-
-
-def _of(names: list[str], saved: Saved | None) -> Saved | None:
-    """``saved`` if its weights are those of ``names``."""
-    if saved is None or {n for n in saved[0] if not n.startswith(MEMORY)} != set(names):
-        return None
-    return saved

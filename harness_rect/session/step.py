@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from harness_rect.config import EditConfig
 from harness_rect.edits import Edit
 from harness_rect.fingerprint import digest
+from harness_rect.io.resume import State
 from harness_rect.measure import Baseline, EditProbes, measure
 from harness_rect.methods import Context, Method
 from harness_rect.models import EditableLM
@@ -20,6 +21,8 @@ from harness_rect.regularizers import WeightState
 from harness_rect.session.weights import EditedWeights
 from harness_rect.updates import Update
 
+#: Before the names of saved tensors that are a method's or a regularizer's memory and no weights.
+MEMORY = "memory:"
 #: What can be wrong with an edit, and how the warning says it.
 FLAGS = {
     "skipped": "were skipped by the method",
@@ -51,15 +54,17 @@ class Editing:
     memory: dict[str, Tensor] = field(default_factory=dict)
     committing: bool = False
 
-    def saved(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-        """(float32 weights, the context's state, records) after the last whole step."""
-        return self.weights.masters, self.memory, {"steps": self.steps, "edits": self.edits}
+    def saved(self) -> State:
+        """(float32 weights and the context's state, records) after the last whole step."""
+        memory = {MEMORY + name: tensor for name, tensor in self.memory.items()}
+        return self.weights.masters | memory, {"steps": self.steps, "edits": self.edits}
 
-    def resume(self, masters: dict[str, Tensor], memory: dict[str, Tensor], records: dict[str, Any]) -> None:
+    def resume(self, saved: State) -> None:
         """Continue from what :meth:`saved` returned."""
-        self.weights.resume(masters)
-        self.context.state.update(memory)
-        self.memory = dict(memory)
+        tensors, records = saved
+        self.memory = {n.removeprefix(MEMORY): t for n, t in tensors.items() if n.startswith(MEMORY)}
+        self.context.state.update(self.memory)
+        self.weights.resume({name: tensors[name] for name in self.weights.masters})
         self.steps, self.edits = records["steps"], records["edits"]
 
 
@@ -85,9 +90,8 @@ def take_step(editing: Editing, edits: Sequence[Edit]) -> None:
     if applied := bool(statistics) and all(of["finite"] for of in statistics.values()):
         for name, result in trimmed.items():
             statistics[name]["changed"] = weights.add(name, result)
-        if editing.method.after_step is not None:
-            done = [edit for i, edit in enumerate(edits) if i not in proposal.skipped]
-            editing.method.after_step(lm, done, editing.hparams, context)
+        done = [edit for i, edit in enumerate(edits) if i not in proposal.skipped]
+        editing.method.after_step(lm, done, editing.hparams, context)
     else:
         context.state.clear()
         context.state.update(remembered)
@@ -130,12 +134,12 @@ def _trimmed(editing: Editing, position: int, name: str, update: Update) -> tupl
     norm, finite = float(result.norm()), bool(torch.isfinite(result).all())
     if finite:
         del result  # so that the regularizer's copies are the only ones
-        state = WeightState(
-            WeightMemory(editing.context.state, name),
-            _generator(editing.config.edit_seed, len(editing.steps), position),
-            transposed=editing.lm.is_transposed(name),
-        )
+        kept, prefix = editing.context.state, f"regularizer:{name}:"
+        memory = {key.removeprefix(prefix): kept.pop(key) for key in list(kept) if key.startswith(prefix)}
+        generator = _generator(editing.config.edit_seed, len(editing.steps), position)
+        state = WeightState(memory, generator, transposed=editing.lm.is_transposed(name))
         result = editing.config.regularizer.trim(update, master, original, state).dense().to(master)
+        kept.update({prefix + key: tensor for key, tensor in memory.items()})
         # After rounding: in float16 a finite sum can become infinite.
         finite = bool(torch.isfinite((master + result).to(original.dtype)).all())
     return result, {
@@ -146,30 +150,6 @@ def _trimmed(editing: Editing, position: int, name: str, update: Update) -> tupl
         "changed": 0.0,
         "finite": finite,
     }
-
-
-class WeightMemory(MutableMapping[str, Tensor]):
-    """The part of a stream's state that belongs to the regularizer and one weight."""
-
-    def __init__(self, state: dict[str, Tensor], weight: str) -> None:
-        self._state, self._prefix = state, f"regularizer:{weight}:"
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._state[self._prefix + name]
-
-    def __setitem__(self, name: str, tensor: Tensor) -> None:
-        self._state[self._prefix + name] = tensor
-
-    def __delitem__(self, name: str) -> None:
-        del self._state[self._prefix + name]
-
-    def __iter__(self) -> Iterator[str]:
-        return (
-            name.removeprefix(self._prefix) for name in list(self._state) if name.startswith(self._prefix)
-        )
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
 
 
 def _flags(

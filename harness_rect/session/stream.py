@@ -13,8 +13,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +43,13 @@ from harness_rect.session.weights import EditedWeights
 from harness_rect.weight_change import weight_change
 
 log = logging.getLogger(__name__)
+
+#: What decides the weights and what is measured, given the inputs.
+CODE = (
+    *("compat", "edits.edit", "measure", "methods", "models", "moments.second_moment", "precision"),
+    *("processes", "regularizers", "session.step", "session.weights", "updates"),
+    "weight_change",
+)
 
 
 class EditSession:
@@ -81,7 +87,7 @@ class EditSession:
         self.edits: tuple[Edit, ...] = tuple(stream)
         self.edit_warnings: tuple[str, ...] = stream.warnings if isinstance(stream, EditStream) else ()
         self.method = METHODS[config.method]
-        check_edits(config, self.edits)
+        self.method.check(self.edits)
         self.hparams = resolve_hparams(self.method, config.hparams, self.lm)
         self.weight_names = self.method.weights(self.lm, self.hparams.values)
         for name in self.weight_names:
@@ -90,10 +96,8 @@ class EditSession:
         self._model_name = model_name
         self._model_fingerprint = model_fingerprint(model)
         self._weights = EditedWeights(self.lm, self.weight_names)
-        self._templates: list[Any] = []
         self._moments: MomentProvider | None = None
         self._prepared = False
-        self._code_sha256 = ""
 
     def run(
         self,
@@ -124,18 +128,14 @@ class EditSession:
         cache = cache or NOTHING_KEPT
         with torch.inference_mode(False), self.lm.frozen():
             try:
-                self.prepare()
-                self._templates = self.method.contexts(self.lm, self.hparams.values, self.config.edit_seed)
-                self._code_sha256 = self._digest_code()
-                key = digest(self._identity(self.edits))
+                key = digest(self.identity())
                 with cache.lock(key):
                     # A finished run has no weights of an earlier checkpoint.
                     at_the_end = all(n >= len(self.edits) for n in checkpoints)
-                    kept = self._take_kept_run(cache, key) if at_the_end else None
-                    if kept is None:
+                    report = self._take_kept_run(cache, key) if at_the_end else None
+                    if report is None:
                         report = self._edit(cache, key, checkpoints, on_checkpoint, on_step)
                     else:
-                        report = kept
                         if on_step is not None:
                             on_step(len(self.edits))
                         if on_checkpoint is not None and checkpoints:
@@ -144,12 +144,19 @@ class EditSession:
                 self.revert()
                 raise
         self.report = report
-        _warn_about_failures(report)
+        for flag, ids in report.flagged.items():
+            log.warning("%d of %d edits %s: %s", len(ids), report.n_edits, FLAGS[flag], ", ".join(ids))
+        if n := report.prompts_too_long:
+            log.warning("%d prompts are longer than the model can read and were left out", n)
         return report.to_dict()
+
+    def revert(self) -> None:
+        """Put the original weights back, bit for bit. Does nothing on an unedited model."""
+        self._weights.revert()
 
     def _take_kept_run(self, cache: EditCache, key: str) -> EditReport | None:
         """Put the weights of a finished run into the model, if the cache has it."""
-        found = cache.load(key, self.weight_names)
+        found = cache.load(key)
         if found is None:
             return None
         weights, report = found
@@ -168,50 +175,45 @@ class EditSession:
     ) -> EditReport:
         """Edit and measure, from the start or from where an interrupted run was saved."""
         editing = self._start()
-        self._resume(editing, cache, key, checkpoints)
-        size, saved = self.config.edit_batch_size, time.monotonic()
+        partial = cache.load(key, partial=True)
+        if partial is not None and all(len(partial[1]["edits"]) <= n for n in checkpoints):
+            editing.resume(partial)
+            log.info("resuming an interrupted run after %d of %d edits", len(editing.edits), len(self.edits))
+        total, size, saved = len(self.edits), self.config.edit_batch_size, time.monotonic()
         try:
-            with _shown(on_step, len(self.edits)) as show:
-                while True:
-                    n = len(editing.edits)
-                    show(n)
-                    report = None
-                    if on_checkpoint is not None and n in checkpoints and n > 0:
+            with progress_bar(shown=on_step is None) as progress:
+                bar = progress.add_task("editing", total=total)
+                for n in [*range(len(editing.edits), total, size), total]:
+                    progress.update(bar, completed=n)
+                    if on_step is not None:
+                        on_step(n)
+                    if n == total or n in checkpoints:
                         report = self._report(editing)
+                    if on_checkpoint is not None and n in checkpoints:
                         on_checkpoint(report.to_dict())
-                    if n == len(self.edits):
-                        break
-                    take_step(editing, self.edits[n : n + size])
-                    if len(editing.edits) in checkpoints or time.monotonic() - saved > resume.SAVE_SECONDS:
-                        cache.save_partial(key, *editing.saved())
-                        saved = time.monotonic()
-            report = report or self._report(editing)
-            cache.save(key, self._weights.masters, report.to_dict())
+                    if n < total:
+                        take_step(editing, self.edits[n : n + size])
+                        due = time.monotonic() - saved > resume.SAVE_SECONDS
+                        if due or len(editing.edits) in checkpoints:
+                            cache.save(key, editing.saved(), partial=True)
+                            saved = time.monotonic()
+            cache.save(key, (self._weights.masters, report.to_dict()))
             return report
         except KeyboardInterrupt:
             if editing.steps and not editing.committing:
-                cache.save_partial(key, *editing.saved())
+                cache.save(key, editing.saved(), partial=True)
             raise
 
     def _start(self) -> Editing:
-        """Tokenize what is measured, measure the unedited model and copy its weights."""
-        templates = [t for group in self._templates for t in ([group] if isinstance(group, str) else group)]
-        probed = {edit.id: probes(self.lm, edit, templates) for edit in self.edits}
+        """Sample the templates, tokenize what is measured, measure the unedited model, copy its weights."""
+        hparams, seed = self.hparams.values, self.config.edit_seed
+        templates = self.method.contexts(self.lm, hparams, seed)
+        context = Context(templates, self._moments.get if self._moments else _no_moments)
+        flat = [t for group in templates for t in ([group] if isinstance(group, str) else group)]
+        probed = {edit.id: probes(self.lm, edit, flat) for edit in self.edits}
         baseline = measure_baseline(self.lm, probed)
-        context = Context(self._templates, self._moments.get if self._moments else _no_moments)
         self._weights.start()
-        return Editing(
-            *(self.lm, self.method, self.hparams.values, self.config, context, self._weights),
-            *(probed, baseline),
-        )
-
-    def _resume(self, editing: Editing, cache: EditCache, key: str, checkpoints: Collection[int]) -> None:
-        """Continue an interrupted run, unless its state is already past a checkpoint."""
-        partial = cache.load_partial(key, self.weight_names)
-        if partial is None or any(len(partial[2]["edits"]) > n for n in checkpoints):
-            return
-        editing.resume(*partial)
-        log.info("resuming an interrupted run after %d of %d edits", len(editing.edits), len(self.edits))
+        return Editing(self.lm, self.method, hparams, self.config, context, self._weights, probed, baseline)
 
     def _report(self, editing: Editing) -> EditReport:
         """The report of the stream up to here, with every edit so far measured again."""
@@ -219,7 +221,7 @@ class EditSession:
         ids = [record["id"] for record in records]
         end = measure(self.lm, editing.probed, editing.baseline, ids)
         records = [record | {"end": end[record["id"]]} for record in records]
-        identity = self._identity(self.edits[: len(records)])
+        identity = self.identity(len(records))
         flagged: dict[str, list[str]] = {}
         for record in records:
             for flag in record["flags"]:
@@ -228,6 +230,7 @@ class EditSession:
             {
                 "schema_version": SCHEMA_VERSION,
                 **identity,
+                "hparams": identity["hparams"] | {"context_templates": editing.context.templates},
                 **self._origins(),
                 "run": digest(identity),
                 "from_cache": False,
@@ -254,10 +257,6 @@ class EditSession:
             }
         )
 
-    def revert(self) -> None:
-        """Put the original weights back, bit for bit. Does nothing on an unedited model."""
-        self._weights.revert()
-
     # -- what a run is made of --------------------------------------------------------------------
 
     def prepare(self) -> None:
@@ -265,12 +264,10 @@ class EditSession:
         if self._prepared:
             return
         self._moments = self._load_moments()
-        if self.method.prepare is not None:
-            with torch.inference_mode(False):
-                values = self.method.prepare(
-                    self.lm, self.hparams.values, self._model_name, self.config.edit_seed
-                )
-            self.hparams = replace(self.hparams, values=values)
+        with torch.inference_mode(False):
+            values, seed = self.hparams.values, self.config.edit_seed
+            values = self.method.prepare(self.lm, values, self._model_name, seed)
+        self.hparams = replace(self.hparams, values=values)
         self._prepared = True
 
     def _load_moments(self) -> MomentProvider | None:
@@ -283,33 +280,23 @@ class EditSession:
                 log.warning("stats=%s has no effect: %s uses no second moments", folder, self.hparams.origin)
             return None
         h: Any = self.hparams.values
-        provider = MomentProvider(
-            self.lm,
-            folder or embedded.stats_folder(self._model_name),
-            self._model_name,
-            self._model_fingerprint,
-            h.mom2_dataset,
-            h.mom2_dtype,
-            h.mom2_n_samples,
-        )
+        folder = folder or embedded.stats_folder(self._model_name)
+        sample = (h.mom2_dataset, h.mom2_dtype, h.mom2_n_samples)
+        provider = MomentProvider(self.lm, folder, self._model_name, self._model_fingerprint, *sample)
         provider.load(layers)
         return provider
 
-    def identity(self, n_edits: int) -> dict[str, Any]:
-        """Everything that determines weights and report after the first ``n_edits``, known before the run.
+    def identity(self, n_edits: int | None = None) -> dict[str, Any]:
+        """Everything that determines weights and report after the first ``n_edits``.
 
-        Templates that the hyper-parameters leave to sampling are None: model, method and seed fix them.
+        Its digest names the run. Templates that are sampled are None: model, method and seed fix them.
         """
         self.prepare()
-        self._code_sha256 = self._digest_code()
-        return self._identity(self.edits[:n_edits]) | {"hparams": self.hparams.values.model_dump(mode="json")}
-
-    def _identity(self, edits: Sequence[Edit]) -> dict[str, Any]:
-        """Everything that determines weights and report after ``edits``; its digest names the run."""
         config, settings = self.config, self.config.regularizer.model_dump(mode="json")
+        edits = self.edits[:n_edits]
         return {
             "method": config.method,
-            "hparams": self.hparams.values.model_dump(mode="json") | {"context_templates": self._templates},
+            "hparams": self.hparams.values.model_dump(mode="json"),
             "edits_sha256": fingerprint(edits),
             "edit_ids": [edit.id for edit in edits],
             "edit_batch_size": config.edit_batch_size,
@@ -325,12 +312,8 @@ class EditSession:
             ),
             "second_moments": self._moments.hashes() if self._moments else None,
             "harness_rect": harness_rect.__version__,
-            "code_sha256": self._code_sha256,
+            "code_sha256": code_digest(CODE, self.method, type(config.regularizer)),
         }
-
-    def _digest_code(self) -> str:
-        """The digest of all code that decides the weights and what is measured."""
-        return code_digest(take_step, weight_change, self.method, type(self.config.regularizer))
 
     def _origins(self) -> dict[str, Any]:
         """Where the inputs were read from: the only part of the report that does not determine the result."""
@@ -341,33 +324,6 @@ class EditSession:
             "edit_warnings": list(self.edit_warnings),
             "second_moments_origin": self._moments.provenance() if self._moments else None,
         }
-
-
-def check_edits(config: EditConfig, edits: Sequence[Edit]) -> None:
-    """Refuse edits that the method cannot use; needs no model."""
-    check = METHODS[config.method].check
-    if check is not None:
-        check(edits)
-
-
-def _warn_about_failures(report: EditReport) -> None:
-    for flag, ids in report.flagged.items():
-        log.warning("%d of %d edits %s: %s", len(ids), report.n_edits, FLAGS[flag], ", ".join(ids))
-    if report.prompts_too_long:
-        log.warning(
-            "%d prompts are longer than the model can read and were left out", report.prompts_too_long
-        )
-
-
-@contextmanager
-def _shown(on_step: Callable[[int], None] | None, total: int) -> Iterator[Callable[[int], None]]:
-    """The function to call with the number of edits done: ``on_step``, or one that moves a progress bar."""
-    if on_step is not None:
-        yield on_step
-        return
-    with progress_bar() as progress:
-        bar = progress.add_task("editing", total=total)
-        yield lambda done: progress.update(bar, completed=done)
 
 
 def _no_moments(layer: int) -> SecondMoment:

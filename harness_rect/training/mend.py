@@ -50,6 +50,8 @@ from harness_rect.moments.running import Running
 
 log = logging.getLogger(__name__)
 
+#: What decides the trained networks.
+CODE = ("compat", "edits.edit", "measure", "methods", "models", "moments.running", "training")
 #: The state of an unfinished training, in the output folder.
 PARTIAL = ".training.safetensors"
 #: Validations in a training that is not stopped early.
@@ -181,7 +183,7 @@ class MendTrainer:
         self._fingerprint = model_fingerprint(lm.model)
         self._facts = {"train_sha256": fingerprint(train), "validation_sha256": fingerprint(validation)}
         task = {"settings": settings.model_dump(mode="json"), "model": self._fingerprint, **self._facts}
-        self._task = digest(task | {"code": code_digest(type(self))})
+        self._task = digest(task | {"code": code_digest(CODE)})
 
     # -- the loop ---------------------------------------------------------------------------------
 

@@ -18,10 +18,8 @@ from torch import Tensor
 from harness_rect.config import EditConfig
 from harness_rect.errors import UserError
 from harness_rect.io import resume
-from harness_rect.methods import METHODS, rome
-from harness_rect.models import EditableLM
-from harness_rect.regularizers import Rect
-from harness_rect.session import EditSession, step
+from harness_rect.methods import METHODS
+from harness_rect.session import EditSession
 from harness_rect.session.report import EditReport
 from harness_rect.session.runs import EditCache
 
@@ -49,33 +47,45 @@ def files(tmp_path: Path) -> dict[str, Path]:
     return {"edits": edits, "hparams": hparams, "runs": tmp_path / "runs"}
 
 
+class Stop(BaseException):
+    """A sudden end: nothing is saved on the way out, as it is at Ctrl-C."""
+
+
 @pytest.fixture
 def run(files: dict[str, Path], make_model, tokenizer) -> Callable[..., tuple[EditSession, int]]:
-    """``run(cache, seed=, text=, special=, **config)``: a finished session and how many steps it made."""
+    """``run(cache, seed=, text=, special=, stop=, **config)``: a finished session and the steps it made.
+
+    ``cache=False`` keeps nothing; ``stop`` is raised when all edits are in the model.
+    """
 
     def run(
-        cache: EditCache | None = None,
+        cache: EditCache | bool = True,
         seed: int = 0,
         text: Any = None,
         special: bool | None = None,
+        stop: BaseException | None = None,
         **config: Any,
     ) -> tuple[EditSession, int]:
         given = {"edits": str(files["edits"]), "hparams": str(files["hparams"]), "rect": 0.5, **config}
-        session = EditSession(
-            make_model("gpt2", seed=seed),
-            text or tokenizer,
-            EditConfig.from_args(**given),
-            add_special_tokens=special,
-        )
-        return session, steps_of(session, EditCache(files["runs"]) if cache is None else cache)
+        model, config = make_model("gpt2", seed=seed), EditConfig.from_args(**given)
+        session = EditSession(model, text or tokenizer, config, add_special_tokens=special)
+        if cache is True:
+            cache = EditCache(files["runs"])
+        return session, steps_of(session, cache or None, stop)
 
     return run
 
 
-def steps_of(session: EditSession, cache: EditCache) -> int:
+def steps_of(session: EditSession, cache: EditCache | None, stop: BaseException | None = None) -> int:
     """Run a session; how many steps it made, of those that its report counts."""
     seen: list[int] = []
-    session.run(cache, on_step=seen.append)
+
+    def on_step(done: int) -> None:
+        seen.append(done)
+        if stop is not None and done == len(ROWS):
+            raise stop
+
+    session.run(cache, on_step=on_step)
     return seen[-1] - seen[0]
 
 
@@ -102,18 +112,9 @@ def test_a_finished_run_is_found_again(run, files: dict[str, Path]) -> None:
     assert torch.equal(weight(first), weight(second))
     assert first.report.to_dict() == second.report.to_dict() | {"from_cache": False}
     assert sorted(p.suffix for p in files["runs"].iterdir()) == [".lock", ".safetensors"]
-
-
-def test_a_cached_run_is_what_a_run_without_cache_gives(
-    run, files: dict[str, Path], make_model, tokenizer
-) -> None:
-    run()
-    cached, _ = run()
-    config = EditConfig.from_args(edits=str(files["edits"]), hparams=str(files["hparams"]), rect=0.5)
-    plain = EditSession(make_model("gpt2"), tokenizer, config)
-    plain.run()
-    assert torch.equal(weight(cached), weight(plain))
-    assert without_times(cached.report) == without_times(plain.report)
+    plain, _ = run(cache=False)
+    assert torch.equal(weight(plain), weight(second))
+    assert without_times(plain.report) == without_times(second.report)
 
 
 def test_the_same_edits_in_another_file_are_the_same_run_under_their_own_name(
@@ -138,22 +139,21 @@ def test_the_same_edits_in_another_file_are_the_same_run_under_their_own_name(
         {"method": "r_rome"},
         {"seed": 1},
         {"special": True},
+        {"hparams": {"v_lr": 0.4}},
+        {"hparams": {"context_templates": ["{}"]}},
+        {"hparams": {"layers": [1]}},
     ],
     ids=str,
 )
-def test_anything_that_changes_the_result_is_another_run(run, other: dict[str, Any], bos_tokenizer) -> None:
-    if "special" in other:  # the tokenizer adds BOS only when told to
-        run(text=bos_tokenizer, special=False)
-        _, steps = run(text=bos_tokenizer, special=True)
-    else:
-        run()
-        _, steps = run(**other)
-    assert steps == 4
-
-
-def test_another_tokenizer_is_another_run(run, bos_tokenizer) -> None:
-    run()
-    _, steps = run(text=bos_tokenizer)
+def test_anything_that_changes_the_result_is_another_run(
+    run, files: dict[str, Path], other: dict[str, Any], bos_tokenizer
+) -> None:
+    usual = {"text": bos_tokenizer, "special": False}  # it adds BOS only when told to
+    run(**usual)
+    if "hparams" in other:
+        files["hparams"].write_text(json.dumps(HPARAMS | other["hparams"]))
+        other = {}
+    _, steps = run(**usual | other)
     assert steps == 4
 
 
@@ -166,14 +166,6 @@ def test_other_edits_order_or_slice_is_another_run(run, files: dict[str, Path]) 
     files["edits"].write_text(json.dumps(changed))
     _, steps = run()
     assert steps == 4, "a prompt that is only measured changes the report"
-
-
-@pytest.mark.parametrize("changed", [{"v_lr": 0.4}, {"context_templates": ["{}"]}, {"layers": [1]}])
-def test_other_hyper_parameters_are_another_run(run, files: dict[str, Path], changed: dict[str, Any]) -> None:
-    run()
-    files["hparams"].write_text(json.dumps(HPARAMS | changed))
-    _, steps = run()
-    assert steps == 4
 
 
 def test_a_model_edited_before_is_another_model(run, files: dict[str, Path], tokenizer) -> None:
@@ -222,14 +214,11 @@ def test_off_keeps_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert named is not None and named.folder == tmp_path / "runs"
 
 
-def test_without_a_cache_nothing_is_written(
-    files: dict[str, Path], make_model, tokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_a_cache_nothing_is_written(run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HARNESS_RECT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(resume, "SAVE_SECONDS", 0.0)
     before = sorted(tmp_path.rglob("*"))
-    config = EditConfig.from_args(edits=str(files["edits"]), hparams=str(files["hparams"]))
-    EditSession(make_model("gpt2"), tokenizer, config).run(EditCache.from_spec("off"))
+    run(cache=False)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -289,7 +278,7 @@ def driver(files: dict[str, Path], tmp_path: Path) -> Callable[..., subprocess.P
     return start
 
 
-def test_a_killed_run_goes_on_where_it_was(run, driver, files: dict[str, Path], tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_where_it_was(run, driver, files: dict[str, Path]) -> None:
     killed = driver(kill_at=3)
     _, err = killed.communicate(timeout=120)
     assert killed.returncode == -9, err
@@ -300,53 +289,33 @@ def test_a_killed_run_goes_on_where_it_was(run, driver, files: dict[str, Path], 
     assert steps == 1
     assert not list(files["runs"].glob("*.partial.safetensors"))
     assert not list(files["runs"].glob("*.tmp"))
-    whole, steps = run(EditCache(tmp_path / "elsewhere"), **settings)
-    assert steps == 4
+    whole, _ = run(cache=False, **settings)
     assert torch.equal(weight(resumed), weight(whole))
     assert without_times(resumed.report) == without_times(whole.report)
 
 
 def test_a_damaged_partial_file_means_starting_over(
-    run,
-    files: dict[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    tmp_path: Path,
+    run, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(resume, "SAVE_SECONDS", 0.0)
-    kept: list[Path] = []
-    save = EditCache.save
-
-    def spoil_and_stop(self: EditCache, key: str, *rest: Any) -> None:
-        if not kept:
-            kept.append(self._partial(key))
-            kept[0].write_bytes(kept[0].read_bytes()[:100])
-            raise SystemError
-        save(self, key, *rest)
-
-    monkeypatch.setattr(EditCache, "save", spoil_and_stop)
-    with pytest.raises(SystemError):
-        run()
+    with pytest.raises(Stop):
+        run(stop=Stop())
+    (partial,) = files["runs"].glob("*.partial.safetensors")
+    partial.write_bytes(partial.read_bytes()[:100])
     again, steps = run()
     assert steps == 4
     assert "damaged file" in caplog.text
-    whole, _ = run(EditCache(tmp_path / "elsewhere"))
+    whole, _ = run(cache=False)
     assert torch.equal(weight(again), weight(whole))
 
 
 def test_an_interrupt_keeps_what_was_done(run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resume, "SAVE_SECONDS", 1e9)
-    save = EditCache.save
-
-    def stop(self: EditCache, key: str, *rest: Any) -> None:
-        monkeypatch.setattr(EditCache, "save", save)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(EditCache, "save", stop)
-    with pytest.raises(KeyboardInterrupt):
-        run()
-    _, steps = run()
-    assert steps == 0
+    for stop, left in ((Stop(), 4), (KeyboardInterrupt(), 0)):
+        with pytest.raises(type(stop)):
+            run(stop=stop, edit_seed=left)
+        _, steps = run(edit_seed=left)
+        assert steps == left
 
 
 def test_two_processes_with_the_same_run_compute_it_once(driver) -> None:
@@ -360,33 +329,23 @@ def test_two_processes_with_the_same_run_compute_it_once(driver) -> None:
 # ---------------------------------------------------------------------------------- the code that edits
 
 
-def test_a_run_by_a_method_that_was_replaced_is_not_taken(run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def raises(*arguments: Any) -> Any:
-        raise RuntimeError("replaced")
-
-    run()
-    monkeypatch.setitem(METHODS, "rome", dataclasses.replace(METHODS["rome"], propose=raises))
-    with pytest.raises(RuntimeError, match="replaced"):
-        run()
-
-
 @pytest.mark.parametrize(
-    ("owner", "function"), [(rome, "edit_in_order"), (step, "measure"), (Rect, "trim"), (EditableLM, "batch")]
+    "replaced",
+    [
+        *("METHODS", "methods.rome.edit_in_order", "session.step.measure"),
+        *("regularizers.Rect.trim", "models.EditableLM.batch"),
+    ],
 )
 def test_a_run_by_a_function_that_was_replaced_is_not_taken(
-    run, monkeypatch: pytest.MonkeyPatch, owner: Any, function: str
+    run, monkeypatch: pytest.MonkeyPatch, replaced: str
 ) -> None:
     def raises(*arguments: Any, **keywords: Any) -> Any:
         raise RuntimeError("replaced")
 
     run()
-    monkeypatch.setattr(owner, function, raises)
+    if replaced == "METHODS":
+        monkeypatch.setitem(METHODS, "rome", dataclasses.replace(METHODS["rome"], propose=raises))
+    else:
+        monkeypatch.setattr(f"harness_rect.{replaced}", raises)
     with pytest.raises(RuntimeError, match="replaced"):
         run()
-
-
-def test_a_run_with_another_constant_is_not_taken(run, monkeypatch: pytest.MonkeyPatch) -> None:
-    run()
-    monkeypatch.setattr("harness_rect.measure.BATCH_SEQUENCES", 31)
-    _, steps = run()
-    assert steps == 4

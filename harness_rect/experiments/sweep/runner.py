@@ -232,13 +232,9 @@ class _TimedCache(EditCache):
         super().__init__(folder)
         self._clock = clock
 
-    def save(self, *arguments: Any) -> None:
+    def save(self, *arguments: Any, **named: Any) -> None:
         with self._clock.running("saving states"):
-            super().save(*arguments)
-
-    def save_partial(self, *arguments: Any) -> None:
-        with self._clock.running("saving states"):
-            super().save_partial(*arguments)
+            super().save(*arguments, **named)
 
 
 def _rows(plan: Plan) -> Iterator[Row]:
