@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
@@ -15,7 +16,7 @@ from harness_rect.regularizers import REGULARIZERS
 from harness_rect.session import EditSession
 
 #: Each regularizer with a value for each of its settings that is not the default.
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "none": {},
     "rect": {"keep": 0.3, "rect_convention": "alphaedit"},
     "random": {"keep": 0.3},
@@ -26,7 +27,7 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def model():
+def loaded() -> tuple[Any, Any]:
     folder = embedded.resolve_model(embedded.NAME)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     return transformers.AutoModelForCausalLM.from_pretrained(folder).eval(), tokenizer
@@ -39,7 +40,7 @@ def test_every_setting_is_tried():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_edits_with_every_regularizer(method: str, model, tmp_path: Path) -> None:
+def test_a_method_edits_with_every_regularizer(method: str, loaded, tmp_path: Path) -> None:
     config = {
         "output": str(tmp_path / "out"),
         "models": [embedded.NAME],
@@ -50,10 +51,13 @@ def test_a_method_edits_with_every_regularizer(method: str, model, tmp_path: Pat
         "tasks": ["rect_zsre"],
     }
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(config))
+    model, tokenizer = loaded
     plan = make_plan(read_config(tmp_path / "sweep.yaml"), "sweep.yaml")
     norms = {}
     for trajectory in plan.trajectories:
-        session = EditSession(*model, trajectory.config, trajectory.edits, embedded.NAME)
+        session = EditSession(
+            model, tokenizer, trajectory.config, edits=trajectory.edits, model_name=embedded.NAME
+        )
         session.run()
         report = session.report
         assert report.regularizer_settings == SETTINGS[report.regularizer]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from lm_eval.utils import simple_parse_args_string
+from support.regularizers import settings_of
 
 from harness_rect import cli
 from harness_rect.cli.edit import described_by
@@ -12,7 +13,6 @@ from harness_rect.errors import UserError
 from harness_rect.experiments.sweep.plan import SweepConfig, make_plan
 from harness_rect.methods import METHODS
 from harness_rect.regularizers import REGULARIZERS, NoRegularizer, Rect, parse_share
-from tests.support.regularizers import settings_of
 
 
 def refused(**arguments) -> str:
@@ -113,14 +113,16 @@ def test_no_method_needs_no_edits():
 def test_every_method_and_regularizer_is_the_same_run_however_it_is_asked_for(regularizer, tmp_path):
     given = {"regularizer": regularizer, **settings_of(regularizer)}
     entries = [{"method": method, "hparams": "rect-tiny"} for method in METHODS]
-    sweep = SweepConfig(
-        output=str(tmp_path),
-        models=["gpt2"],
-        edits="tiny[0:2]",
-        methods=entries,
-        regularizers=[given],
-        checkpoints=[2],
-        tasks=["rect_nli"],
+    sweep = SweepConfig.model_validate(
+        {
+            "output": str(tmp_path),
+            "models": ["gpt2"],
+            "edits": "tiny[0:2]",
+            "methods": entries,
+            "regularizers": [given],
+            "checkpoints": [2],
+            "tasks": ["rect_nli"],
+        }
     )
     for entry, trajectory in zip(entries, make_plan(sweep, "sweep.yaml").trajectories, strict=True):
         arguments = {"edits": "tiny[0:2]", **entry, **given}

@@ -8,11 +8,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support.tiny_models import FAMILIES, depth, make_edit
 
+from harness_rect.hparams import HyperParameters
 from harness_rect.methods import METHODS, Context
 from harness_rect.methods.memit import MemitHyperParameters
 from harness_rect.methods.rome import RomeHyperParameters
@@ -37,6 +39,8 @@ def a_moment(width):
 
 def propose(lm, method):
     moment = a_moment(lm.architecture.d_mlp)
+    h: HyperParameters
+    templates: list[Any]
     if method == "rome":
         h = RomeHyperParameters(layers=[1], v_num_grad_steps=6, v_lr=0.1, mom2_adjustment=True)
         edits, templates = EDITS[:1], TEMPLATES

@@ -72,13 +72,13 @@ def run_in_module(name: str, text: str, monkeypatch) -> None:
         module = importlib.import_module(name)
         before, scope = vars(module), dict(vars(module))
     *body, last = ast.parse(text).body
-    stated = isinstance(last, ast.Expr)  # an entry of a table, as it stands there
+    stated = last if isinstance(last, ast.Expr) else None  # an entry of a table, as it stands there
     exec(compile(ast.Module(body if stated else [*body, last], []), name, "exec"), scope)
     new = {key: value for key, value in scope.items() if value is not before.get(key)}
     for key, value in new.items():
         monkeypatch.setattr(module, key, value, raising=False)
     if stated:
-        new["entry"] = eval(compile(ast.Expression(last.value), name, "eval"), scope)
+        new["entry"] = eval(compile(ast.Expression(stated.value), name, "eval"), scope)
     for entry in new.values():
         kind = Regularizer if inspect.isclass(entry) and issubclass(entry, Regularizer) else type(entry)
         if kind in TABLES and entry is not Regularizer:
@@ -103,7 +103,7 @@ def test_the_example_of_another_package_adds_a_regularizer(tmp_path, monkeypatch
     del REGULARIZERS["norm_clip"]
     monkeypatch.setattr(REGULARIZERS, "_plugins", None)
     config = EditConfig.from_args(edits="tiny", regularizer="norm_clip", max_ratio="0.005")
-    assert config.regularizer.max_ratio == 0.005
+    assert config.regularizer.model_dump() == {"max_ratio": 0.005}
     assert type(config.regularizer).__module__ == "norm_clip"
 
 

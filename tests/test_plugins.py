@@ -136,7 +136,7 @@ def test_a_package_that_cannot_be_loaded_is_one_warning_to_all_others(package, i
     installed({"regularizers": {"clip": "clipping:Clip"}}, code)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert EditConfig(edits="tiny", regularizer="rect", keep=0.3).regularizer.name == "rect"
+            assert EditConfig.from_args(edits="tiny", regularizer="rect", keep=0.3).regularizer.name == "rect"
             assert "clip" not in list(REGULARIZERS)
     (warning,) = caplog.messages
     assert problem in warning and "clipping:Clip" in warning and "\n" not in warning
@@ -147,7 +147,8 @@ def test_a_package_that_cannot_be_loaded_is_one_warning_to_all_others(package, i
 
 def test_names_of_this_package_stay_its_own(installed, caplog) -> None:
     installed({"regularizers": {"rect": "clipping:Clip"}})
-    assert EditConfig(edits="tiny", regularizer="rect", keep=0.3).regularizer.keep == 0.3
+    config = EditConfig.from_args(edits="tiny", regularizer="rect", keep=0.3)
+    assert config.regularizer.model_dump()["keep"] == 0.3
     assert "regularizer rect of clipping:Clip: the name is taken" in caplog.text
 
 

@@ -266,6 +266,7 @@ def test_errors_are_one_line_with_status_2_and_leave_nothing(
     before = files_below(place)
     arguments = command(name, **options)
     capfd.readouterr()
+    status: object
     try:
         status = cli.main(arguments)
     except SystemExit as exit:  # argparse's own

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from support.tiny_models import FAMILIES
@@ -55,6 +57,7 @@ def test_the_cache_goes_by_the_name_that_the_model_takes_it_under():
             return self.base(*args, **kwargs)
 
     cache = cache_of([], 1)
+    model: Any
     for model in (Renamed(), Earlier(), Adapter(Renamed()), Adapter(Earlier())):
         assert model(None, **cache_arguments(model, cache)) is cache
 

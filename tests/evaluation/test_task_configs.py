@@ -239,7 +239,7 @@ class _Loader(yaml.SafeLoader):
     """Reads ``!function x.y`` as that text."""
 
 
-_Loader.add_constructor("!function", lambda loader, node: f"!function {loader.construct_scalar(node)}")
+_Loader.add_constructor("!function", lambda loader, node: f"!function {node.value}")
 
 
 def _config(name: str) -> dict[str, Any]:

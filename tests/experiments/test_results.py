@@ -21,7 +21,7 @@ def test_scores_and_standard_errors_are_told_from_everything_else(tmp_path: Path
     tasks["rect_ner"]["stderr"] = None
     results = load(write(tmp_path, content(tasks), tasks))
     assert list(results.tasks) == ["rect_nli", "rect_ner"]
-    assert results.scores("rect_nli") == {Key("acc", "none"): Score(0.75, pytest.approx(0.25))}
+    assert results.scores("rect_nli") == {Key("acc", "none"): pytest.approx(Score(0.75, 0.25))}
     assert results.scores("rect_ner") == {Key("f1", "none"): Score(1.0, None)}
 
 

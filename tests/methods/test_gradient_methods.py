@@ -13,6 +13,7 @@ from harness_rect.methods import METHODS, Context
 from harness_rect.methods.ft import FtHyperParameters
 from harness_rect.methods.gradients import inputs_and_gradients, targets_of, token_nll
 from harness_rect.methods.ultraedit import EPSILON, UltraEditHyperParameters
+from harness_rect.moments import SecondMoment
 
 EDITS = [
     make_edit("{} plays the sport of", "LeBron James", "football", id="a"),
@@ -21,9 +22,13 @@ EDITS = [
 ]
 
 
+def no_moments(layer: int) -> SecondMoment:
+    raise AssertionError("second moments were not asked for")
+
+
 def propose(lm, method, h, edits=EDITS, context=None):
     with lm.frozen():
-        return METHODS[method].propose(lm, edits, h, context or Context(["{}"], lambda layer: 1 / 0))
+        return METHODS[method].propose(lm, edits, h, context or Context(["{}"], no_moments))
 
 
 def mean_nll(lm, edits=EDITS) -> torch.Tensor:
@@ -126,7 +131,7 @@ def test_ultraedit_over_two_batches_equals_its_formula(family, make_lm):
     """Rows gathered fact by fact, statistics over all rows so far, the d x d system solved as it stands."""
     lm = make_lm(family)
     h = UltraEditHyperParameters(layers=[1], lr=1e-3)
-    context = Context(["{}"], lambda layer: 1 / 0)
+    context = Context(["{}"], no_moments)
     seen: list[torch.Tensor] = []
     module = lm.down_projection(1)
     for edits in (EDITS[:2], EDITS[2:]):

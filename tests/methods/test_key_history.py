@@ -83,7 +83,8 @@ def test_alphaedit_equals_the_direct_solve(sizes, seed, threshold, l2):
 
 
 def test_layers_do_not_share_their_keys():
-    c, state = moment(0), {}
+    state: dict[str, torch.Tensor] = {}
+    c = moment(0)
     remember_keys(c.solve_columns, random(WIDTH, 2, 1), state, "1")
     keys = random(WIDTH, 2, 2)
     fresh = solve_with_history(c.solve_columns, keys, {}, "2")
@@ -92,7 +93,8 @@ def test_layers_do_not_share_their_keys():
 
 
 def test_keys_that_come_again_are_protected_as_often():
-    c, state, keys = moment(0), {}, random(WIDTH, 3, 1)
+    state: dict[str, torch.Tensor] = {}
+    c, keys = moment(0), random(WIDTH, 3, 1)
     for _ in range(3):
         remember_keys(c.solve_columns, keys, state, "1")
     wanted = torch.linalg.solve(c.mean + 4 * keys @ keys.T, keys)
@@ -102,7 +104,8 @@ def test_keys_that_come_again_are_protected_as_often():
 
 
 def test_the_full_system_takes_over_where_rounding_leaves_no_factor():
-    c, state, keys = moment(0), {}, 1e8 * random(WIDTH, 3, 1)
+    state: dict[str, torch.Tensor] = {}
+    c, keys = moment(0), 1e8 * random(WIDTH, 3, 1)
     for _ in range(3):
         remember_keys(c.solve_columns, keys, state, "1")
     assert list(state) == ["1.folded"] and state["1.folded"].is_contiguous()

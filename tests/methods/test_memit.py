@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,8 +42,8 @@ def a_moment(width: int = D_MLP, seed: int = 3, scale: float = 1.0) -> SecondMom
     return SecondMoment(total * scale, 1, "test")
 
 
-def hparams(**changes) -> MemitHyperParameters:
-    usual = {"layers": [0], "v_num_grad_steps": 10, "v_lr": 0.5, "v_weight_decay": 0.01}
+def hparams(**changes: Any) -> MemitHyperParameters:
+    usual: dict[str, Any] = {"layers": [0], "v_num_grad_steps": 10, "v_lr": 0.5, "v_weight_decay": 0.01}
     usual |= {"clamp_norm_factor": 4, "mom2_update_weight": 0.01, "context_templates": GROUPS}
     return MemitHyperParameters(**usual | changes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ ROWS = [
 ]
 EDITS = [make_edit(row["prompt"], row["subject"], row["target_new"], id=row["case_id"]) for row in ROWS]
 SEARCH = {"layers": [0], "v_num_grad_steps": 4, "v_lr": 0.5, "clamp_norm_factor": 4}
-TEMPLATES = {
+TEMPLATES: dict[str, list[Any]] = {
     "rome": ["{}", "The city is large. {}"],
     "memit": [["{}"], ["The city is large. {}"]],
     "alphaedit": [["{}"], ["The city is large. {}"]],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from support.tiny_models import D_MLP, FAMILIES, LENGTH, make_edit
@@ -24,8 +26,8 @@ EDITS = {
 EASY = make_edit("You can visit the {}", "Vatican Library", "in")
 
 
-def hparams(**changes) -> RomeHyperParameters:
-    usual = {
+def hparams(**changes: Any) -> RomeHyperParameters:
+    usual: dict[str, Any] = {
         "layers": [0],
         "v_num_grad_steps": 8,
         "v_lr": 0.3,
@@ -121,7 +123,7 @@ class Reference:
             assert whole[: len(prompt)] == prompt
             place = self.position(text, template.index("{}") + self.edit.subject_span[1])
             logits, _, _ = self.forward(whole, place, d)
-            nll = 0.0
+            nll = torch.zeros((), dtype=torch.float64)
             for index in range(len(prompt), len(whole)):
                 nll = nll - torch.log_softmax(logits[index - 1], 0)[whole[index]]
             nlls.append(nll / (len(whole) - len(prompt)))
@@ -180,7 +182,7 @@ def test_agrees_with_a_plain_implementation(method, family, where, moments, make
     # seed for which none is.
     lm = make_lm(family, seed=1)
     lm.model.double()
-    c = a_moment() if moments else None
+    c: Any = a_moment() if moments else None
     moment = (lambda layer: SecondMoment(c, 1, "test")) if moments else no_moments
     proposal = propose(lm, edit, h, method, moment)
     _, v0 = key_and_output(lm, edit, 0)
@@ -260,7 +262,7 @@ def search(lm: EditableLM, edit=EDITS["start"], **changes):
     h = hparams(**changes)
     _, v0 = key_and_output(lm, edit, 0)
     with lm.frozen():
-        d, trace = search_value(lm, edit, h.context_templates, 0, v0, h, at_block=False)
+        d, trace = search_value(lm, edit, list(h.context_templates or ()), 0, v0, h, at_block=False)
     return d, trace, v0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
@@ -63,7 +65,7 @@ def test_captured_keys_and_outputs_are_the_modules_own(family, make_lm):
     for layer in (0, 1):
         module = lm.model.get_submodule(f"{FAMILIES[family].blocks}.{layer}.{FAMILIES[family].down}")
         for row, (ids, position) in enumerate(zip(sequences, positions, strict=True)):
-            seen = []
+            seen: list[Any] = []
             handle = module.register_forward_hook(lambda m, args, out, seen=seen: seen.append((args[0], out)))
             with torch.no_grad():
                 lm.model(input_ids=torch.tensor([ids]))
@@ -179,8 +181,8 @@ def test_an_encoder_decoder_is_refused(tokenizer):
         d_ff=24,
         num_layers=1,
         num_heads=2,
-        decoder_start_token_id=0,
     )
+    settings.decoder_start_token_id = 0
     with pytest.raises(UserError, match="encoder-decoder") as error:
         EditableLM(transformers.T5ForConditionalGeneration(settings), tokenizer)
     assert "t5" in one_line(error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from support.tiny_models import FAMILIES, LENGTH, make_edit
@@ -92,7 +94,8 @@ class SlowTokenizer:
 @pytest.mark.parametrize("bos", [False, True], ids=["plain", "bos"])
 def test_positions_without_offsets_agree_at_word_ends(bos, lm_of):
     encoder = lm_of(bos).encoder
-    slow = TextEncoder(SlowTokenizer(encoder.tokenizer))
+    tokenizer: Any = SlowTokenizer(encoder.tokenizer)
+    slow = TextEncoder(tokenizer)
     for name, (prompt, subject) in PROMPTS.items():
         if name == "part of a word":
             continue

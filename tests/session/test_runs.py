@@ -67,8 +67,8 @@ def run(files: dict[str, Path], make_model, tokenizer) -> Callable[..., tuple[Ed
         **config: Any,
     ) -> tuple[EditSession, int]:
         given = {"edits": str(files["edits"]), "hparams": str(files["hparams"]), "rect": 0.5, **config}
-        model, config = make_model("gpt2", seed=seed), EditConfig.from_args(**given)
-        session = EditSession(model, text or tokenizer, config, add_special_tokens=special)
+        model, asked = make_model("gpt2", seed=seed), EditConfig.from_args(**given)
+        session = EditSession(model, text or tokenizer, asked, add_special_tokens=special)
         if cache is True:
             cache = EditCache(files["runs"])
         return session, steps_of(session, cache or None, stop)

@@ -23,6 +23,7 @@ from harness_rect.methods import METHODS, Dense, LowRank, Proposal
 from harness_rect.regularizers import rect
 from harness_rect.session import EditSession
 from harness_rect.session.runs import EditCache
+from harness_rect.updates import Update
 
 TEMPLATES = ["{}", "The city is large. {}"]
 # Block 0: what the last block writes at the subject no later token can read.
@@ -67,7 +68,7 @@ def start(tmp_path: Path, make_model, tokenizer) -> Callable[..., EditSession]:
         edits.write_text(json.dumps(rows))
         model = make_model(family).to(dtype) if model is None else model
         described = EditConfig.from_args(edits=str(edits), hparams=str(hparams_file), **config)
-        return EditSession(model, tokenizer, described)
+        return EditSession(model, tokenizer, described)  # type: ignore[arg-type]  # any torch module
 
     return start
 
@@ -101,7 +102,9 @@ def watch(session: EditSession, change: Callable[[int, Proposal], Proposal] | No
 
 
 def scaled(proposal: Proposal, factor: float) -> Proposal:
-    updates = {name: LowRank(u.left * factor, u.right) for name, u in proposal.updates.items()}
+    updates: dict[str, Update] = {
+        name: LowRank(u.left * factor, u.right) for name, u in proposal.updates.items()
+    }
     return Proposal(updates, proposal.details)
 
 
@@ -584,7 +587,9 @@ def test_what_a_method_remembers_is_saved_with_a_checkpoint(start, tmp_path: Pat
         def propose(lm: Any, edits: Any, hparams: Any, context: Any) -> Proposal:
             proposal = method.propose(lm, edits, hparams, context)
             seen = float(context.state.get("steps", torch.zeros(1)))
-            updates = {name: Dense(update.dense() * (1 + seen)) for name, update in proposal.updates.items()}
+            updates: dict[str, Update] = {
+                n: Dense(u.dense() * (1 + seen)) for n, u in proposal.updates.items()
+            }
             return Proposal(updates, proposal.details)
 
         def after_step(lm: Any, edits: Any, hparams: Any, context: Any) -> None:

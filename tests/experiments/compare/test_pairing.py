@@ -10,15 +10,16 @@ from support.lm_eval_files import content, mean_task, with_group, write
 
 from harness_rect.evaluation.aggregations import entity_f1
 from harness_rect.experiments.compare.pairing import Unpairable, pair, pair_group
-from harness_rect.experiments.results import Key, load
+from harness_rect.experiments.results import Key, Results, load
 
 
-def two(tmp_path: Path, first: dict, second: dict, name: str = "task"):
+def two(tmp_path: Path, first: dict, second: dict, name: str = "task") -> tuple[Results, Results]:
     paths = [
         write(tmp_path / side, content({name: task}), {name: task})
         for side, task in (("base", first), ("other", second))
     ]
-    return [load(path) for path in paths]
+    base, other = (load(path) for path in paths)
+    return base, other
 
 
 def test_right_and_wrong_answers_are_counted_by_how_they_changed(tmp_path: Path) -> None:
@@ -36,7 +37,7 @@ def test_other_numbers_are_kept_document_by_document(tmp_path: Path) -> None:
 
 
 def test_the_documents_of_a_sentence_are_one_unit(tmp_path: Path) -> None:
-    values = [[1, 1, 1], [0, 1, 1], [2, 2, 3], [0, 0, 0]]
+    values = [(1, 1, 1), (0, 1, 1), (2, 2, 3), (0, 0, 0)]
     docs = [{"text": text} for text in ("A b.", "A b.", "C d.", "A b.")]
     task = {"metric": "f1", "value": entity_f1(values), "stderr": None, "values": values, "docs": docs}
     found = pair(*two(tmp_path, task, task, "rect_ner"), "rect_ner", Key("f1", "none"))

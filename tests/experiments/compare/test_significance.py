@@ -150,11 +150,14 @@ def bca(draw, jackknife, seen: float) -> tuple[float, float]:
 def test_the_interval_is_bca_and_resamples_documents_with_both_models_answers() -> None:
     rng = np.random.default_rng(5)
     gold = rng.integers(1, 4, 50)
-    entities = [np.column_stack([rng.binomial(gold, p), gold, gold]).astype(float) for p in (0.8, 0.6)]
+    right, left = (np.column_stack([rng.binomial(gold, p), gold, gold]).astype(float) for p in (0.8, 0.6))
     values = rng.random(60)
     fewer = values - rng.exponential(0.1, 60)  # skewed, so that BCa and percentile differ
     mean = stratum(values, fewer)
-    for found, score in ((mean, lambda rows: rows[:, 0].mean()), (Stratum(*entities, ENTITY_F1.finish), f1)):
+    for found, score in (
+        (mean, lambda rows: rows[:, 0].mean()),
+        (Stratum(right, left, ENTITY_F1.finish), f1),
+    ):
         n = len(found.base)
 
         def change(index, found=found, score=score) -> float:

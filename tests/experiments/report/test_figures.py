@@ -112,7 +112,7 @@ def test_inline_figures_use_the_pages_colours_and_ids_of_their_own(study: Study)
         for i, panel in enumerate(plate.panels):
             text = str(inline_svg(panel, f"{plate.name}-{i}"))
             root = ET.fromstring(text)
-            ids = [e.get("id") for e in root.iter() if e.get("id")]
+            ids = [found for e in root.iter() if (found := e.get("id"))]
             assert len(ids) == len(set(ids)) and not seen & set(ids)
             seen |= set(ids)
             referred = re.findall(r'(?:url\(|href=")#([^")]+)', text)
@@ -120,7 +120,7 @@ def test_inline_figures_use_the_pages_colours_and_ids_of_their_own(study: Study)
             assert not re.findall("|".join(CSS_NAMES), text) and "var(--ink)" in text
             assert root.get("role") == "img"
             [title, description] = [e.text for e in root if e.tag.endswith(("}title", "}desc"))]
-            assert title and len(description) > 20
+            assert title and len(description or "") > 20
             texts = {"".join(e.itertext()) for e in root.iter("{http://www.w3.org/2000/svg}text")}
             assert len(texts) > 3, "text must stay text"
 

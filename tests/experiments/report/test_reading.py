@@ -60,8 +60,8 @@ def test_one_stream_has_the_interval_of_its_standard_error(add, runs: Path) -> N
 
 def test_the_spread_of_an_editing_metric_is_that_of_the_single_edits_at_that_moment(add, runs: Path) -> None:
     report = edit(4, (0.5, 0.25))
-    for one, after, end in zip(report["edits"], (0, 1, 0, 1), (0, 1, 0, 0), strict=True):
-        one |= {"after": {"reliability": after}, "end": {"reliability": end}}
+    for one, first, last in zip(report["edits"], (0, 1, 0, 1), (0, 1, 0, 0), strict=True):
+        one |= {"after": {"reliability": first}, "end": {"reliability": last}}
     add(5, report)
     study = read_study(runs)
     [series] = study.series(study.settings[0])
