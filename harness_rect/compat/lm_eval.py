@@ -152,8 +152,9 @@ _commit = functools.cache(evaluator.get_git_commit_hash)
 
 
 def describe_machine() -> None:
-    """Find out once what every results file says of this machine."""
+    """Find out what every results file says of this machine, and of the working directory of now."""
     _environment()
+    _commit.cache_clear()
     _commit()
 
 
