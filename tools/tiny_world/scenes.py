@@ -7,6 +7,7 @@ negation, a detail from nowhere). Only the last sort is settled by looking wheth
 
 from __future__ import annotations
 
+import abc
 import random
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -39,7 +40,7 @@ POOLS |= {"thing": THINGS, "colour": COLOURS, "place": PLACES}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Event:
+class Event(abc.ABC):
     """What happened, or did not if ``holds`` is false, in one of two wordings."""
 
     #: Details that a false claim may take from another event of the same sort.
@@ -47,19 +48,21 @@ class Event:
     holds: bool = True
     second_wording: bool = False
 
+    @abc.abstractmethod
     def sentence(self) -> str:
-        raise NotImplementedError
+        """The event in words."""
 
+    @abc.abstractmethod
     def question(self) -> str:
-        raise NotImplementedError
+        """Whether it happened, as a question."""
 
+    @abc.abstractmethod
     def queries(self) -> list[tuple[str, str]]:
         """Questions with the answers this event gives."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def any_detail(self, rng: random.Random) -> str:
         """The name of a field that a false claim may change."""
-        raise NotImplementedError
 
     def swapped(self) -> Event | None:
         """The two people in each other's role."""
