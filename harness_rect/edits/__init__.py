@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from harness_rect.edits.edit import Edit, Probe, fingerprint
+from harness_rect.edits.edit import Consequence, Edit, MultiHop, Probe, Query, fingerprint
 from harness_rect.edits.readers import EditStream, load_edits
 
-__all__ = ["Edit", "EditStream", "Probe", "fingerprint", "load_edits"]
+__all__ = [
+    "Consequence",
+    "Edit",
+    "EditStream",
+    "MultiHop",
+    "Probe",
+    "Query",
+    "fingerprint",
+    "load_edits",
+]

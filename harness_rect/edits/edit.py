@@ -25,6 +25,46 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class Query:
+    """A question whose answer follows from edits, or must survive them.
+
+    answers: for each thing that a right answer names, its accepted forms, the published one first.
+    """
+
+    prompt: str
+    answers: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Consequence:
+    """One test of what an edit should change, or should not (KnowEdit, RippleEdits).
+
+    criterion: what is tested: subject_aliasing, reasoning, logical_generalization, compositionality_i,
+        compositionality_ii, relation_specificity or forgetfulness.
+    any_query: whether one right answer among ``queries`` is enough; otherwise all must be right.
+    conditions: queries that the unedited model must answer, or the test says nothing.
+    """
+
+    criterion: str
+    queries: tuple[Query, ...]
+    any_query: bool = False
+    conditions: tuple[Query, ...] = ()
+
+
+@dataclass(frozen=True)
+class MultiHop:
+    """A question that several edits answer together (MQuAKE).
+
+    questions: wordings of it. answers: accepted forms of the answer after the edits. hops: the single
+    questions of which it is composed, with the answers after the edits.
+    """
+
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]
+    hops: tuple[Query, ...] = ()
+
+
+@dataclass(frozen=True)
 class Edit:
     """A fact to edit. All text is kept as the row gives it.
 
@@ -32,6 +72,10 @@ class Edit:
     prompt: holds the marker ``{}`` exactly once, at the subject. Other braces are plain text.
     target_old: the answer to be replaced, None if the row names none.
     paraphrases, attribute_prompts, generation_prompts: full texts, no marker.
+    consequences: what else the edit should change or leave as it is.
+    multi_hop: of the last edit of a row with several edits, the question that they answer together.
+    reference_texts: texts about things that have the new target in the same relation, for consistency.
+    relation, target_id: identifiers of the relation and the new target (``P36``, ``Q90``), where given.
     source: where the row stands ("file.json, row 12"), for messages only.
 
     Raises :class:`UserError` where ``prompt`` does not hold the marker exactly once.
@@ -46,6 +90,11 @@ class Edit:
     neighborhood: tuple[Probe, ...]
     attribute_prompts: tuple[str, ...] = ()
     generation_prompts: tuple[str, ...] = ()
+    consequences: tuple[Consequence, ...] = ()
+    multi_hop: MultiHop | None = None
+    reference_texts: tuple[str, ...] = ()
+    relation: str = ""
+    target_id: str = ""
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -79,15 +128,22 @@ def fingerprint(edits: Sequence[Edit]) -> str:
     into another file must give the same hash. Report the ids beside it where they matter.
     """
     names = [field.name for field in fields(Edit) if field.name not in {"id", "source"}]
-    content = [{name: _plain(getattr(edit, name)) for name in names} for edit in edits]
+    content = [
+        {name: _plain(value) for name in names if (value := getattr(edit, name)) or name not in _ADDED}
+        for edit in edits
+    ]
     # ASCII escapes also cover the lone surrogates that a JSON file may hold and UTF-8 cannot encode.
     text = json.dumps(content, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
+#: Fields that came later: left out where they are empty, so that the digests of older files stay.
+_ADDED = frozenset({"consequences", "multi_hop", "reference_texts", "relation", "target_id"})
+
+
 def _plain(value: object) -> object:
-    if isinstance(value, Probe):
-        return [value.prompt, value.answer]
+    if isinstance(value, Probe | Query | Consequence | MultiHop):
+        return [_plain(getattr(value, field.name)) for field in fields(value)]
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value

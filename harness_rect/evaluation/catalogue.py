@@ -13,10 +13,14 @@ This file needs the standard library only, so that reading it costs nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from harness_rect.evaluation.aggregations import EDIT_SCORE, ENTITY_F1, MACRO_RECALL, MEAN, Aggregation
+
+#: How a metric gets at the model's answer: each token of the expected answer is predicted after those before
+#: it; or the probabilities of given texts are read; or the model generates.
+Protocol = Literal["teacher-forced", "probability", "generated"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Metric:
         aggregation: how the documents' values become the metric.
         higher_is_better: the direction of an improvement.
         share: whether it lies in [0, 1].
+        protocol: how it gets at the model's answer; metrics of different protocols are not comparable.
     """
 
     name: str
@@ -36,6 +41,7 @@ class Metric:
     aggregation: Aggregation = MEAN
     higher_is_better: bool = True
     share: bool = True
+    protocol: Protocol = "generated"
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,8 @@ ROWS = "_rows"
 _ACCURACY = (Metric("acc", "accuracy"), Metric("valid_rate", "share of answers that can be parsed"))
 
 
-def _editing(name: str, title: str, *metrics: Metric) -> Task:
+def _editing(name: str, title: str, protocol: Protocol, *metrics: Metric) -> Task:
+    metrics = tuple(replace(metric, protocol=protocol) for metric in metrics)
     return Task(name, title, metrics, kind="editing", group="rect_editing", repeats_headline=False)
 
 
@@ -142,6 +149,7 @@ _TASKS = (
     _editing(
         "rect_zsre",
         "zsRE",
+        "teacher-forced",
         Metric("reliability", "share of target tokens predicted at the edit prompt"),
         Metric("generalization", "the same at rephrased prompts"),
         Metric("neighborhood_acc", "share of reference tokens predicted at locality prompts"),
@@ -149,6 +157,7 @@ _TASKS = (
     _editing(
         "rect_counterfact",
         "CounterFact",
+        "probability",
         Metric("es", "efficacy: the new target is likelier than the old one"),
         Metric("ps", "the same at paraphrases"),
         Metric("ns", "neighborhood: the reference is likelier than the new target"),

@@ -20,7 +20,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from harness_rect.edits import Edit, Probe, fingerprint, formats, load_edits, readers
+from harness_rect.edits import (
+    Consequence,
+    Edit,
+    MultiHop,
+    Probe,
+    Query,
+    fingerprint,
+    formats,
+    load_edits,
+    readers,
+)
 from harness_rect.edits.edit import mark_subject
 from harness_rect.edits.formats import FORMATS, Fact, Fields, Format
 from harness_rect.errors import UserError
@@ -83,6 +93,10 @@ def test_fingerprint_is_of_the_content_in_its_order() -> None:
     changes: list[Row] = [{"target_old": "o"}]
     changes += [{"neighborhood": (Probe("q", answer),)} for answer in (None, "a")]
     changes += [{name: ("p",)} for name in ("paraphrases", "attribute_prompts", "generation_prompts")]
+    query = Query("q", (("a", "b"),))
+    changes += [{"multi_hop": MultiHop(("q",), ("a",), hops)} for hops in ((), (query,))]
+    changes += [{"consequences": (Consequence("reasoning", (query,), any),)} for any in (True, False)]
+    changes += [{"reference_texts": ("t",)}, {"relation": "P1"}, {"target_id": "Q1"}]
     prints = {fingerprint([edit_of("{} is", "A", **change)]) for change in [{}, *changes]}
     assert len(prints) == 1 + len(changes)
     # Known value: a change to it makes every cached run unfindable.
