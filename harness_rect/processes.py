@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -96,6 +97,14 @@ class Processes:
         """End the exchange with the others; all must call it."""
         if self._state is not None:
             torch.distributed.destroy_process_group()
+
+
+def of_all_processes(value: Any, number: int) -> list[Any]:
+    """A value of each of ``number`` processes that lm-eval runs in, by rank; all must call it."""
+    found = [value] * number
+    if number > 1:
+        torch.distributed.all_gather_object(found, value)
+    return found
 
 
 ALONE = Processes()

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import transformers
 from lm_eval.models.huggingface import HFLM
+from torch import Tensor
 
 from harness_rect import embedded
-from harness_rect.compat.lm_eval_model import SharedPassLM
 from harness_rect.config import (
     Argument,
     EditConfig,
@@ -30,6 +30,7 @@ from harness_rect.edits import EditStream, load_edits
 from harness_rect.errors import UserError, closest, one_line_errors
 from harness_rect.io.files import check_output
 from harness_rect.methods import METHODS
+from harness_rect.model_wrappers.unedited import ComparingLM
 from harness_rect.models.architecture import check_editable, refuse_config
 from harness_rect.models.load import load_errors
 from harness_rect.moments.layout import layout_name
@@ -43,7 +44,7 @@ log = logging.getLogger("harness_rect.edited_hf")
 QUANTISING = ("load_in_8bit", "load_in_4bit", "autogptq", "gptqmodel")
 
 
-class EditedHF(SharedPassLM):
+class EditedHF(ComparingLM):
     """A causal language model into which a stream of edits goes before evaluation.
 
     Args:
@@ -99,20 +100,27 @@ class EditedHF(SharedPassLM):
             )
             session.run(EditCache.from_spec(config.edit_cache))
             self._edit_report = session.report
+            self.edited_from(session.originals)
         if shared:
             box = [self._edit_report]
             dist.broadcast_object_list(box, src=0)
             self._edit_report = box[0]
-            parameters = dict(self.model.named_parameters())
-            for name in self._edit_report.weights:
-                dist.broadcast(parameters[name].data, src=0)
+            weights = {name: self.model.get_parameter(name).data for name in self._edit_report.weights}
+            if dist.get_rank() > 0:
+                self.edited_from({name: weight.clone() for name, weight in weights.items()})
+            for weight in weights.values():
+                dist.broadcast(weight, src=0)
 
-    def describe(self, edit_report: dict[str, Any] | None) -> None:
-        """Set the report of edits that another session made; None: the model is unedited.
+    def describe(self, edit_report: dict[str, Any] | None, originals: Mapping[str, Tensor]) -> None:
+        """Say what another session did to the model; None: the model is unedited.
 
         For a sweep, which edits one model in many ways. Not together with lm-eval's ``--use_cache``.
+
+        Args:
+            originals: parameter name -> weight before editing.
         """
         self._edit_report = UNEDITED if edit_report is None else EditReport.read(edit_report)
+        self.edited_from(originals)
 
     @property
     def run_key(self) -> str | None:

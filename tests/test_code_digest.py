@@ -137,7 +137,7 @@ def test_every_process_finds_the_same_whatever_it_has_imported() -> None:
         "from harness_rect.methods import METHODS\n"
         f"print(code_digest({CODE}, METHODS['memit']))"
     )
-    more = "import harness_rect.evaluation.editing, harness_rect.training.mend\n"
+    more = "import harness_rect.evaluation.editing.task, harness_rect.training.mend\n"
     found = {
         subprocess.run(
             [sys.executable, "-c", script.format(imports)],

@@ -9,13 +9,14 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest import mock
 
 from lm_eval import evaluator
 from lm_eval.api import metrics as _metrics
 from lm_eval.api import task as _task
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
 from lm_eval.api.registry import get_aggregation
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
@@ -23,10 +24,10 @@ from torch.utils import collect_env
 
 from harness_rect.io.files import temporary_folder, written_whole
 
-if TYPE_CHECKING:
-    from lm_eval.api.model import LM
-
 __all__ = [
+    "GENERATE",
+    "GENERATE_BOTH",
+    "GENERATE_UNEDITED",
     "SCORE_IDS",
     "Finished",
     "IdRequest",
@@ -89,6 +90,12 @@ class YamlTask(_Base):
         with mock.patch.object(_metrics, "stderr_for_metric", _stderr_of_means):
             return super().aggregate(*args, **given)
 
+    def apply_filters(self) -> None:
+        """Without the answers to copies of a request, which lm-eval adds to give processes equal numbers."""
+        for request in self._instances:
+            del request.resps[request.repeats or 1 :]
+        super().apply_filters()
+
 
 def _stderr_of_means(metric: Any, bootstrap_iters: int) -> Callable[[Sequence[Any]], float] | None:
     return _metrics.mean_stderr if metric is _metrics.mean and bootstrap_iters > 0 else None
@@ -96,6 +103,22 @@ def _stderr_of_means(metric: Any, bootstrap_iters: int) -> Callable[[Sequence[An
 
 #: The lm-eval method that scores token ids; every model class built on its TemplateLM has it.
 SCORE_IDS = "_loglikelihood_tokens"
+
+
+#: The lm-eval method that generates.
+GENERATE = "generate_until"
+#: Methods of ours that take the same requests: (edited model's answer, unedited model's answer) of each, and
+#: the unedited model's answer alone. A model class that knows the unedited model overrides them.
+GENERATE_BOTH, GENERATE_UNEDITED = "generate_both", "generate_unedited"
+
+
+def _unknown(self: LM, requests: Sequence[Instance]) -> list[None]:
+    """The answers of a model class that does not know the unedited model."""
+    return [None] * len(requests)
+
+
+for _name in (GENERATE_BOTH, GENERATE_UNEDITED):
+    setattr(LM, _name, _unknown)
 
 
 class IdRequest(Instance):

@@ -91,9 +91,11 @@ ROWS = "_rows"
 _ACCURACY = (Metric("acc", "accuracy"), Metric("valid_rate", "share of answers that can be parsed"))
 
 
-def _editing(name: str, title: str, protocol: Protocol, *metrics: Metric) -> Task:
+def _editing(
+    name: str, title: str, protocol: Protocol, *metrics: Metric, group: str = "rect_editing"
+) -> Task:
     metrics = tuple(replace(metric, protocol=protocol) for metric in metrics)
-    return Task(name, title, metrics, kind="editing", group="rect_editing", repeats_headline=False)
+    return Task(name, title, metrics, kind="editing", group=group, repeats_headline=False)
 
 
 _TASKS = (
@@ -166,6 +168,16 @@ _TASKS = (
         Metric("pm", "the same at paraphrases", share=False),
         Metric("nm", "difference of the probabilities that ns compares", share=False),
     ),
+    _editing(
+        "rect_autoregressive",
+        "Autoregressive",
+        "generated",
+        Metric("reliability", "share of answers at the edit prompt that are the new target"),
+        Metric("generalization", "the same at rephrased prompts"),
+        Metric("locality", "share of answers at locality prompts that are the unedited model's"),
+        Metric("stopped", "share of answers that end by themselves"),
+        group="rect_beyond",
+    ),
 )
 
 #: Name -> task, in the order of tables and figures.
@@ -193,6 +205,8 @@ GROUPS = {
         GENERAL,
         Group("rect_editing", _members("rect_editing")),
         Group("rect_suite", ("rect_general", "rect_editing")),
+        Group("rect_beyond", _members("rect_beyond")),
+        Group("rect_full", ("rect_suite", "rect_beyond")),
     )
 }
 

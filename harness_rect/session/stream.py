@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import harness_rect
@@ -153,6 +154,11 @@ class EditSession:
     def revert(self) -> None:
         """Put the original weights back, bit for bit. Does nothing on an unedited model."""
         self._weights.revert()
+
+    @property
+    def originals(self) -> dict[str, Tensor]:
+        """The weights that are edited now, by name, as they were before; empty on an unedited model."""
+        return dict(self._weights.originals)
 
     def _take_kept_run(self, cache: EditCache, key: str) -> EditReport | None:
         """Put the weights of a finished run into the model, if the cache has it."""

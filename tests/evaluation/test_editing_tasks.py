@@ -16,7 +16,8 @@ from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file
 
 from harness_rect.errors import UserError
-from harness_rect.evaluation.editing import edits_for_tasks, load_tokenizer
+from harness_rect.evaluation.editing.documents import edits_for_tasks
+from harness_rect.evaluation.editing.task import load_tokenizer
 
 BOTH = ("rect_zsre", "rect_counterfact")
 TASKS = Path(__file__).parents[2] / "tasks"

@@ -258,7 +258,8 @@ def test_a_task_file_agrees_with_the_catalogue(name: str) -> None:
     assert all(
         list(entry) == ["metric", "aggregation", "higher_is_better"] for entry in config["metric_list"]
     )
-    assert config["output_type"] == ("generate_until" if task.kind == "general" else "loglikelihood")
+    generates = any(metric.protocol == "generated" for metric in task.metrics)
+    assert config["output_type"] == ("generate_until" if generates else "loglikelihood")
     assert bool(task.file) == (task.kind == "general")
     assert config["num_fewshot"] == 0
     assert config["test_split"] == "test"

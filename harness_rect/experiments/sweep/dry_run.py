@@ -88,7 +88,7 @@ class Probe:
             requests = small.requests(edits)
             evaluation = Evaluation(self._entry, None, 0, Path(), config.model_args(self._entry), edits)
             started = time.perf_counter()
-            small.evaluate(evaluation, None)
+            small.evaluate(evaluation, None, {})
             self._request = (time.perf_counter() - started) / requests
         return self._request
 

@@ -12,17 +12,19 @@ import contextlib
 import functools
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 import harness_rect
 from harness_rect._autoload import tasks_folder
 from harness_rect.compat.lm_eval import Finished, KeptTasks, build_arguments, evaluate, sample_size
 from harness_rect.edits import Edit
 from harness_rect.errors import UserError
-from harness_rect.evaluation.editing import EditingTask
+from harness_rect.evaluation.editing.task import EditingTask
 from harness_rect.experiments.sweep.plan import Evaluation, SweepConfig
 from harness_rect.fingerprint import digest
 from harness_rect.io.progress import logging_only
@@ -112,18 +114,21 @@ class Evaluator:
             "tasks": tasks,
         }
 
-    def evaluate(self, evaluation: Evaluation, report: dict[str, Any] | None) -> Finished:
+    def evaluate(
+        self, evaluation: Evaluation, report: dict[str, Any] | None, originals: Mapping[str, Tensor]
+    ) -> Finished:
         """Score the model as it is now.
 
         Args:
             evaluation: what is evaluated, for the results file.
             report: what was done to the model; None for the unedited one.
+            originals: the weights that were edited, as they were before.
         """
         for task in self.editing:
             task.score_edits(evaluation.edits)
         for name, task in self.tasks.items():
             task.config.metadata = self._metadata[name] | evaluation.model_args
-        self.model.describe(report)
+        self.model.describe(report, originals)
         config = self.config
         return evaluate(
             self.model,

@@ -11,13 +11,14 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from rich.console import Console
+from torch import Tensor
 
 from harness_rect.compat.lm_eval import describe_machine
 from harness_rect.edits import fingerprint, load_edits
@@ -128,7 +129,7 @@ class Sweep:
             self.display.say(f"{entry.label}: {len(checked.done)} evaluations found")
         for evaluation in checked.todo:
             if evaluation.trajectory is None:
-                self._evaluate(evaluator, evaluation, None, checked.made_of[evaluation.folder])
+                self._evaluate(evaluator, evaluation, None, {}, checked.made_of[evaluation.folder])
         for trajectory in self.plan.trajectories:
             if todo := [e for e in checked.todo if e.trajectory is trajectory]:
                 self._trajectory(lm, evaluator, trajectory, todo, checked)
@@ -160,7 +161,7 @@ class Sweep:
             if spec not in self._warnings:
                 self._warnings[spec] = list(load_edits(spec).warnings)
             alone = report | {"edits_spec": spec, "edit_warnings": self._warnings[spec]}
-            self._evaluate(evaluator, evaluation, alone, made_of)
+            self._evaluate(evaluator, evaluation, alone, session.originals, made_of)
 
         with self.clock.running(EDITING):
             session = make_session(lm, trajectory)
@@ -179,13 +180,14 @@ class Sweep:
         evaluator: Evaluator,
         evaluation: Evaluation,
         report: dict[str, Any] | None,
+        originals: Mapping[str, Tensor],
         made_of: dict[str, Any],
     ) -> None:
         row = self.rows[row_name(self.plan, evaluation)]
         row.doing = "evaluating"
         before = self.clock.read(EVALUATING)
         with self.clock.running(EVALUATING):
-            finished = evaluator.evaluate(evaluation, report)
+            finished = evaluator.evaluate(evaluation, report, originals)
         seconds = self.clock.read(EVALUATING) - before
         with self.clock.running("writing"):
             finished.write(evaluation.folder, coordinates(evaluation) | {"made_of": made_of})

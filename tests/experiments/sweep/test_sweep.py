@@ -312,11 +312,11 @@ def test_a_trajectory_goes_on_where_it_was(here, monkeypatch: pytest.MonkeyPatch
     evaluated: list[int] = []
     original = evaluate.Evaluator.evaluate
 
-    def breaking(evaluator: Any, evaluation: Any, report: Any) -> Any:
+    def breaking(evaluator: Any, evaluation: Any, *rest: Any) -> Any:
         evaluated.append(evaluation.n_edits)
         if len(evaluated) == 2:
             raise RuntimeError("the evaluation failed")
-        return original(evaluator, evaluation, report)
+        return original(evaluator, evaluation, *rest)
 
     monkeypatch.setattr(evaluate.Evaluator, "evaluate", breaking)
     with pytest.raises(RuntimeError, match="the evaluation failed"):

@@ -1,0 +1,278 @@
+"""What the editing tasks share.
+
+They take edits of every format. A metric is the mean over the edits that have it: where only some do,
+``<metric>_rows`` is their number; a metric that none has is absent.
+
+:class:`Continuation` is scored by its token ids, because lm-eval's text requests are answered for a
+continuation as a whole, and move white space between context and continuation (Llama's tokenizers give a
+number a token for the space alone). Any lm-eval model that scores token ids (Hugging Face, vLLM, SGLang) can
+be evaluated; its tokenizer is loaded from the ``pretrained`` or ``tokenizer`` argument.
+
+:class:`Generation` is answered by any model class; what the unedited model says only by those that know it
+(``edited_hf``). Under others the metrics that need it are absent.
+"""
+
+from __future__ import annotations
+
+import abc
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import datasets
+import transformers
+
+from harness_rect import embedded
+from harness_rect.answers import Answer
+from harness_rect.compat.lm_eval import (
+    GENERATE,
+    GENERATE_BOTH,
+    GENERATE_UNEDITED,
+    SCORE_IDS,
+    IdRequest,
+    Instance,
+    request_fields,
+)
+from harness_rect.edits import Edit
+from harness_rect.errors import UserError, one_line_errors
+from harness_rect.evaluation.editing.documents import documents
+from harness_rect.evaluation.task import RectTask
+from harness_rect.measure import with_space
+from harness_rect.models.lm import TextEncoder
+from harness_rect.models.load import load_errors
+from harness_rect.processes import of_all_processes
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """The log-likelihood (nats) of ``ids`` after ``context``, and whether each token is the argmax.
+
+    prompt, target: the texts that the ids were made from, for the samples.
+    """
+
+    prompt: str
+    target: str
+    context: list[int]
+    ids: list[int]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What the model says after ``prompt``, by the task's ``generation_kwargs``.
+
+    The answer is a text; with ``of="both"`` a pair (edited model's, unedited model's) from the same batches.
+    With "unedited" and "both" it is None where the model class does not know the unedited model.
+    """
+
+    prompt: str
+    of: Literal["edited", "unedited", "both"] = "edited"
+
+
+Question = Continuation | Generation
+
+#: The fields that rect_zsre and rect_counterfact have always had. ``compare`` pairs by them.
+COMPARED = ["id", "subject", "prompt", "target_new", "target_old", "paraphrases", "neighborhood"]
+
+_METHODS = {"edited": GENERATE, "both": GENERATE_BOTH, "unedited": GENERATE_UNEDITED}
+
+
+class EditingTask(RectTask):
+    """A task whose documents are the applied edits, with any number of questions about each.
+
+    Attributes:
+        fields: what a document has, of :func:`~harness_rect.evaluation.editing.documents.documents`.
+        needs: metric -> the fields without which an edit does not have it; for the warning.
+        of_unedited: metrics that need what the unedited model says; for the warning.
+    """
+
+    fields: ClassVar[list[str]]
+    needs: ClassVar[dict[str, tuple[str, ...]]] = {}
+    of_unedited: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        with one_line_errors():
+            self.encoder = load_tokenizer(self.config.metadata or {})
+        #: metrics that some of the evaluated documents have and some lack
+        self._partial: set[str] = set()
+        self._processes = 1
+        self._types: dict[str, Question] = {}
+        self._continuations: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+
+    # -- what a task defines --------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def questions(self, doc: dict[str, Any]) -> Sequence[Question]:
+        """What is asked about one edit; at least one question."""
+
+    @abc.abstractmethod
+    def scores(self, doc: dict[str, Any], answers: Sequence[Any]) -> dict[str, Any]:
+        """metric -> value of one edit, from the answers in the order asked; without the metrics it lacks."""
+
+    # -- for its use ----------------------------------------------------------------------------------
+
+    def continuation(self, prompt: str, target: str) -> Continuation:
+        """The whole target after a prompt, with a space between them."""
+        if (prompt, target) not in self._continuations:
+            with one_line_errors():
+                ids = self.encoder.continuation(prompt, with_space(target))
+            self._continuations[prompt, target] = ids
+        return Continuation(prompt, target, *self._continuations[prompt, target])
+
+    def tokens(self, prompt: str, target: str) -> list[Continuation]:
+        """Each token of the target after the prompt and the tokens before it."""
+        whole = self.continuation(prompt, target)
+        return [
+            Continuation(prompt, target, whole.context + whole.ids[:i], [token])
+            for i, token in enumerate(whole.ids)
+        ]
+
+    def ended(self, answer: str) -> bool:
+        """Whether a generated answer ended by itself, not at the limit of tokens.
+
+        edited_hf says it. The answers of other model classes are texts: those with fewer tokens than the
+        limit count as ended.
+        """
+        if isinstance(answer, Answer):
+            return answer.ended
+        return len(self.encoder.ids(answer)) - len(self.encoder.ids("")) < self.max_new_tokens
+
+    @property
+    def max_new_tokens(self) -> int:
+        return int(self.config.generation_kwargs["max_gen_toks"])
+
+    # -- documents and requests -----------------------------------------------------------------------
+
+    def download(self, *args: Any, **kwargs: Any) -> None:
+        super().download(*args, **kwargs)
+        self._use(self.dataset["test"])
+
+    def score_edits(self, edits: Iterable[Edit]) -> None:
+        """Use these edits as documents from the next ``build_all_requests`` on."""
+        self._use(documents(edits))
+        self.task_docs = self.eval_docs
+
+    def _use(self, rows: datasets.Dataset) -> None:
+        self.dataset: dict[str, datasets.Dataset] = {"test": rows.select_columns(self.fields)}
+
+    def build_all_requests(self, **kwargs: Any) -> None:
+        self._processes, self._types = kwargs["world_size"], {}
+        if self._processes > 1:
+            # lm-eval waits for all processes after each type of request: each process asks each type.
+            every = self.doc_iterator(
+                rank=0, world_size=1, limit=kwargs.get("limit"), samples=kwargs.get("samples")
+            )
+            self._types = {_type(asked): asked for _, doc in every for asked in self.questions(doc)}
+        super().build_all_requests(**kwargs)
+        self._instances.sort(key=lambda request: request.request_type)
+
+    def construct_requests(self, doc: dict[str, Any], ctx: Any, **kwargs: Any) -> list[Instance]:
+        fields = request_fields(self, kwargs)
+        questions = list(self.questions(doc))
+        present = {_type(asked) for asked in questions}
+        questions += [asked for kind, asked in self._types.items() if kind not in present]
+        # lm-eval sorts answers by idx
+        return [self._request(asked, doc=doc, idx=i, **fields) for i, asked in enumerate(questions)]
+
+    def _request(self, asked: Question, **fields: Any) -> Instance:
+        if isinstance(asked, Continuation):
+            return IdRequest(
+                request_type=SCORE_IDS,
+                arguments=(asked.prompt, asked.target, asked.context, asked.ids),
+                **fields,
+            )
+        return Instance(
+            request_type=_type(asked),
+            arguments=(asked.prompt, deepcopy(self.config.generation_kwargs)),
+            **fields,
+        )
+
+    # -- scores ---------------------------------------------------------------------------------------
+
+    def apply_filters(self) -> None:
+        """Once all answers are there, count the edits that have each metric, in all processes."""
+        super().apply_filters()
+        by_document: dict[int, list[Instance]] = {}
+        for request in sorted(self._instances, key=lambda request: request.idx):
+            by_document.setdefault(request.doc_id, []).append(request)
+        found = [self._scores(of[0].doc, [one.resps[0] for one in of]) for of in by_document.values()]
+        mine = Counter(metric for scores in found for metric in scores)
+        counts: Counter[str] = sum(of_all_processes(mine, self._processes), Counter())
+        total = sum(of_all_processes(len(found), self._processes))
+        self._partial = {metric for metric, have in counts.items() if have < total}
+        self._warn(counts, total)
+
+    def _warn(self, counts: Counter[str], total: int) -> None:
+        names = [one["metric"] for one in self.config.metric_list]
+        unanswered = {r.request_type for r in self._instances if r.resps[0] is None}
+        if unanswered:
+            log.warning(
+                "%s: %s need the unedited model, which this model class does not have, and are left out",
+                self.config.task,
+                ", ".join(name for name in names if name in self.of_unedited),
+            )
+        for metric in names:
+            if counts[metric] < total and not (unanswered and metric in self.of_unedited):
+                log.warning(
+                    "%s: %s: %d of %d edits lack %s and are left out of its mean",
+                    self.config.task,
+                    metric,
+                    total - counts[metric],
+                    total,
+                    " or ".join(self.needs.get(metric, (metric,))),
+                )
+
+    def _scores(self, doc: dict[str, Any], answers: Sequence[Any]) -> dict[str, Any]:
+        return self.scores(doc, answers[: len(self.questions(doc))])
+
+    def process_results(self, doc: dict[str, Any], results: Sequence[Any]) -> dict[str, Any]:
+        scores = self._scores(doc, results)
+        # None, not absent: lm-eval gathers from every process the metrics that the first process has.
+        partial: dict[str, Any] = dict.fromkeys(self._partial)
+        return partial | scores | {f"{metric}_rows": float(metric in scores) for metric in self._partial}
+
+    def aggregation(self) -> dict[str, Any]:
+        functions = super().aggregation()
+        partial = {metric: _of_those_present(functions[metric]) for metric in self._partial}
+        return functions | partial | {f"{metric}_rows": sum for metric in self._partial}
+
+    def higher_is_better(self) -> dict[str, bool]:
+        return super().higher_is_better() | {f"{metric}_rows": True for metric in self._partial}
+
+
+def _type(asked: Question) -> str:
+    return SCORE_IDS if isinstance(asked, Continuation) else _METHODS[asked.of]
+
+
+def _of_those_present(function: Callable[[list[Any]], float]) -> Callable[[list[Any]], float]:
+    return lambda values: function([value for value in values if value is not None])
+
+
+def load_tokenizer(metadata: dict[str, Any]) -> TextEncoder:
+    """The tokenizer of the model under evaluation, as lm-eval's Hugging Face class loads it.
+
+    Raises:
+        UserError: if the metadata name none, or it cannot be loaded.
+    """
+    metadata = embedded.of_tasks(metadata)
+    name = metadata.get("tokenizer") or embedded.resolve_model(metadata.get("pretrained"))
+    if not isinstance(name, str):
+        raise UserError("the editing tasks need the tokenizer's name; give tokenizer=NAME in metadata")
+    add_bos = metadata.get("add_bos_token")
+    options = {} if add_bos is None else {"add_bos_token": add_bos}
+    if metadata.get("subfolder"):
+        options["subfolder"] = metadata["subfolder"]
+    with load_errors(f"tokenizer {name}"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            name,
+            revision=str(metadata.get("revision", "main")),
+            trust_remote_code=bool(metadata.get("trust_remote_code", False)),
+            use_fast=metadata.get("use_fast_tokenizer", True),
+            **options,
+        )
+    return TextEncoder(tokenizer, add_bos)

@@ -1,0 +1,69 @@
+"""The edited model's answers beside those of the model before it was edited."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness_rect.compat.lm_eval_model import SharedPassLM
+
+
+class ComparingLM(SharedPassLM):
+    """HFLM that answers for the unedited model too, by putting the original weights back for a while.
+
+    Its ``generate_both`` and ``generate_unedited`` are what the editing tasks ask; see
+    :mod:`harness_rect.compat.lm_eval`. The unedited model's answers are kept: a sweep asks for them again and
+    again.
+    """
+
+    _originals: Mapping[str, Tensor] = {}
+    _answers: dict[str, str]
+
+    def __init__(self, *args: Any, **given: Any) -> None:
+        super().__init__(*args, **given)
+        self._answers = {}
+
+    def edited_from(self, originals: Mapping[str, Tensor]) -> None:
+        """From now on the unedited model is this one with ``originals`` (parameter name -> weight) in it."""
+        self._originals = dict(originals)
+
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        """The original weights in the model; afterwards the edited ones again, bit for bit."""
+        edited: dict[str, Tensor] = {}
+        # lm-eval would store the answers as the edited model's.
+        with torch.no_grad(), self.answers_not_stored():
+            try:
+                for name, original in self._originals.items():
+                    weight = self.model.get_parameter(name)
+                    edited[name] = weight.detach().clone()
+                    weight.copy_(original)
+                yield
+            finally:
+                for name, now in edited.items():
+                    self.model.get_parameter(name).copy_(now)
+
+    def generate_both(self, requests: Sequence[Any]) -> list[tuple[str, str]]:
+        """(edited model's answer, unedited model's answer) of each request, in the order given."""
+        answers = self.generate_until(requests)
+        if not self._originals:
+            self._answers |= zip(map(_key, requests), answers, strict=True)
+            return list(zip(answers, answers, strict=True))
+        # The same batches for both models: the composition of a batch changes the last bits of its logits.
+        return list(zip(answers, self.generate_unedited(requests), strict=True))
+
+    def generate_unedited(self, requests: Sequence[Any]) -> list[str]:
+        """The unedited model's answer to each request, in the order given."""
+        new = {_key(one): one for one in requests if _key(one) not in self._answers}
+        if new:
+            with self.unedited():
+                self._answers |= zip(new, self.generate_until(list(new.values())), strict=True)
+        return [self._answers[_key(one)] for one in requests]
+
+
+def _key(request: Any) -> str:
+    return repr(request.args)
