@@ -25,12 +25,11 @@ from support.taught_models import EDITS, HPARAMS, teach
 import harness_rect._autoload  # noqa: F401  registers edited_hf
 from harness_rect.edits import load_edits
 from harness_rect.errors import UserError
-from harness_rect.evaluation.data import SOURCES
+from harness_rect.evaluation.catalogue import GROUPS
 from harness_rect.model_wrappers.edited_hf import EditedHF
 
 ROOT = Path(__file__).resolve().parent.parent
-EDITING = ["rect_zsre", "rect_counterfact"]
-GENERAL = list(SOURCES)
+GENERAL, EDITING = (list(GROUPS[name].members) for name in GROUPS["rect_suite"].members)
 
 ROWS: dict[str, list[dict[str, Any]]] = {
     "gsm8k.jsonl": [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 
 from harness_rect import embedded
+from harness_rect.evaluation.catalogue import TASKS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tools are not installed
 try:
     from tools.tiny_world.build import write_corpus
     from tools.tiny_world.corpus import Corpus
+    from tools.tiny_world.glue import MAKERS, glue_rows
     from tools.tiny_world.train import RECIPES
     from tools.tiny_world.world import World
 finally:
@@ -31,6 +34,14 @@ def test_the_shipped_second_moments_are_of_the_text_the_recipe_makes(name: str, 
     for file in files:
         with np.load(file) as arrays:
             assert made in str(arrays["fingerprint"]), file
+
+
+def test_the_shipped_rows_of_the_glue_suite_are_those_the_tools_make() -> None:
+    world = World(0)
+    assert list(MAKERS) == [name for name, task in TASKS.items() if task.group == "rect_glue"]
+    for name in MAKERS:
+        lines = (embedded.DATA / TASKS[name].file).read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line) for line in lines] == glue_rows(name, world, 0), name
 
 
 def test_the_rate_falls_and_rises_again_with_every_cycle() -> None:

@@ -56,6 +56,23 @@ def _macro_recall(sums: Sequence[Any]) -> Any:
     return sum(f / (g + (g == 0)) for f, g in zip(found, gold, strict=True)) / (types + (types == 0))
 
 
+def _gold_and_predicted(values: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """(gold, predicted) of each document -> for each gold class its hits, then predictions, then rows."""
+    classes = list(dict.fromkeys(gold for gold, _ in values))
+    return [
+        [*(g == p == c for c in classes), *(p == c for c in classes), *(g == c for c in classes)]
+        for g, p in values
+    ]
+
+
+def _weighted_f1(sums: Sequence[Any]) -> Any:
+    size = len(sums) // 3
+    hits, predicted, gold = sums[:size], sums[size : 2 * size], sums[2 * size :]
+    # A resample may lack a class: its weight is 0, and 0 / 1 stands for 0 / 0.
+    f1 = [2 * h / (p + g + (p + g == 0)) for h, p, g in zip(hits, predicted, gold, strict=True)]
+    return sum(g * f for g, f in zip(gold, f1, strict=True)) / sum(gold)
+
+
 def _harmonic_mean(sums: Sequence[Any]) -> Any:
     *totals, count = sums
     means = [total / count for total in totals]
@@ -68,6 +85,7 @@ _HERE = "!function harness_rect.evaluation.aggregations"
 MEAN = Aggregation("mean", lambda values: [(v, 1) for v in values], _mean)
 ENTITY_F1 = Aggregation(f"{_HERE}.entity_f1", list, _micro_f1)
 MACRO_RECALL = Aggregation(f"{_HERE}.macro_recall", _found_and_gold, _macro_recall)
+WEIGHTED_F1 = Aggregation(f"{_HERE}.weighted_f1", _gold_and_predicted, _weighted_f1)
 EDIT_SCORE = Aggregation(
     f"{_HERE}.edit_score", lambda values: [(*value, 1) for value in values], _harmonic_mean
 )
@@ -84,6 +102,15 @@ def macro_recall(counts: Iterable[tuple[str, int, int]]) -> float:
     This is what the paper's script computes. Types without a gold entity are left out; without any it is 0.
     """
     return MACRO_RECALL(counts)
+
+
+def weighted_f1(classes: Iterable[tuple[int, int]]) -> float:
+    """The mean over gold classes of their F1, weighted by rows, from all documents' ``(gold, predicted)``.
+
+    scikit-learn's ``f1_score(average="weighted")``. A prediction outside the gold classes (-1: could not be
+    read) is wrong and counts against no other class.
+    """
+    return WEIGHTED_F1(classes)
 
 
 def edit_score(values: Iterable[tuple[float, float, float]]) -> float:

@@ -16,7 +16,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from harness_rect.evaluation.aggregations import EDIT_SCORE, ENTITY_F1, MACRO_RECALL, MEAN, Aggregation
+from harness_rect.evaluation.aggregations import (
+    EDIT_SCORE,
+    ENTITY_F1,
+    MACRO_RECALL,
+    MEAN,
+    WEIGHTED_F1,
+    Aggregation,
+)
 
 #: How a metric gets at the model's answer: each token of the expected answer is predicted after those before
 #: it; or the probabilities of given texts are read; or the model generates.
@@ -89,6 +96,13 @@ SCORE = "score"
 ROWS = "_rows"
 
 _ACCURACY = (Metric("acc", "accuracy"), Metric("valid_rate", "share of answers that can be parsed"))
+
+
+_CLASSES = (Metric("f1_weighted", "F1 of the classes, weighted by their rows", WEIGHTED_F1), *_ACCURACY)
+
+
+def _glue(name: str, title: str) -> Task:
+    return Task(f"rect_glue_{name}", title, _CLASSES, group="rect_glue", file=f"glue_{name}.jsonl")
 
 
 def _editing(
@@ -178,6 +192,12 @@ _TASKS = (
         Metric("stopped", "share of answers that end by themselves"),
         group="rect_beyond",
     ),
+    _glue("sst", "GLUE SST-2"),
+    _glue("mrpc", "GLUE MRPC"),
+    _glue("cola", "GLUE CoLA"),
+    _glue("rte", "GLUE RTE"),
+    _glue("nli", "GLUE NLI"),
+    _glue("mmlu", "GLUE MMLU"),
 )
 
 #: Name -> task, in the order of tables and figures.
@@ -205,7 +225,8 @@ GROUPS = {
         GENERAL,
         Group("rect_editing", _members("rect_editing")),
         Group("rect_suite", ("rect_general", "rect_editing")),
-        Group("rect_beyond", _members("rect_beyond")),
+        Group("rect_glue", _members("rect_glue"), "Mean of the GLUE suite"),
+        Group("rect_beyond", (*_members("rect_beyond"), "rect_glue")),
         Group("rect_full", ("rect_suite", "rect_beyond")),
     )
 }

@@ -1,6 +1,6 @@
-"""Rows for the eight general tasks of Gu et al. 2024, wherever they come from, in one shape for each task.
+"""Rows for the general tasks, wherever they come from, in one shape for each task.
 
-lm-eval calls one of the eight functions at the end of this file (``custom_dataset:`` in the task YAML) with
+lm-eval calls one of the functions at the end of this file (``custom_dataset:`` in the task YAML) with
 all it knows as metadata: the model arguments, ``--metadata``, the YAML's own. Only two keys are read:
 
 * ``data``: ``hub`` (the Hugging Face hub), ``tiny`` (the rows inside this package) or a folder. A folder
@@ -17,6 +17,11 @@ A reader yields the rows of a source, and the columns of the task turn a row int
     rect_summarization    dialogue, summary
     rect_ner              text, entity_type (as the prompt names it), entities (list): four per sentence
     rect_sentiment        sentence, label (0 negative, 1 positive)
+    rect_glue_sst         sentence, label (0 negative, 1 positive)
+    rect_glue_mrpc        sentence1, sentence2, label (0 no paraphrase, 1 paraphrase)
+    rect_glue_cola        sentence, label (0 unacceptable, 1 acceptable)
+    rect_glue_rte, _nli   sentence1, sentence2, label (0 entailment, 1 not_entailment)
+    rect_glue_mmlu        question, choices (four), answer (0 to 3)
 
 Texts stay as they are: never stripped, ``\\r\\n`` and non-ASCII characters intact.
 """
@@ -26,6 +31,7 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -138,6 +144,7 @@ def one_of(choices: Mapping[Any, Any], expected: str) -> Callable[[Any, str], An
 BINARY: dict[Any, int] = {0: 0, 1: 1, "0": 0, "1": 1}
 _nli_label = one_of(BINARY | {"entailment": 0, "not_entailment": 1}, "0 (entailment) or 1 (not_entailment)")
 _sentiment_label = one_of(BINARY, "0 (negative) or 1 (positive)")
+_CHOICES: dict[Any, int] = {key: i for i, letter in enumerate("ABCD") for key in (i, str(i), letter)}
 
 
 def _boolean(value: Any, name: str) -> bool:
@@ -201,6 +208,36 @@ def detokenize(tokens: Iterable[str]) -> str:
     return text
 
 
+# ------------------------------------------------------------------------------------- rows of the GLUE suite
+
+#: Rows kept for shots, and rows used after them.
+_SHOTS, _USED = 10, 100
+_SEED = 37
+
+
+def _glue_rows(documents: list[Document], column: str = "label") -> list[Document]:
+    """A hundred documents in which the classes take turns, after ten that are kept for shots.
+
+    Classes are in the order in which they first occur. If one has more documents than another, those of each
+    are shuffled first, with one generator for all of them, and the surplus is left out: so the published
+    script selects rows. If not, documents stay in the order of the file.
+    """
+    classes: dict[Any, list[Document]] = {}
+    for document in documents:
+        classes.setdefault(document[column], []).append(document)
+    if len({len(of) for of in classes.values()}) > 1:
+        rng = random.Random(_SEED)
+        for of in classes.values():
+            rng.shuffle(of)
+    in_turn = list(chain.from_iterable(zip(*classes.values(), strict=False)))
+    if len(in_turn) <= _SHOTS:
+        raise UserError(
+            f"{len(documents)} usable rows make {len(in_turn)} with the classes ({column}) balanced, of which"
+            f" {_SHOTS} are kept for shots; give more rows of each class"
+        )
+    return in_turn[_SHOTS : _SHOTS + _USED]
+
+
 # ---------------------------------------------------------------------------------------------- sources
 
 
@@ -224,6 +261,7 @@ class Source:
 
     task: its name in the catalogue, which also names its files. hub: dataset, configuration, split. columns:
     of a document. read_paper: rows of the paper's own file. split: a document into those of the task.
+    select: all documents to those that are used.
     """
 
     task: str
@@ -231,6 +269,7 @@ class Source:
     columns: Mapping[str, Column]
     read_paper: Callable[[Path], Iterable[Row]] = json_rows
     split: Callable[[Document], list[Document]] = lambda document: [document]
+    select: Callable[[list[Document]], list[Document]] = lambda documents: documents
 
     @property
     def file(self) -> str:
@@ -318,6 +357,50 @@ _SOURCES = (
         # The paper's script skips the header whatever it says and reads the columns by position.
         read_paper=partial(tsv_rows, header=("sentence", "label")),
     ),
+    Source(
+        "rect_glue_sst",
+        ("nyu-mll/glue", "sst2", "validation"),
+        columns(sentence=required_text, label=_sentiment_label),
+        select=_glue_rows,
+    ),
+    Source(
+        "rect_glue_mrpc",
+        ("nyu-mll/glue", "mrpc", "validation"),
+        columns(
+            sentence1=required_text,
+            sentence2=required_text,
+            label=one_of(BINARY, "0 (no paraphrase) or 1 (paraphrase)"),
+        ),
+        select=_glue_rows,
+    ),
+    Source(
+        "rect_glue_cola",
+        ("nyu-mll/glue", "cola", "validation"),
+        columns(sentence=required_text, label=one_of(BINARY, "0 (unacceptable) or 1 (acceptable)")),
+        select=_glue_rows,
+    ),
+    Source(
+        "rect_glue_rte",
+        ("nyu-mll/glue", "rte", "validation"),
+        columns(sentence1=required_text, sentence2=required_text, label=_nli_label),
+        select=_glue_rows,
+    ),
+    Source(
+        "rect_glue_nli",
+        ("nyu-mll/glue", "rte", "train"),  # the rows of rect_nli, which the suite took over
+        columns(sentence1=required_text, sentence2=required_text, label=_nli_label),
+        select=_glue_rows,
+    ),
+    Source(
+        "rect_glue_mmlu",
+        ("cais/mmlu", "all", "validation"),
+        columns(
+            question=required_text,
+            choices=partial(_texts, length=4),
+            answer=one_of(_CHOICES, "0 to 3 or A to D"),
+        ),
+        select=partial(_glue_rows, column="answer"),
+    ),
 )
 
 #: Task -> where its rows come from, in the order of the catalogue.
@@ -367,7 +450,7 @@ def documents(source: Source, data: str) -> list[Document]:
     Rows that cannot be used are skipped and counted in one warning.
 
     Raises:
-        UserError: the source cannot be reached or read, is empty, lacks a column, or has no usable row.
+        UserError: the source cannot be reached or read, is empty, lacks a column, or has too few usable rows.
     """
     if data == "hub":
         origin, stream = _open_hub(source)
@@ -401,7 +484,10 @@ def documents(source: Source, data: str) -> list[Document]:
         more = len(skipped) - _REASONS_SHOWN
         shown = "; ".join(skipped[:_REASONS_SHOWN]) + (f"; and {more} more" if more > 0 else "")
         log.warning("%s: %d of %d rows skipped: %s", source.task, len(skipped), len(rows), shown)
-    return docs
+    try:
+        return source.select(docs)
+    except UserError as error:
+        raise UserError(f"{source.task}: {origin}: {error}") from None
 
 
 # ---------------------------------------------------------------------------------- what the task YAMLs call
@@ -424,3 +510,9 @@ dialogue = loader("rect_dialogue")
 summarization = loader("rect_summarization")
 ner = loader("rect_ner")
 sentiment = loader("rect_sentiment")
+glue_sst = loader("rect_glue_sst")
+glue_mrpc = loader("rect_glue_mrpc")
+glue_cola = loader("rect_glue_cola")
+glue_rte = loader("rect_glue_rte")
+glue_nli = loader("rect_glue_nli")
+glue_mmlu = loader("rect_glue_mmlu")

@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import f1_score
 
 from harness_rect.evaluation.aggregations import (
     EDIT_SCORE,
     ENTITY_F1,
     MACRO_RECALL,
     MEAN,
+    WEIGHTED_F1,
     edit_score,
     entity_f1,
     macro_recall,
+    weighted_f1,
 )
 
 
@@ -36,6 +39,27 @@ def test_the_edit_score_is_the_harmonic_mean_of_the_means() -> None:
     assert edit_score([(1.0, 1.0, 1.0)]) == 1
 
 
+def test_unread_answers_are_wrong_and_count_against_no_class() -> None:
+    # class 1: 1 hit, 2 predictions, 3 rows: F1 2/5; class 0: 0 hits
+    assert weighted_f1([(1, 1), (1, -1), (1, -1), (0, 1)]) == pytest.approx(3 / 4 * 2 / 5)
+
+
+CLASSES = st.tuples(st.integers(0, 3), st.integers(-1, 3))
+
+
+@given(st.lists(CLASSES, min_size=1, max_size=30), st.data())
+def test_weighted_f1_is_that_of_scikit_learn(pairs: list[tuple[int, int]], data: st.DataObject) -> None:
+    gold, predicted = zip(*pairs, strict=True)
+    expected = f1_score(gold, predicted, average="weighted", zero_division=0)
+    assert weighted_f1(pairs) == pytest.approx(expected)
+    # and for any resample of the documents, which may lack a class
+    columns = np.array(WEIGHTED_F1.columns(pairs), dtype=float)
+    picks = data.draw(st.lists(st.integers(0, len(pairs) - 1), min_size=1, max_size=30))
+    drawn = [pairs[i] for i in picks]
+    expected = f1_score(*zip(*drawn, strict=True), average="weighted", zero_division=0)
+    assert WEIGHTED_F1.finish(list(columns[picks].sum(0))) == pytest.approx(expected)
+
+
 COUNT = st.integers(0, 3)
 SHARE = st.floats(0, 1).filter(lambda value: value == 0 or value > 1e-6)
 
@@ -46,6 +70,7 @@ SHARE = st.floats(0, 1).filter(lambda value: value == 0 or value > 1e-6)
         (MEAN, SHARE),
         (ENTITY_F1, st.tuples(COUNT, COUNT, COUNT)),
         (MACRO_RECALL, st.tuples(st.sampled_from("PLO"), COUNT, COUNT)),
+        (WEIGHTED_F1, CLASSES),
         (EDIT_SCORE, st.tuples(SHARE, SHARE, SHARE)),
     ],
 )

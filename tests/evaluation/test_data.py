@@ -1,4 +1,4 @@
-"""Rows of the general tasks: both folder layouts, the hub's columns, what is skipped and what is refused."""
+"""Rows of the paper's tasks: both folder layouts, the hub's columns, what is skipped and what is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datasets import Dataset
 from harness_rect.errors import UserError
 from harness_rect.evaluation import data
 
-SOURCES = tuple(data.SOURCES.values())
+SOURCES = tuple(source for source in data.SOURCES.values() if source.paper_file)
 REASONING, NLI, OPEN_DOMAIN_QA, CLOSED_DOMAIN_QA, DIALOGUE, SUMMARIZATION, NER, SENTIMENT = SOURCES
 
 # One made-up pair of rows a task: as our JSONL has them, and as the documents they become.

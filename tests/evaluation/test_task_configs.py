@@ -1,4 +1,4 @@
-"""The YAML files: exact prompts, settings, groups, and the eight tasks run through lm-eval."""
+"""The YAML files: exact prompts, settings, groups, and the general tasks run through lm-eval."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from support.lm_eval_files import without_groups
 
+from harness_rect.evaluation.aggregations import MEAN
 from harness_rect.evaluation.catalogue import GROUPS, TASKS
 
 FOLDER = Path(__file__).parents[2] / "tasks"
@@ -30,7 +31,19 @@ MAX_GEN_TOKS = {
     "rect_summarization": 25,
     "rect_ner": 10,
     "rect_sentiment": 1,
+    "rect_glue_sst": 5,
+    "rect_glue_mrpc": 5,
+    "rect_glue_cola": 5,
+    "rect_glue_rte": 5,
+    "rect_glue_nli": 3,
+    "rect_glue_mmlu": 5,
 }
+
+
+def _after_shots(*rows: dict[str, Any], classes: int = 2, label: str = "label") -> list[dict[str, Any]]:
+    """Rows of the GLUE suite behind ten others, which are not used; the classes take turns."""
+    return [*({**rows[0], label: i % classes} for i in range(10)), *rows]
+
 
 ROWS: dict[str, list[dict[str, Any]]] = {
     "gsm8k.jsonl": [
@@ -70,6 +83,30 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         }
     ],
     "sst2.jsonl": [{"sentence": "warm and funny . ", "label": 1}, {"sentence": "dull", "label": 0}],
+    "glue_sst.jsonl": _after_shots(
+        {"sentence": "dull {{x}}", "label": 0}, {"sentence": "warm and funny . ", "label": 1}
+    ),
+    "glue_mrpc.jsonl": _after_shots(
+        {"sentence1": "It rained .", "sentence2": "Snow fell .", "label": 0},
+        {"sentence1": "He came .", "sentence2": "There he came .", "label": 1},
+    ),
+    "glue_cola.jsonl": _after_shots(
+        {"sentence": "The came cat.", "label": 0}, {"sentence": "The cat came.", "label": 1}
+    ),
+    "glue_rte.jsonl": _after_shots(
+        {"sentence1": "The old mill closed.", "sentence2": "A mill closed.", "label": 0},
+        {"sentence1": "Cats sleep.", "sentence2": "Cats bark.", "label": 1},
+    ),
+    "glue_nli.jsonl": _after_shots(
+        {"sentence1": "The old mill closed.", "sentence2": "A mill closed.", "label": 0},
+        {"sentence1": "Cats sleep.", "sentence2": "Cats bark.", "label": 1},
+    ),
+    "glue_mmlu.jsonl": _after_shots(
+        {"question": "What is tin?", "choices": ["gas", "wood", "a metal", "oil"], "answer": 2},
+        {"question": "Two and\ntwo?", "choices": ["1", "2", "3", "4"], "answer": 3},
+        classes=4,
+        label="answer",
+    ),
 }
 
 # Written by hand, not by a template: this is what the paper's models were shown.
@@ -113,6 +150,29 @@ PROMPTS: dict[str, list[str]] = {
         "For each snippet of text,label the sentiment of the text as positive or negative."
         "The answer should be exact 'positive' or 'negative'. text: dull answer:",
     ],
+    "rect_glue_sst": ["Review : dull {{x}}\nSentiment :", "Review : warm and funny . \nSentiment :"],
+    "rect_glue_mrpc": [
+        "Are the sentences paraphrases of each other.\n"
+        "Sentence 1: It rained .\nSentence 2: Snow fell .\nAnswer:",
+        "Are the sentences paraphrases of each other.\n"
+        "Sentence 1: He came .\nSentence 2: There he came .\nAnswer:",
+    ],
+    "rect_glue_cola": [
+        "Is this sentence linguistically acceptable?\nSentence: The came cat.\nAnswer: ",
+        "Is this sentence linguistically acceptable?\nSentence: The cat came.\nAnswer: ",
+    ],
+    "rect_glue_rte": [
+        "The old mill closed.\nquestion: A mill closed. True or False?\nanswer:",
+        "Cats sleep.\nquestion: Cats bark. True or False?\nanswer:",
+    ],
+    "rect_glue_nli": [
+        "The old mill closed. entails the A mill closed. True or False? Answer:",
+        "Cats sleep. entails the Cats bark. True or False? Answer:",
+    ],
+    "rect_glue_mmlu": [
+        "Question: What is tin?\n(A) gas\n(B) wood\n(C) a metal\n(D) oil\nAnswer:",
+        "Question: Two and\ntwo?\n(A) 1\n(B) 2\n(C) 3\n(D) 4\nAnswer:",
+    ],
 }
 
 TARGETS: dict[str, list[Any]] = {
@@ -124,6 +184,12 @@ TARGETS: dict[str, list[Any]] = {
     "rect_summarization": ["Bo greets Cy.", "[1, 2]"],
     "rect_ner": ["Ada Lo, Bob", "Oslo", "", ""],
     "rect_sentiment": ["positive", "negative"],
+    "rect_glue_sst": ["negative", "positive"],
+    "rect_glue_mrpc": ["No", "Yes"],
+    "rect_glue_cola": ["No", "Yes"],
+    "rect_glue_rte": ["True", "False"],
+    "rect_glue_nli": ["True", "False"],
+    "rect_glue_mmlu": ["C", "D"],
 }
 
 # What the fake model says, and what that is worth.
@@ -136,6 +202,12 @@ ANSWERS: dict[str, list[str]] = {
     "rect_summarization": ["Bo greets Cy", "words"],
     "rect_ner": [" Ada Lo and Cy", " Oslo", "", "Zed"],
     "rect_sentiment": [" positive", " positive"],
+    "rect_glue_sst": [" Negative\nReview", " so warm"],
+    "rect_glue_mrpc": [" No, they know", " Yes"],
+    "rect_glue_cola": ["Yes", "Yes"],
+    "rect_glue_rte": [" True", " True"],
+    "rect_glue_nli": [" (True)", " False"],
+    "rect_glue_mmlu": [" (C) a metal", " A dog"],
 }
 EXPECTED: dict[str, dict[str, float]] = {
     "rect_reasoning": {"solve_rate": 1 / 2},
@@ -147,6 +219,14 @@ EXPECTED: dict[str, dict[str, float]] = {
     # 2 matched of 4 predicted and 3 gold; recall: persons 1 of 2, locations 1 of 1
     "rect_ner": {"f1": 2 * 2 / (4 + 3), "recall_macro": (1 / 2 + 1) / 2},
     "rect_sentiment": {"acc": 1 / 2, "valid_rate": 1.0},
+    # One class right (F1 1), of the other no answer was read (F1 0).
+    "rect_glue_sst": {"f1_weighted": 1 / 2, "acc": 1 / 2, "valid_rate": 1 / 2},
+    "rect_glue_mrpc": {"f1_weighted": 1.0, "acc": 1.0, "valid_rate": 1.0},
+    # One answer for both: F1 2/3 for its class, 0 for the other.
+    "rect_glue_cola": {"f1_weighted": 1 / 3, "acc": 1 / 2, "valid_rate": 1.0},
+    "rect_glue_rte": {"f1_weighted": 1 / 3, "acc": 1 / 2, "valid_rate": 1.0},
+    "rect_glue_nli": {"f1_weighted": 1.0, "acc": 1.0, "valid_rate": 1.0},
+    "rect_glue_mmlu": {"f1_weighted": 1 / 2, "acc": 1 / 2, "valid_rate": 1 / 2},
 }
 
 
@@ -179,7 +259,10 @@ def _manager(folder: Path) -> TaskManager:
 @pytest.fixture(scope="module")
 def outcome(folder: Path) -> dict[str, Any]:
     found = lm_eval.simple_evaluate(
-        model=Scripted(), tasks=["rect_general"], task_manager=_manager(folder), bootstrap_iters=10
+        model=Scripted(),
+        tasks=["rect_general", "rect_glue"],
+        task_manager=_manager(folder),
+        bootstrap_iters=10,
     )
     assert found is not None
     return without_groups(found)
@@ -206,17 +289,21 @@ def test_results(outcome: dict[str, Any], task: str) -> None:
     assert values == pytest.approx({**EXPECTED[task], "score": EXPECTED[task][metrics[0]]})
     assert list(EXPECTED[task]) == metrics
     for name in values:
-        assert (found[f"{name}_stderr"] == "N/A") == (task == "rect_ner")
+        metric = TASKS[task].metric(name)
+        assert metric is not None
+        assert (found[f"{name}_stderr"] == "N/A") == (metric.aggregation is not MEAN)
     assert set(outcome["higher_is_better"][task].values()) == {True}
     assert outcome["versions"][task] == 1.0
     assert outcome["n-shot"][task] == 0
 
 
-def test_general_is_the_plain_mean_of_scores(outcome: dict[str, Any]) -> None:
-    scores = [EXPECTED[task][TASKS[task].headline.name] for task in MAX_GEN_TOKS]
-    assert outcome["groups"]["rect_general"]["score,none"] == pytest.approx(sum(scores) / 8)
-    members = outcome["group_subtasks"]["rect_general"]
-    assert [name.rpartition("::")[2] for name in members] == list(MAX_GEN_TOKS)
+@pytest.mark.parametrize(("group", "size"), [("rect_general", 8), ("rect_glue", 6)])
+def test_a_group_has_the_plain_mean_of_scores(outcome: dict[str, Any], group: str, size: int) -> None:
+    tasks = [task for task in MAX_GEN_TOKS if TASKS[task].group == group]
+    scores = [EXPECTED[task][TASKS[task].headline.name] for task in tasks]
+    assert outcome["groups"][group]["score,none"] == pytest.approx(sum(scores) / size)
+    members = outcome["group_subtasks"][group]
+    assert [name.rpartition("::")[2] for name in members] == tasks
 
 
 def test_dummy_model_and_quiet_configs(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

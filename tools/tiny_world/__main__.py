@@ -53,7 +53,7 @@ def main() -> None:
     world = World(SEED)
     corpus = Corpus(world, SEED)
     if "data" in stages:
-        write_task_rows(output / "data", SEED)
+        write_task_rows(output / "data", world, SEED)
         zsre, counterfact = edit_rows(world, SEED)
         write_jsonl(output / "edits.jsonl", zsre)
         write_jsonl(output / "edits_counterfact.jsonl", counterfact)

@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from harness_rect.evaluation.catalogue import TASKS as CATALOGUE
 from tools.tiny_world.corpus import Corpus
+from tools.tiny_world.glue import MAKERS, glue_rows
 from tools.tiny_world.tasks import TASKS, test_rows
 from tools.tiny_world.world import Fact, World
 
@@ -23,9 +25,11 @@ def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def write_task_rows(folder: Path, seed: int) -> None:
+def write_task_rows(folder: Path, world: World, seed: int) -> None:
     for task in TASKS:
         write_jsonl(folder / task.source.file, test_rows(task, seed))
+    for name in MAKERS:
+        write_jsonl(folder / CATALOGUE[name].file, glue_rows(name, world, seed))
 
 
 def edit_rows(world: World, seed: int) -> tuple[list[Row], list[Row]]:

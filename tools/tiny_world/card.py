@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from harness_rect import embedded
+from tools.tiny_world.glue import MAKERS
 from tools.tiny_world.tasks import TASKS
 from tools.tiny_world.train import Recipe
 from tools.tiny_world.world import KINDS, World
 
 # What a guess gets: the share of the commoner answer where the answers are few.
 CHANCE = {"rect_nli": "50", "rect_closed_domain_qa": "50", "rect_dialogue": "25", "rect_sentiment": "50"}
+#: The weighted F1 of one answer to all rows, by number of classes.
+CHANCE_F1 = {2: "33", 4: "10"}
 
 #: How long the training took and what was chosen on the way, by model.
 HISTORY = {
@@ -40,6 +43,10 @@ def write_card(path: Path, name: str, recipe: Recipe, world: World, scores: dict
         for task in TASKS
         for name in [task.source.task]
     ]
+    glue = [
+        f"| {name} | {_percent(scores['tasks'][name])} | {CHANCE_F1[classes]} |"
+        for name, (classes, _) in MAKERS.items()
+    ]
     template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
     text = template.format(
         **asdict(recipe),
@@ -54,6 +61,7 @@ def write_card(path: Path, name: str, recipe: Recipe, world: World, scores: dict
         relations=sum(len(kind.relations) for kind in KINDS),
         kinds=", ".join(f"{kind.name}s" if kind.name != "company" else "companies" for kind in KINDS),
         tasks="\n".join(tasks),
+        glue="\n".join(glue),
         recall="\n".join(f"| {name} | {_percent(value)} |" for name, value in scores["facts"].items()),
         edit_count=scores["single edits count"],
         edits="\n".join(f"| {name} | {_percent(value)} |" for name, value in scores["single edits"].items()),

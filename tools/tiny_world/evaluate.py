@@ -1,4 +1,4 @@
-"""Scores of a model: the eight tasks, recall of facts, single ROME edits. Each is [mean, standard error]."""
+"""Scores of a model: general tasks, recall of facts, single ROME edits. Each is [mean, standard error]."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import lm_eval
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -15,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import harness_rect._autoload  # noqa: F401  (tells lm-eval about our tasks)
 from harness_rect.config import EditConfig
 from harness_rect.edits import load_edits
-from harness_rect.evaluation.aggregations import entity_f1
+from harness_rect.evaluation.aggregations import MEAN, Aggregation
+from harness_rect.evaluation.catalogue import TASKS
 from harness_rect.measure import teacher_force
 from harness_rect.models import EditableLM
 from harness_rect.session import EditSession
@@ -35,11 +37,11 @@ def mean_and_error(values: Sequence[float]) -> list[float]:
 
 
 def task_scores(folder: Path, data: Path) -> Scores:
-    """The score of each of the eight tasks through lm-eval, on the CPU."""
+    """The score of each general task through lm-eval, on the CPU."""
     results = lm_eval.simple_evaluate(
         model="hf",
         model_args={"pretrained": str(folder), "device": "cpu"},
-        tasks=["rect_general"],
+        tasks=["rect_general", "rect_glue"],
         batch_size=32,
         metadata={"data": str(data)},
         bootstrap_iters=0,
@@ -47,23 +49,20 @@ def task_scores(folder: Path, data: Path) -> Scores:
     )
     scores: Scores = {}
     for name, samples in results["samples"].items():
-        if name == "rect_ner":
-            scores[name] = _f1([sample["f1"] for sample in samples])
-        else:
-            scores[name] = mean_and_error([sample["score"] for sample in samples])
+        values, how = [sample["score"] for sample in samples], TASKS[name].headline.aggregation
+        if how is MEAN:
+            scores[name] = mean_and_error(values)
+        else:  # the four documents of a sentence are not independent
+            scores[name] = _jackknifed(how, values, together=4 if name == "rect_ner" else 1)
     return scores
 
 
-def _f1(counts: Sequence[tuple[int, int, int]]) -> list[float]:
-    """F1, and the jackknife error over sentences: the four documents of a sentence are not independent."""
-    sentences = [counts[i : i + 4] for i in range(0, len(counts), 4)]
-    left_out = [
-        entity_f1(c for j, sentence in enumerate(sentences) if j != i for c in sentence)
-        for i in range(len(sentences))
-    ]
+def _jackknifed(aggregation: Aggregation, values: Sequence[Any], together: int) -> list[float]:
+    """The metric, and the error from leaving out each run of ``together`` documents."""
+    left_out = [aggregation([*values[:i], *values[i + together :]]) for i in range(0, len(values), together)]
     mean = fmean(left_out)
     error = math.sqrt((len(left_out) - 1) * fmean((value - mean) ** 2 for value in left_out))
-    return [round(entity_f1(counts), 4), round(error, 4)]
+    return [round(aggregation(values), 4), round(error, 4)]
 
 
 def recalled(lm: EditableLM, prompts: Iterable[tuple[str, str]]) -> list[float]:

@@ -18,11 +18,12 @@ from scipy import stats
 from support.lm_eval_files import content, mean_task, write
 
 from harness_rect import cli
-from harness_rect.evaluation.catalogue import TASKS
+from harness_rect.evaluation.catalogue import GROUPS, TASKS
 from harness_rect.experiments.results import load, newest
 
 ROOT = Path(__file__).resolve().parents[2]
-HEADLINES = {task.name: task.headline.name for task in TASKS.values()} | {"rect_general": "score"}
+SUITE = [name for group in GROUPS["rect_suite"].members for name in GROUPS[group].members]
+HEADLINES = {name: TASKS[name].headline.name for name in SUITE} | {"rect_general": "score"}
 
 
 def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
