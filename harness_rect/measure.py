@@ -102,7 +102,7 @@ def probes(lm: EditableLM, edit: Edit, templates: Sequence[str] = ("{}",)) -> Ed
         paraphrases = [lm.encoder.continuation(text, edit.target) for text in edit.paraphrases]
         locality = [_locality_pair(lm, probe) for probe in edit.neighborhood]
     except UserError as error:
-        raise UserError(f"{edit.source or 'edit ' + edit.id}: {error}") from None
+        raise UserError(f"{edit.where}: {error}") from None
     answered = [probe.answer is not None for probe in edit.neighborhood]
     kept = [i for i, pair in enumerate(locality) if _length(pair) <= lm.max_length]
     readable = [pair for pair in paraphrases if _length(pair) <= lm.max_length]

@@ -29,7 +29,7 @@ from harness_rect.config import (
 from harness_rect.edits import EditStream, load_edits
 from harness_rect.errors import UserError, closest, one_line_errors
 from harness_rect.io.files import check_output
-from harness_rect.methods import METHODS
+from harness_rect.methods import METHODS, check_edits
 from harness_rect.model_wrappers.unedited import ComparingLM
 from harness_rect.models.architecture import check_editable, refuse_config
 from harness_rect.models.load import load_errors
@@ -76,7 +76,7 @@ class EditedHF(ComparingLM):
             _check_theirs(arguments)
             stream = load_edits(config.edits) if editing and config.edits else None
             if stream is not None:
-                METHODS[config.method].check(stream)
+                check_edits(METHODS[config.method], stream)
             name = pretrained if isinstance(pretrained, str) else getattr(pretrained, "name_or_path", "")
             pretrained = embedded.resolve_model(pretrained)
             _check_before_loading(pretrained, editing, arguments)

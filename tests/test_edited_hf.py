@@ -414,7 +414,9 @@ def folders(place, tmp_path_factory: pytest.TempPathFactory, tokenizer) -> dict[
     config.decoder_start_token_id = 0
     transformers.T5ForConditionalGeneration(config).save_pretrained(folder / "t5")
     tokenizer.save_pretrained(folder / "t5")
-    return place | {name: str(folder / name) for name in ("gptq", "t5", "nowhere")}
+    row = {"prompt": "who sings?", "subject": "Ann", "target": "Jo"}
+    (folder / "unmarked.json").write_text(json.dumps([row]))
+    return place | {name: str(folder / name) for name in ("gptq", "t5", "nowhere", "unmarked")}
 
 
 #: Arguments, in which a path is in braces, and what the error says.
@@ -427,6 +429,10 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "a share without a percent sign": ({"rect": 40}, "rect=40: expected a share"),
     "no edits": ({"edits": None}, "edits= is missing"),
     "no such file of edits": ({"edits": "{nowhere}.json"}, "nowhere.json"),
+    "a subject that is not in its prompt, before the model is loaded": (
+        {"edits": "{unmarked}.json", "pretrained": "{nowhere}"},
+        "row 0: the subject 'Ann' is not in the prompt 'who sings.', and rome edits at the subject",
+    ),
     "no such model": ({"pretrained": "{nowhere}"}, "nowhere"),
     "no such preset": ({"hparams": "gpt5"}, "hparams=gpt5"),
     "no such hyper-parameters": ({"hparams": "{nowhere}.yaml"}, "nowhere.yaml"),

@@ -13,7 +13,7 @@ from harness_rect.cli.common import add_model_options, add_option, load_model
 from harness_rect.edits import load_edits
 from harness_rect.errors import UserError
 from harness_rect.io.files import check_output
-from harness_rect.methods import METHODS
+from harness_rect.methods import METHODS, check_edits
 from harness_rect.moments.layout import layout_name
 from harness_rect.session.checkpoint import save_checkpoint
 from harness_rect.session.report import EditReport
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("--method none edits nothing; choose a method")
     check_output(arguments.output)
     stream = load_edits(arguments.edits)
-    METHODS[described.method].check(stream)
+    check_edits(METHODS[described.method], stream)
     model, tokenizer = load_model(arguments)
     session = EditSession(model, tokenizer, described, stream, layout_name(arguments.model))
     session.run(EditCache.from_spec(described.edit_cache))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from harness_rect.errors import UserError
@@ -69,7 +68,8 @@ class Edit:
     """A fact to edit. All text is kept as the row gives it.
 
     id: the row's ``case_id`` if it has one, else its index in its file; unique within a stream.
-    prompt: holds the marker ``{}`` exactly once, at the subject. Other braces are plain text.
+    prompt: holds the marker ``{}`` once, at the subject, or not at all if the subject is not in the prompt.
+        Other braces are plain text.
     target_old: the answer to be replaced, None if the row names none.
     paraphrases, attribute_prompts, generation_prompts: full texts, no marker.
     consequences: what else the edit should change or leave as it is.
@@ -78,7 +78,7 @@ class Edit:
     relation, target_id: identifiers of the relation and the new target (``P36``, ``Q90``), where given.
     source: where the row stands ("file.json, row 12"), for messages only.
 
-    Raises :class:`UserError` where ``prompt`` does not hold the marker exactly once.
+    Raises :class:`UserError` where ``prompt`` holds the marker more than once.
     """
 
     id: str
@@ -98,16 +98,20 @@ class Edit:
     source: str = ""
 
     def __post_init__(self) -> None:
-        count = self.prompt.count(MARKER)
-        if count != 1:
-            where = self.source or f"edit {self.id}"
-            raise UserError(f"{where}: prompt: expected the marker {MARKER} once, found it {count} times")
+        if (count := self.prompt.count(MARKER)) > 1:
+            raise UserError(
+                f"{self.where}: prompt: expected the marker {MARKER} once, found it {count} times"
+            )
+
+    @property
+    def where(self) -> str:
+        """How messages name the edit."""
+        return self.source or f"edit {self.id}"
 
     @property
     def text(self) -> str:
         """The prompt with the subject filled in. Never ``str.format``: prompts contain braces."""
-        before, _, after = self.prompt.partition(MARKER)
-        return before + self.subject + after
+        return self.prompt.replace(MARKER, self.subject, 1)
 
     @property
     def target(self) -> str:
@@ -115,8 +119,20 @@ class Edit:
         return self.target_new if self.target_new.startswith(" ") else " " + self.target_new
 
     @property
+    def has_subject(self) -> bool:
+        """Whether the subject is in the prompt."""
+        return MARKER in self.prompt
+
+    @property
     def subject_span(self) -> tuple[int, int]:
-        """Character start and end of the subject in ``text``."""
+        """Character start and end of the subject in ``text``.
+
+        Raises :class:`UserError` if it is not there.
+        """
+        if not self.has_subject:
+            raise UserError(
+                f"{self.where}: the subject {shorten(self.subject)!r} is not in {shorten(self.text, 160)!r}"
+            )
         start = self.prompt.index(MARKER)
         return start, start + len(self.subject)
 
@@ -147,76 +163,6 @@ def _plain(value: object) -> object:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value
-
-
-def mark_subject(prompt: str, subject: str) -> tuple[str, str, bool]:
-    """Put the marker where the subject stands: (prompt with one marker, subject, matched loosely).
-
-    A prompt that holds ``{}`` once is marked already. Otherwise the FIRST occurrence of the subject
-    becomes the marker, later ones stay text. If there is no exact one, the subject is looked for
-    without its surrounding white space, then up to Unicode composition (NFC), then up to case; what is
-    returned as the subject is then the text as it stands in the prompt.
-
-    Raises :class:`UserError` if the subject is not there or more than one ``{}`` remains.
-    """
-    # A subject that itself holds {} ("dict{}") must not pass for a marker.
-    if prompt.count(MARKER) == 1 and not (MARKER in subject and subject in prompt):
-        return prompt, subject, False
-    loose = MARKER not in prompt and subject not in prompt
-    if loose:
-        span = _find_loosely(prompt, subject.strip())
-        if span is None:
-            raise UserError(
-                f"neither the subject {shorten(subject)!r} nor {MARKER} is in {shorten(prompt, 160)!r}"
-            )
-        start, end = span
-        prompt, subject = prompt[:start] + MARKER + prompt[end:], prompt[start:end]
-    elif MARKER in subject or MARKER not in prompt:
-        prompt = prompt.replace(subject, MARKER, 1)
-    if (count := prompt.count(MARKER)) != 1:
-        raise UserError(f"expected one {MARKER}, at the subject, found {count} in {shorten(prompt, 160)!r}")
-    return prompt, subject, loose
-
-
-def _find_loosely(prompt: str, subject: str) -> tuple[int, int] | None:
-    """Upper and lower case are let go last, so that " US" is not found at the start of "us of US"."""
-    return _find_folded(prompt, subject, str) or _find_folded(prompt, subject, str.casefold)
-
-
-def _find_folded(prompt: str, subject: str, fold: Callable[[str], str]) -> tuple[int, int] | None:
-    """Search composed and folded text, and give back a span of the text as it is.
-
-    Composing and folding change lengths, so both work on single characters with what combines with
-    them, and a match must begin and end between two of these.
-    """
-    pieces = _characters(prompt)
-    starts: dict[int, int] = {}  # offset in the folded text -> offset in the prompt
-    folded, offset = "", 0
-    for piece in pieces:
-        starts[len(folded)] = offset
-        folded += fold(unicodedata.normalize("NFC", piece))
-        offset += len(piece)
-    starts[len(folded)] = offset
-    wanted = "".join(fold(unicodedata.normalize("NFC", piece)) for piece in _characters(subject))
-    at = folded.find(wanted)
-    while at >= 0:
-        if at in starts and at + len(wanted) in starts:
-            return starts[at], starts[at + len(wanted)]
-        at = folded.find(wanted, at + 1)
-    return None
-
-
-def _characters(text: str) -> list[str]:
-    pieces: list[str] = []
-    for char in text:
-        # Hangul letters combine without being marked as combining: there composing has to be tried.
-        if pieces and (
-            unicodedata.combining(char) or len(unicodedata.normalize("NFC", pieces[-1] + char)) == 1
-        ):
-            pieces[-1] += char
-        else:
-            pieces.append(char)
-    return pieces
 
 
 def shorten(text: str, limit: int = 80) -> str:

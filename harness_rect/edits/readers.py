@@ -16,27 +16,33 @@ from pathlib import Path
 from typing import overload
 
 from harness_rect import embedded
-from harness_rect.edits.edit import Edit, mark_subject, shorten
-from harness_rect.edits.formats import Fields, fact_of, neighborhood_of, paraphrases_of
-from harness_rect.errors import UserError
+from harness_rect.edits.edit import Edit
+from harness_rect.edits.fields import Fields
+from harness_rect.edits.formats import facts_of
+from harness_rect.edits.public import URLS, download
+from harness_rect.edits.questions import consequences_of, multi_hop_of, neighborhood_of, paraphrases_of
+from harness_rect.edits.subject import mark_subject
+from harness_rect.errors import UserError, closest
 from harness_rect.io.rows import Row, json_rows
 
 logger = logging.getLogger(__name__)
 
-URLS = {
-    "zsre": "https://rome.baulab.info/data/dsets/zsre_mend_eval.json",
-    "zsre_train": "https://rome.baulab.info/data/dsets/zsre_mend_train.json",
-    "counterfact": "https://rome.baulab.info/data/dsets/counterfact.json",
-}
+#: Of the ids in a warning, so many are named.
+NAMED = 20
 
 
 @dataclass(frozen=True)
 class EditStream(Sequence[Edit]):
-    """The edits a run applies, in order. ``spec`` is what was asked for; ``warnings`` are whole lines."""
+    """The edits a run applies, in order.
+
+    spec: what was asked for. warnings: whole lines. rows: number of rows that they were read from, each of
+    one or several edits.
+    """
 
     edits: tuple[Edit, ...]
     spec: str
     warnings: tuple[str, ...] = ()
+    rows: int = 0
 
     def __len__(self) -> int:
         return len(self.edits)
@@ -55,9 +61,10 @@ def load_edits(spec: str) -> EditStream:
     Things that are merely unusual are listed in ``EditStream.warnings`` and logged.
 
     Args:
-        spec: ``zsre``, ``zsre_train``, ``counterfact``, ``tiny`` or a path ending in .json (a list of rows,
-            or JSON Lines) or .jsonl (JSON Lines); each may be followed by ``[start:stop:step]`` with Python's
-            meaning, or by one row number ``[7]``. Rows outside the slice are parsed and otherwise ignored.
+        spec: ``tiny``, the name of a public set (:data:`~harness_rect.edits.public.URLS`) or a path ending
+            in .json (a list of rows, or JSON Lines) or .jsonl (JSON Lines); each may be followed by
+            ``[start:stop:step]`` with Python's meaning, or by one row number ``[7]``. Rows outside the slice
+            are parsed and otherwise ignored.
 
     Raises:
         UserError: one line that names file, row (from 0, as in the slice) and field.
@@ -68,17 +75,17 @@ def load_edits(spec: str) -> EditStream:
     edits: list[Edit] = []
     loosely: list[str] = []
     for row in rows:
-        edit, loose = _to_edit(row, used)
-        edits.append(edit)
-        if loose:
-            loosely.append(edit.id)
+        for edit, loose in _to_edits(row, used):
+            edits.append(edit)
+            if loose:
+                loosely.append(edit.id)
     warnings = tuple(_warnings(edits, loosely))
     for line in warnings:
         _log_once(logging.WARNING, f"edits {spec}: {line}")
     for field, what in (("paraphrases", "paraphrases"), ("neighborhood", "neighborhood prompts")):
         if lacking := sum(not getattr(edit, field) for edit in edits):
-            _log_once(logging.INFO, f"edits {spec}: {lacking} of {len(edits)} rows have no {what}")
-    return EditStream(tuple(edits), spec, warnings)
+            _log_once(logging.INFO, f"edits {spec}: {lacking} of {len(edits)} edits have no {what}")
+    return EditStream(tuple(edits), spec, warnings, len(rows))
 
 
 @cache
@@ -120,61 +127,55 @@ def _rows_of(name: str) -> list[Row]:
     if name == "tiny":
         return json_rows(embedded.EDITS, "tiny.jsonl")
     if name in URLS:
-        path = _download(name)
+        path = download(name)
         return json_rows(path, URLS[name].rsplit("/", 1)[-1], hint=f"delete {path} to download it again")
     path = Path(name).expanduser()
     if path.suffix.lower() not in {".json", ".jsonl"}:
-        raise UserError(f"edits={name}: expected tiny, zsre, counterfact or a path ending in .json or .jsonl")
+        near = closest(name, URLS)
+        meant = f"did you mean {near}?" if near else f"expected tiny, {', '.join(URLS)},"
+        raise UserError(f"edits={name}: {meant} or a path ending in .json or .jsonl")
     if not path.is_file():
         raise UserError(f"edits={name}: there is no file {path.absolute()}")
     return json_rows(path, name)
 
 
-def _download(name: str) -> Path:
-    """The public file in the cache of ``datasets``, fetched on first use.
+def _to_edits(row: Row, used: set[str]) -> Iterator[tuple[Edit, bool]]:
+    """The edits of a row, and whether the subject of each was found only by the looser matching.
 
-    Only the download is left to ``datasets``: its JSON loader goes through Arrow, which gives all rows
-    one schema. Without the etag a cached file is found with no request at all, so offline works.
+    What a row with several facts asks beyond them belongs to its last edit.
     """
-    from datasets import DownloadConfig, DownloadManager
-
-    url = URLS[name]
-    try:
-        return Path(DownloadManager(download_config=DownloadConfig(use_etag=False)).download(url))
-    except Exception as error:  # what comes out depends on the HTTP stack below: aiohttp, httpx, OSError, ...
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(
-            f"edits={name}: not in the cache and could not be downloaded ({shorten(reason, 160)}); "
-            f"download {url} by hand and give the file: edits=PATH"
-        ) from error
-
-
-def _to_edit(row: Row, used: set[str]) -> tuple[Edit, bool]:
-    """The row as an Edit, and whether its subject was found only by the looser matching."""
-    fact = fact_of(row)
+    facts = facts_of(row)
     fields = Fields(row.value, f"{row.where}: ")
-    try:
-        prompt, subject, loose = mark_subject(fact.prompt, fact.subject)
-    except UserError as error:
-        raise fields.error(fact.prompt_name, str(error)) from None
-    edit = Edit(
-        id=_unused_id(row.value.get("case_id"), row.index, used),
-        prompt=prompt,
-        subject=subject,
-        target_new=fact.target_new,
-        target_old=fact.target_old,
-        paraphrases=paraphrases_of(fields),
-        neighborhood=tuple(neighborhood_of(fields, fact.target_old)),
-        attribute_prompts=tuple(fields.texts("attribute_prompts")),
-        generation_prompts=tuple(fields.texts("generation_prompts")),
-        source=f"{os.path.basename(row.file)}, {row.place}",
-    )
-    return edit, loose
+    place = f"{os.path.basename(row.file)}, {row.place}"
+    for i, fact in enumerate(facts):
+        several, last = len(facts) > 1, i == len(facts) - 1
+        try:
+            prompt, subject, loose = mark_subject(fact.prompt, fact.subject)
+        except UserError as error:
+            raise fields.error(fact.prompt_name, str(error)) from None
+        edit = Edit(
+            id=_unused_id(row.value.get("case_id"), row.index, f"-{i}" if several else "", used),
+            prompt=prompt,
+            subject=subject,
+            target_new=fact.target_new,
+            target_old=fact.target_old,
+            paraphrases=fact.paraphrases if several else (*fact.paraphrases, *paraphrases_of(fields)),
+            neighborhood=tuple(neighborhood_of(fields, fact.target_old)) if last else (),
+            attribute_prompts=tuple(fields.texts("attribute_prompts")) if last else (),
+            generation_prompts=tuple(fields.texts("generation_prompts")) if last else (),
+            consequences=tuple(consequences_of(fields)) if last else (),
+            multi_hop=multi_hop_of(fields) if last else None,
+            reference_texts=tuple(fields.texts("attribute_snippets")) if last else (),
+            relation=fact.relation,
+            target_id=fact.target_id,
+            source=f"{place}, {fact.prompt_name.split('.')[0]}" if several else place,
+        )
+        yield edit, loose
 
 
-def _unused_id(case_id: object, index: int, used: set[str]) -> str:
+def _unused_id(case_id: object, index: int, ending: str, used: set[str]) -> str:
     has_one = isinstance(case_id, (int, str)) and not isinstance(case_id, bool) and str(case_id).strip()
-    name = base = str(case_id if has_one else index)
+    name = base = f"{case_id if has_one else index}{ending}"
     count = 1
     while name in used:
         count += 1
@@ -194,12 +195,14 @@ def _warnings(edits: Sequence[Edit], loosely: Sequence[str]) -> Iterator[str]:
         known.add(edit.target)
     conflicts = [edit.id for edit in edits if len(targets[edit.subject, edit.prompt]) > 1]
     same = [e.id for e in edits if e.target_old is not None and e.target_new.strip() == e.target_old.strip()]
+    without = [edit.id for edit in edits if not edit.has_subject]
     for ids, what in (
         (repeats, "repeat an earlier one (same subject, prompt and target)"),
         (conflicts, "set a subject and prompt to different targets"),
         (same, "have a target equal to the old one"),
-        (loosely, "have a subject found only by ignoring white space, Unicode form or case"),
+        (loosely, "have a subject found only by ignoring white space, Unicode form, case or punctuation"),
+        (without, "have a subject that is not in their prompt (methods that edit there refuse them)"),
     ):
         if ids:
-            more = ", ..." if len(ids) > 5 else ""
-            yield f"{len(ids)} of {total} edits {what}: {', '.join(ids[:5])}{more}"
+            more = ", ..." if len(ids) > NAMED else ""
+            yield f"{len(ids)} of {total} edits {what}: {', '.join(ids[:NAMED])}{more}"

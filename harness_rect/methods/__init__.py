@@ -9,6 +9,11 @@ registered here by name. It changes no weight itself: the session trims, applies
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from harness_rect.edits import Edit
+from harness_rect.edits.edit import MARKER, shorten
+from harness_rect.errors import UserError
 from harness_rect.methods.alphaedit import ALPHAEDIT
 from harness_rect.methods.base import Context, Method, Proposal
 from harness_rect.methods.ft import FT, FT_L, LOCFT_BF
@@ -28,4 +33,23 @@ METHODS: Registry[Method] = Registry(
     lambda entry: isinstance(entry, Method),
 )
 
-__all__ = ["METHODS", "Context", "Dense", "LowRank", "Method", "Proposal"]
+
+def check_edits(method: Method, edits: Sequence[Edit]) -> None:
+    """Check that a method can use these edits; needs no model.
+
+    Raises:
+        UserError: naming the first row that it cannot use, and what to do.
+    """
+    if method.at_subject:
+        for edit in edits:
+            if not edit.has_subject:
+                others = ", ".join(name for name in METHODS if not METHODS[name].at_subject)
+                raise UserError(
+                    f"{edit.where}: the subject {shorten(edit.subject)!r} is not in the prompt"
+                    f" {shorten(edit.text)!r}, and {method.name} edits at the subject: put {MARKER} where it"
+                    f" stands, leave the row out, or use a method that needs no subject ({others})"
+                )
+    method.check(edits)
+
+
+__all__ = ["METHODS", "Context", "Dense", "LowRank", "Method", "Proposal", "check_edits"]

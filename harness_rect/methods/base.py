@@ -113,9 +113,10 @@ class Method:
     weights: names of the weights these hyper-parameters edit.
     after_step: called with the model as the step left it, trimmed and rounded, and the edits that were not
         skipped; for methods with a memory.
-    check: raises UserError for edits the method cannot use, before anything else is done.
+    check: raises UserError for edits the method cannot use; called by :func:`check_edits`.
     batches: whether several facts can be edited in one update.
-    at_subject: whether it writes at the subject's last token, which the last block is too late for.
+    at_subject: whether it writes at the subject's last token: the subject has to be in the prompt, and the
+        last block is too late.
     presets: folder of its presets, where that is not its name.
     ignored_keys: further keys of its published files that are ignored.
     """

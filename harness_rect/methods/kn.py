@@ -58,9 +58,8 @@ def check(edits: Sequence[Edit]) -> None:
     """Every edit must name the answer it replaces."""
     for edit in edits:
         if not edit.target_old:
-            where = edit.source or f"edit {edit.id}"
             raise UserError(
-                f"{where}: kn finds its neurons by the answer to be replaced;"
+                f"{edit.where}: kn finds its neurons by the answer to be replaced;"
                 " give pred, target_true or ground_truth"
             )
 

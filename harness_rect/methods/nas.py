@@ -97,7 +97,9 @@ def with_reference_norms(
     if not hparams.nas or given is not None:
         return hparams
     default = EMBEDDED_REFERENCE if embedded.is_embedded(model_name) else REFERENCE
-    facts = list(load_edits(hparams.nas_facts or default))
+    facts = [fact for fact in load_edits(hparams.nas_facts or default) if fact.has_subject]
+    if not facts:
+        raise UserError(f"nas_facts={hparams.nas_facts}: no fact has its subject in its prompt")
     facts = random.Random(0).sample(facts, min(len(facts), hparams.nas_samples))
     templates = contexts(lm, hparams, seed)
     key = {

@@ -34,7 +34,7 @@ from harness_rect.hparams import resolve_hparams
 from harness_rect.io import resume
 from harness_rect.io.progress import progress_bar
 from harness_rect.measure import averages, measure, measure_baseline, probes
-from harness_rect.methods import METHODS, Context
+from harness_rect.methods import METHODS, Context, check_edits
 from harness_rect.models import EditableLM
 from harness_rect.moments import MomentProvider, SecondMoment
 from harness_rect.session.report import SCHEMA_VERSION, UNEDITED, EditReport
@@ -88,7 +88,7 @@ class EditSession:
         self.edits: tuple[Edit, ...] = tuple(stream)
         self.edit_warnings: tuple[str, ...] = stream.warnings if isinstance(stream, EditStream) else ()
         self.method = METHODS[config.method]
-        self.method.check(self.edits)
+        check_edits(self.method, self.edits)
         self.hparams = resolve_hparams(self.method, config.hparams, self.lm)
         self.weight_names = self.method.weights(self.lm, self.hparams.values)
         for name in self.weight_names:

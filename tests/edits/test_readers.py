@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import http.server
-import json
 import logging
 import os
 import re
 import subprocess
 import sys
 import threading
-import unicodedata
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
+from support.edit_files import Row, edit_of, message, plain, read_one, write
 
 from harness_rect.edits import (
     Consequence,
@@ -29,46 +28,13 @@ from harness_rect.edits import (
     fingerprint,
     formats,
     load_edits,
-    readers,
+    public,
 )
-from harness_rect.edits.edit import mark_subject
-from harness_rect.edits.formats import FORMATS, Fact, Fields, Format
+from harness_rect.edits.fields import Fields
+from harness_rect.edits.formats import FORMATS, Fact, Format
 from harness_rect.errors import UserError
 
-Row = dict[str, Any]
-
-
-def plain(index: int = 0, **changes: Any) -> Row:
-    return {"prompt": "{} grows on", "subject": f"Plant {index}", "target_new": "rocks", **changes}
-
-
-def write(path: Path, rows: list[Any]) -> str:
-    if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    else:
-        path.write_text(json.dumps(rows), encoding="utf-8")
-    return str(path)
-
-
-def read_one(tmp_path: Path, row: Any) -> Edit:
-    (edit,) = load_edits(write(tmp_path / "one.json", [row]))
-    return edit
-
-
-def message(spec: str) -> str:
-    with pytest.raises(UserError) as caught:
-        load_edits(spec)
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
-
-
 # --- Edit ---------------------------------------------------------------------------------------
-
-
-def edit_of(prompt: str, subject: str = "Ann", target: str = "x", **more: Any) -> Edit:
-    given_fields: Row = {"id": "0", "target_old": None, "paraphrases": (), "neighborhood": (), **more}
-    return Edit(prompt=prompt, subject=subject, target_new=target, **given_fields)
 
 
 def test_text_leaves_other_braces_alone() -> None:
@@ -77,10 +43,9 @@ def test_text_leaves_other_braces_alone() -> None:
     assert edit.text[slice(*edit.subject_span)] == "a{}b"
 
 
-def test_an_edit_has_one_marker_and_a_target_that_begins_with_a_space() -> None:
-    for prompt in ("no marker", "{} and {}"):
-        with pytest.raises(UserError, match="marker"):
-            edit_of(prompt)
+def test_an_edit_has_one_marker_at_most_and_a_target_that_begins_with_a_space() -> None:
+    with pytest.raises(UserError, match="marker"):
+        edit_of("{} and {}")
     for target, expected in (("x", " x"), (" x", " x"), ("  x", "  x")):
         assert edit_of("{} is", target=target).target == expected
 
@@ -119,6 +84,7 @@ COUNTERFACT: Row = {
     "neighborhood_prompts": ["The Red Ledger is written in", "The Old Ledger is in"],
     "attribute_prompts": ["Some Song is in"],
     "generation_prompts": ["The Blue Ledger's readers", "The Blue Ledger's readers"],
+    "attribute_snippets": ["A song of the north.", ""],
 }
 
 
@@ -132,7 +98,7 @@ ZSRE: Row = {
     "loc": "nq question: who painted the old barn",
     "loc_ans": "Ida Holm",
     "cond": "Sill >> Tamm || Which river?",
-    "portability": {"New Question": "?", "New Answer": "!"},
+    "portability": {"New Question": "Which sea does it reach?", "New Answer": "The Black Sea"},
 }
 
 
@@ -163,6 +129,9 @@ ROWS: dict[str, tuple[Row, Row]] = {
             ),
             "attribute_prompts": ("Some Song is in",),
             "generation_prompts": ("The Blue Ledger's readers", "The Blue Ledger's readers"),
+            "reference_texts": ("A song of the north.",),
+            "relation": "P1",
+            "target_id": "Q1",
         },
     ),
     "zsre": (
@@ -174,6 +143,9 @@ ROWS: dict[str, tuple[Row, Row]] = {
             "target_old": "Sill",
             "paraphrases": ("What river does Lake Orn feed?",),
             "neighborhood": (Probe("nq question: who painted the old barn", "Ida Holm"),),
+            "consequences": (
+                Consequence("reasoning", (Query("Which sea does it reach?", (("The Black Sea",),)),)),
+            ),
         },
     ),
     "zsre without what is optional": (
@@ -248,8 +220,8 @@ def test_shapes_may_be_mixed_in_a_file(tmp_path: Path) -> None:
 
 
 def test_another_format_is_one_entry_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def triple(row: Fields) -> Fact:
-        return Fact("{} is", "fact", row.object("fact").text("s"), row.object("fact").target("o"), None)
+    def triple(row: Fields) -> list[Fact]:
+        return [Fact("{} is", "fact", row.object("fact").text("s"), row.object("fact").target("o"), None)]
 
     monkeypatch.setattr(formats, "FORMATS", (Format("fact", lambda row: "fact" in row, triple), *FORMATS))
     row = {"fact": {"s": "Tin", "o": {"str": "a metal"}}, "rephrase": "Tin, which is"}
@@ -257,7 +229,7 @@ def test_another_format_is_one_entry_of_the_table(tmp_path: Path, monkeypatch: p
     assert (edit.text, edit.target, edit.paraphrases) == ("Tin is", " a metal", ("Tin, which is",))
     assert "row 0: fact.s: missing" in message(write(tmp_path / "a.json", [{"fact": {}}]))
     assert read_one(tmp_path, ZSRE).target_new == "Tamm"
-    assert "expected fact, or requested_rewrite, or src" in message(write(tmp_path / "a.json", [{}]))
+    assert "expected fact, or requested_rewrite, or edit, or src" in message(write(tmp_path / "a.json", [{}]))
 
 
 def test_ids_are_made_unique_and_else_row_numbers_in_the_file(tmp_path: Path) -> None:
@@ -265,84 +237,6 @@ def test_ids_are_made_unique_and_else_row_numbers_in_the_file(tmp_path: Path) ->
     path = write(tmp_path / "a.json", [plain(i, case_id=case_id) for i, case_id in enumerate(ids)])
     assert [edit.id for edit in load_edits(path)] == ["1", "1#2", "1#3", "1#4", "1#2#2", "5", "6", "0"]
     assert [edit.id for edit in load_edits(path + "[6:4:-1]")] == ["6", "5"]
-
-
-# --- the subject in its prompt ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("prompt", "subject", "marked", "stands", "loose"),
-    [
-        ("Who is {}?", "Ann", "Who is {}?", "Ann", False),
-        ("Ann, is {} here?", "Ann", "Ann, is {} here?", "Ann", False),  # a marker wins over the text
-        ("Is Ann Ann?", "Ann", "Is {} Ann?", "Ann", False),
-        ("What is dict{}?", "dict{}", "What is {}?", "dict{}", False),
-        ("Who is {Ann}?", "Ann", "Who is {{}}?", "Ann", False),
-        ("Who is Ann?", " Ann ", "Who is {}?", "Ann", True),
-        ("Tell us of US", "US ", "Tell us of {}", "US", True),  # stripped comes before folded
-        ("Where is caf\u00e9 Ann?", "cafe\u0301", "Where is {} Ann?", "caf\u00e9", True),
-        ("Where is cafe\u0301 Ann?", "caf\u00e9", "Where is {} Ann?", "cafe\u0301", True),
-        ("Where is cafe\u0301?", "CAFE\u0301", "Where is {}?", "cafe\u0301", True),
-        ("cafe\u0301 or CAFE", "cafe", "{}\u0301 or CAFE", "cafe", False),  # exact is exact
-        ("Cafe\u0301 or Cafe", "cafe", "Cafe\u0301 or {}", "Cafe", True),  # not half of a character
-        ("On \u1112\u1161\u11ab Street", "\ud55c street", "On {}", "\u1112\u1161\u11ab Street", True),
-        ("n\u00e9 or N\u00c9", "NE\u0301", "n\u00e9 or {}", "N\u00c9", True),
-        ("X\u0301 or X", "x", "X\u0301 or {}", "X", True),  # a pair with no single-character form
-        ("Go to STRASSE 5", "Stra\u00dfe", "Go to {} 5", "STRASSE", True),
-    ],
-)
-def test_marking(prompt: str, subject: str, marked: str, stands: str, loose: bool) -> None:
-    assert mark_subject(prompt, subject) == (marked, stands, loose)
-
-
-def test_marking_refuses() -> None:
-    for prompt in ("{} and Ann {}", "Ann {} {}", "dict{} {}", "Who?", "{ }"):
-        with pytest.raises(UserError):
-            mark_subject(prompt, "dict{}" if "dict" in prompt else "Ann")
-
-
-some_text = st.text(alphabet=st.sampled_from("aAbé\u0301ß{} İ\u1112\u1161n"), max_size=12)
-
-
-@given(before=some_text, subject=some_text.filter(str.strip), after=some_text)
-@example(before="{", subject="a", after="}")
-@example(before="", subject="{}", after="")
-@example(before="{", subject="}", after="")
-def test_the_span_holds_the_subject(before: str, subject: str, after: str) -> None:
-    prompt = before + subject + after
-    try:
-        marked, stands, loose = mark_subject(prompt, subject)
-    except UserError:
-        assert "{}" in prompt  # nothing else may be refused when the subject is there
-        return
-    edit = edit_of(marked, stands)
-    start, end = edit.subject_span
-    assert edit.prompt.count("{}") == 1
-    assert edit.text[start:end] == stands == subject
-    assert not loose
-    if "{}" not in prompt or "{}" in subject:
-        assert edit.text == prompt
-        assert start == prompt.index(subject)
-
-
-@given(
-    before=some_text,
-    subject=some_text.filter(str.strip),
-    after=some_text,
-    form=st.sampled_from(["NFC", "NFD"]),
-)
-def test_loose_matches_point_into_the_prompt(before: str, subject: str, after: str, form: Any) -> None:
-    prompt = before + subject + after
-    if "{}" in prompt:
-        return
-    try:
-        marked, stands, _ = mark_subject(prompt, f" {unicodedata.normalize(form, subject).swapcase()} ")
-    except UserError:
-        return
-    edit = edit_of(marked, stands)
-    assert edit.text == prompt
-    assert edit.text[slice(*edit.subject_span)] == stands
-    assert stands
 
 
 # --- slices -------------------------------------------------------------------------------------
@@ -409,7 +303,11 @@ def test_a_file_without_rows_is_refused(tmp_path: Path, content: str) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "expected"),
-    [("gone.json[0:2]", "{}/gone.json"), *((s, "counterfact") for s in ("a.csv", "zsree[0:5]", "", "[0:5]"))],
+    [
+        ("gone.json[0:2]", "{}/gone.json"),
+        ("zsree[0:5]", "mean zsre?"),
+        *((s, "counterfact") for s in ("a.csv", "", "[0:5]")),
+    ],
 )
 def test_a_name_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, expected: str) -> None:
     monkeypatch.chdir(tmp_path)
@@ -428,7 +326,6 @@ def test_a_name_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec
         (plain(subject=None), ["subject: missing"]),
         (plain(subject=" "), ["subject: empty"]),
         (plain(subject=3), ["subject: expected a string", "number (3)"]),
-        (plain(prompt="Who?"), ["prompt: neither", "'Plant 0'", "'Who?'"]),
         (plain(prompt="{} or {}"), ["prompt: expected one {}", "found 2"]),
         (plain(prompt=""), ["prompt: empty"]),
         (plain(target_new="  "), ["target_new: empty"]),
@@ -437,12 +334,14 @@ def test_a_name_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec
         (plain(target_new="\ud800"), ["target_new: half of a surrogate pair"]),
         ({**ZSRE, "alt": ""}, ["alt: empty"]),
         ({**ZSRE, "alt": 2006}, ["alt: expected a string", "2006"]),
-        ({**ZSRE, "src": "Which river?"}, ["src: neither", "Lake Orn"]),
         ({"src": "Which?", "subject": "Which"}, ["alt: missing"]),
-        ({"requested_rewrite": []}, ["requested_rewrite: expected an object"]),
+        ({"requested_rewrite": []}, ["requested_rewrite: expected an object or a list", "empty"]),
+        ({"requested_rewrite": "x"}, ["requested_rewrite: expected an object"]),
         ({"requested_rewrite": {"prompt": "{}"}}, ["requested_rewrite.subject: missing"]),
         (plain(rephrase_prompt=[1]), ["rephrase_prompt: expected a string"]),
-        (plain(locality=["x"]), ["locality: expected an object of groups"]),
+        (plain(locality="x"), ["locality: expected an object of groups"]),
+        (plain(locality=["x"]), ["locality: expected prompt and ground_truth, found a string"]),
+        (plain(locality=[{"lok": "x"}]), ["locality: expected prompt and ground_truth, found 'lok'"]),
         (plain(locality={"G": ["x"]}), ["locality 'G': expected prompt and ground_truth"]),
         (plain(locality={"G": {"prompt": ["a", "b"], "ground_truth": ["c"]}}), ["2 prompts but 1 answers"]),
     ],
@@ -457,7 +356,7 @@ def test_bad_rows_are_named(tmp_path: Path, row: Any, expected: list[str]) -> No
 
 
 def test_messages_stay_short_and_on_one_line(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.json", [plain(prompt="line\n" * 500, subject="not\nthere" * 99)])
+    path = write(tmp_path / "a.json", [plain(prompt="{} line\n" * 500)])
     assert len(message(path)) < 400 + len(path)
 
 
@@ -472,20 +371,23 @@ def test_odd_streams_are_warned_about_with_counts(tmp_path: Path, caplog: pytest
         plain(3, target_true=" rocks "),
         {"prompt": "what of plant 4?", "subject": "Plant 4", "target_new": "rocks"},
         plain(5, rephrase_prompt="Again", loc="nq question: why"),
+        plain(6, prompt="who grows?"),
     ]
     with caplog.at_level(logging.INFO):
         stream = load_edits(write(tmp_path / "a.json", rows))
-    repeated, conflicting, same, loose = stream.warnings
-    assert re.match(r"1 of 6 edits repeat .*: 1$", repeated)
-    assert re.match(r"3 of 6 edits .* different targets: 0, 1, 2$", conflicting)
-    assert re.match(r"1 of 6 edits .* equal to the old one: 3$", same)
-    assert re.match(r"1 of 6 edits .* ignoring .*: 4$", loose)
+    repeated, conflicting, same, loose, absent = stream.warnings
+    assert re.match(r"1 of 7 edits repeat .*: 1$", repeated)
+    assert re.match(r"3 of 7 edits .* different targets: 0, 1, 2$", conflicting)
+    assert re.match(r"1 of 7 edits .* equal to the old one: 3$", same)
+    assert re.match(r"1 of 7 edits .* ignoring .*: 4$", loose)
     assert stream[4].subject == "plant 4"
+    assert re.match(r"1 of 7 edits have a subject that is not in their prompt.*: 6$", absent)
+    assert stream[6].text == "who grows?" and not stream[6].has_subject
     logged = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert [text.split(": ", 1)[1] for level, text in logged if level == "WARNING"] == list(stream.warnings)
     infos = [text for level, text in logged if level == "INFO"]
-    assert any("5 of 6 rows have no paraphrases" in text for text in infos)
-    assert any("5 of 6 rows have no neighborhood" in text for text in infos)
+    assert any("6 of 7 edits have no paraphrases" in text for text in infos)
+    assert any("6 of 7 edits have no neighborhood" in text for text in infos)
 
 
 def test_an_ordinary_stream_has_no_warnings(tmp_path: Path) -> None:
@@ -530,7 +432,7 @@ def test_public_sets_come_through_the_cache(
     # Rows whose fields differ in type: one schema for all would refuse or change them.
     mixed = plain(1, case_id="a", target_new={"str": "moss"}, unused=[1, "x", None])
     path = Path(write(folder / "counterfact.json", [COUNTERFACT, mixed]))
-    monkeypatch.setitem(readers.URLS, "counterfact", f"{address}/counterfact.json")
+    monkeypatch.setitem(public.URLS, "counterfact", f"{address}/counterfact.json")
     stream = load_edits("counterfact[::-1]")
     assert [edit.id for edit in stream] == ["a", "41"]
     assert stream[1].source == "counterfact.json, row 0"
@@ -545,14 +447,14 @@ def test_a_damaged_download_says_what_to_delete(
 ) -> None:
     folder, address = served
     (folder / "zsre.json").write_text("<html>please sign in</html>")
-    monkeypatch.setitem(readers.URLS, "zsre", f"{address}/zsre.json")
+    monkeypatch.setitem(public.URLS, "zsre", f"{address}/zsre.json")
     text = message("zsre[0:5]")
     assert "zsre.json, line 1: malformed JSON" in text
     assert f"delete {cache}" in text
 
 
 def test_no_network_is_one_line_that_says_what_to_do(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(readers.URLS, "zsre", "http://127.0.0.1:9/zsre.json")
+    monkeypatch.setitem(public.URLS, "zsre", "http://127.0.0.1:9/zsre.json")
     text = message("zsre[0:5]")
     assert "download http://127.0.0.1:9/zsre.json" in text
     assert "edits=PATH" in text

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from support.every_method import EDITS, HPARAMS, config_of, write_moments
-from support.tiny_models import FAMILIES, VOCABULARY, depth
+from support.tiny_models import FAMILIES, VOCABULARY, depth, make_edit
 
+from harness_rect.errors import UserError
 from harness_rect.methods import METHODS, Proposal
 from harness_rect.session import EditSession
 
@@ -44,6 +45,28 @@ def test_a_batch_or_a_sequence_is_edited_and_reverted(
             assert 0 < weight["kept"] <= 0.4 + 1e-3
     session.revert()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("method", HPARAMS)
+def test_a_subject_that_is_not_in_the_prompt_is_for_methods_that_need_none(
+    method, make_model, tokenizer, moments, tmp_path
+):
+    edit = make_edit("Who plays it?", "LeBron James", target_old="a", source="facts.json, row 3")
+    config = config_of(method, tmp_path, moments)
+    model = make_model("gpt2", n_layer=3)
+    if not METHODS[method].at_subject:
+        report = EditSession(model, tokenizer, config, [edit]).run()
+        assert report["flagged"] == {} and report["edits"][0]["subject"] == "LeBron James"
+        return
+    with pytest.raises(UserError) as caught:
+        EditSession(model, tokenizer, config, [edit])
+    for part in ("facts.json, row 3: ", "'LeBron James'", "'Who plays it?'", method, "kn, mend, ft, ft_l"):
+        assert part in str(caught.value)
+
+
+def test_the_methods_that_edit_at_the_subject():
+    named = {name for name in METHODS if METHODS[name].at_subject}
+    assert named == {"rome", "r_rome", "memit", "emmet", "alphaedit"}
 
 
 @pytest.mark.parametrize("method", HPARAMS)

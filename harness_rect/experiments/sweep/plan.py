@@ -20,10 +20,11 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from harness_rect.config import EditConfig, ModelArguments, declared_arguments, settings
-from harness_rect.edits import Edit, EditStream, load_edits
+from harness_rect.edits import Consequence, Edit, EditStream, Query, load_edits
 from harness_rect.edits.readers import split_spec
 from harness_rect.errors import UserError, did_you_mean
 from harness_rect.io.files import written_whole
+from harness_rect.methods import METHODS, check_edits
 from harness_rect.validation import validated
 
 #: lm-eval's own seeds of random, numpy, torch and few-shot sampling.
@@ -193,6 +194,7 @@ class Order:
     name: str  # what stands before the slice
     selection: range  # rows of the file
     edits: tuple[Edit, ...]
+    written: bool  # whether the sweep writes the file, with one edit a row
 
     def spec(self, n: int) -> str:
         """The first ``n`` edits as a value of ``edits=``."""
@@ -265,12 +267,14 @@ class Plan:
         return Evaluation(trajectory.model, trajectory, n, folder, arguments, trajectory.edits[:n])
 
     def write_orders(self) -> None:
-        """Write the shuffled edits as files, which a single run of lm_eval can use too.
+        """Write the orders that are no slice of a file, which a single run of lm_eval can use too.
 
         Raises:
             UserError: such a file exists with other edits.
         """
-        for order in self.orders[1:]:
+        for order in self.orders:
+            if not order.written:
+                continue
             path, text = Path(order.name), "".join(map(_row, order.edits))
             if not path.exists():
                 with written_whole(path) as temporary:
@@ -345,6 +349,7 @@ def _trajectory(
     given["edit_seed"] = seed
     last = checkpoints[-1] if checkpoints else len(order.edits)
     checked = EditConfig.from_args(f"{where}: {method.label}", edits=order.spec(last), **given)
+    check_edits(METHODS[checked.method], order.edits[:last])
     size = checked.edit_batch_size
     for n in checkpoints:
         if n % size and n != len(order.edits):
@@ -385,12 +390,13 @@ def _check_folders(names: Sequence[str], where: str) -> None:
 
 
 def _order(number: int, config: SweepConfig, stream: EditStream, output: Path) -> Order:
-    if number == 0:
-        return Order(0, *_rows(config.edits, len(stream)), stream.edits)
+    if number == 0 and stream.rows == len(stream):
+        return Order(0, *_rows(config.edits, len(stream)), stream.edits, written=False)
     edits = list(stream.edits)
-    random.Random(number).shuffle(edits)
+    if number > 0:
+        random.Random(number).shuffle(edits)
     path = output / "edits" / f"order{number}.jsonl"
-    return Order(number, str(path), range(len(edits)), tuple(edits))
+    return Order(number, str(path), range(len(edits)), tuple(edits), written=True)
 
 
 def _rows(spec: str, length: int) -> tuple[str, range]:
@@ -404,7 +410,7 @@ def _rows(spec: str, length: int) -> tuple[str, range]:
     start, step = rows.start or 0, rows.step or 1
     if step > 0 and start >= 0:
         return name, range(start, start + length * step, step)
-    return name, range(len(load_edits(name)))[rows]
+    return name, range(load_edits(name).rows)[rows]
 
 
 def _row(edit: Edit) -> str:
@@ -413,15 +419,39 @@ def _row(edit: Edit) -> str:
         "case_id": edit.id,
         "prompt": edit.prompt,
         "subject": edit.subject,
-        "target_new": edit.target_new,
+        "target_new": {"str": edit.target_new, "id": edit.target_id} if edit.target_id else edit.target_new,
         "target_true": edit.target_old,
+        "relation_id": edit.relation,
         "paraphrase_prompts": list(edit.paraphrases),
         "neighborhood_prompts": [{"prompt": p.prompt, "ground_truth": p.answer} for p in edit.neighborhood],
         "attribute_prompts": list(edit.attribute_prompts),
         "generation_prompts": list(edit.generation_prompts),
+        "attribute_snippets": list(edit.reference_texts),
+        "consequences": [_consequence(one) for one in edit.consequences],
     }
+    if edit.multi_hop is not None:
+        answer, *aliases = edit.multi_hop.answers
+        row |= {
+            "questions": list(edit.multi_hop.questions),
+            "new_answer": answer,
+            "new_answer_alias": aliases,
+        }
+        row["new_single_hops"] = list(map(_query, edit.multi_hop.hops))
     # ASCII escapes also cover lone surrogates, which UTF-8 cannot.
-    return json.dumps({key: value for key, value in row.items() if value not in (None, [])}) + "\n"
+    return json.dumps({key: value for key, value in row.items() if value not in (None, "", [])}) + "\n"
+
+
+def _consequence(consequence: Consequence) -> dict[str, Any]:
+    return {
+        "criterion": consequence.criterion,
+        "test_queries": list(map(_query, consequence.queries)),
+        "test_condition": "OR" if consequence.any_query else "AND",
+        "condition_queries": list(map(_query, consequence.conditions)),
+    }
+
+
+def _query(query: Query) -> dict[str, Any]:
+    return {"prompt": query.prompt, "answers": [list(forms) for forms in query.answers]}
 
 
 def _file_name(text: str) -> str:

@@ -19,6 +19,45 @@ ROWS = [
     | ({"neighborhood_prompts": [{"prompt": "Rome is in", "ground_truth": "Italy"}]} if i > 5 else {})
     for i in range(10)
 ]
+#: A row with consequences, and one with two edits that answer a question together.
+ASKING = {
+    "edit": {
+        "prompt": "The name of the mother of Ann is Ida.",
+        "subject_id": "Q1",
+        "relation": "MOTHER",
+        "target_id": "Q2",
+        "original_fact": {"prompt": "The name of the mother of Ann is Eva."},
+    },
+    "Logical_Generalization": [
+        {
+            "test_queries": [
+                {"prompt": "p", "answers": [{"value": "a", "aliases": ["b"]}, {"value": "c", "aliases": []}]},
+                {"prompt": "q", "answers": [{"value": "d", "aliases": []}]},
+            ],
+            "test_condition": condition,
+            "condition_queries": [{"prompt": "r", "answers": [{"value": "e", "aliases": []}]}],
+        }
+        for condition in ("OR", "AND")
+    ],
+    "attribute_snippets": ["s"],
+}
+CASE = {
+    "case_id": 7,
+    "requested_rewrite": [
+        {
+            "prompt": "{} lives in",
+            "subject": name,
+            "target_new": {"str": "Rome", "id": "Q3"},
+            "relation_id": "P1",
+            "question": f"Where does {name} live?",
+        }
+        for name in ("Ann", "Jo")
+    ],
+    "questions": ["Where?", "In which town?"],
+    "new_answer": "Rome",
+    "new_answer_alias": ["Roma"],
+    "new_single_hops": [{"question": "Where does Jo live?", "answer": "Rome", "answer_alias": ["Roma"]}],
+}
 USUAL: dict[str, Any] = {
     "output": "out",
     "models": ["gpt2"],
@@ -136,11 +175,41 @@ def test_another_order_says_the_same_of_each_edit(spec: str) -> None:
         {"prompt": "dict{} is made of", "subject": "dict{}", "target_new": " tin"},
         {"src": "Who is Jo?\u2028", "subject": "jo", "alt": "a", "pred": "b", "loc": "nq question: x"},
         {"prompt": "{} is", "subject": "Q", "target_new": "R", "attribute_prompts": ["a"], "case_id": "é"},
+        {"prompt": "who is it?", "subject": "Q", "target": "R", "locality": [{"loc": "x", "loc_ans": "y"}]},
+        ASKING,
+        CASE,
     ]
     Path("odd.json").write_text(json.dumps(odd))
-    made = plan(edits=spec, orders=2, checkpoints=[1])
+    made = plan(edits=spec, orders=2, checkpoints=[1], methods=["ft"])
     made.write_orders()
     assert fingerprint(load_edits("out/edits/order1.jsonl").edits) == fingerprint(made.orders[1].edits)
+
+
+def test_a_checkpoint_may_lie_between_two_edits_of_a_row() -> None:
+    Path("cases.json").write_text(json.dumps([ASKING, CASE, CASE | {"case_id": 8}]))
+    made = plan(edits="cases.json[1:]", checkpoints=[0, 1, 3], orders=2)
+    made.write_orders()
+    unedited, one, three, *_ = made.evaluations
+    assert unedited.model_args["edits"] == "cases.json[1:]"
+    assert [edit.id for edit in load_edits(one.model_args["edits"])] == ["7-0"]
+    assert [edit.id for edit in load_edits(three.model_args["edits"])] == ["7-0", "7-1", "8-0"]
+    assert made.orders[1].name != made.orders[0].name
+    (last,) = plan(edits="cases.json[-2:-1]", checkpoints=[2]).evaluations
+    assert [edit.id for edit in last.edits] == ["7-0", "7-1"]
+
+
+def test_rows_that_count_from_the_end_are_rows() -> None:
+    Path("cases.json").write_text(json.dumps([CASE, *ROWS]))
+    (one,) = plan(edits="cases.json[-2:]", checkpoints=[1]).evaluations
+    assert [edit.id for edit in load_edits(one.model_args["edits"])] == ["t8"]
+
+
+def test_edits_that_a_method_cannot_use_are_refused() -> None:
+    Path("odd.json").write_text(json.dumps([*ROWS, ROWS[0] | {"prompt": "which city?"}]))
+    with pytest.raises(UserError, match="row 10: the subject 'Town 0' is not in the prompt"):
+        plan(edits="odd.json", checkpoints=[11])
+    assert plan(edits="odd.json", checkpoints=[11], methods=["ft"]).evaluations
+    assert plan(edits="odd.json", checkpoints=[10]).evaluations
 
 
 @pytest.mark.parametrize(
