@@ -21,8 +21,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rect": {"keep": 0.3, "rect_convention": "alphaedit"},
     "random": {"keep": 0.3},
     "pca": {"keep": 0.3},
+    "scale": {"keep": 0.3},
+    "norm_matched": {"keep": 0.3, "rect_convention": "alphaedit"},
+    "magnitude": {"keep": 0.3},
     "prune": {"base": 1.5},
     "sphere": {"alpha": 0.7, "beta": 0.6},
+    "revive": {"keep": 0.3, "revive_spectrum": "squares"},
 }
 
 
@@ -65,6 +69,6 @@ def test_a_method_edits_with_every_regularizer(method: str, loaded, tmp_path: Pa
         norms[report.regularizer] = [w.frobenius_distance for w in report.weights.values()]
         session.revert()
     assert norms.keys() == SETTINGS.keys()
-    # PRUNE restrains large singular values only, and of KN's few columns RECT keeps all.
-    unchanged = {"none", "prune"} | ({"rect"} if method == "kn" else set())
+    # PRUNE restrains large singular values only, and of KN's few columns RECT and Magnitude keep all.
+    unchanged = {"none", "prune"} | ({"rect", "norm_matched", "magnitude"} if method == "kn" else set())
     assert [name for name in norms if norms[name] == norms["none"] and name not in unchanged] == []

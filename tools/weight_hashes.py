@@ -44,8 +44,12 @@ REGULARIZERS: tuple[tuple[str, ...], ...] = (
     ("rect", "--keep", "0.4", "--rect-convention", "alphaedit"),
     ("random", "--keep", "0.4"),
     ("pca", "--keep", "0.4"),
+    ("scale", "--keep", "0.4"),
+    ("norm_matched", "--keep", "0.4"),
+    ("magnitude", "--keep", "0.4"),
     ("prune",),
     ("sphere",),
+    ("revive",),
 )
 MODELS = {"rect-tiny": REGULARIZERS, "rect-tiny-llama": REGULARIZERS[:3]}
 

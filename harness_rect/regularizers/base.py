@@ -108,5 +108,5 @@ class NoRegularizer(Regularizer):
         return update
 
 
-#: The share of an update that rect, random and pca keep.
+#: The share of an update that rect, random, pca and magnitude keep.
 KEEP = Field(description="share of each update that is kept: 0.4 or 40%")

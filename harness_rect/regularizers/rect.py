@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -31,6 +31,16 @@ _SAMPLE, _STRIDE, _DEVIATIONS = 400_000, 16, 5
 _CHUNK = 1 << 19
 
 
+#: Which relative change is meant, for all regularizers that compute RECT.
+Convention = Annotated[
+    Literal["paper", "alphaedit"],
+    Field(
+        description="paper: the top k% of abs(dW/W), an exact count; alphaedit: abs(dW/(W+1e-8)), as in"
+        " AlphaEdit's MEMIT+RECT"
+    ),
+]
+
+
 class Rect(Regularizer):
     """RECT with either definition of the relative change, see :func:`rect` and :func:`rect_alphaedit`."""
 
@@ -40,11 +50,7 @@ class Rect(Regularizer):
     summary = "the share `keep` of elements with the largest relative change"
 
     keep: Share = KEEP
-    rect_convention: Literal["paper", "alphaedit"] = Field(
-        default="paper",
-        description="paper: the top k% of abs(dW/W), an exact count; alphaedit: abs(dW/(W+1e-8)), as in"
-        " AlphaEdit's MEMIT+RECT",
-    )
+    rect_convention: Convention = "paper"
 
     def trim(self, update: Update, weight: Tensor, original: Tensor, state: WeightState) -> Update:
         trimmed = rect if self.rect_convention == "paper" else rect_alphaedit
@@ -79,13 +85,24 @@ def rect(update: Tensor, weight: Tensor, *, keep: float) -> Tensor:
     Returns:
         The update with all but exactly ``kept_count`` elements set to zero; a new tensor.
     """
+    return keep_largest(update, weight, relative_change, keep=keep)
+
+
+def keep_largest(
+    update: Tensor, weight: Tensor, change: Callable[[Tensor, Tensor], Tensor], *, keep: float
+) -> Tensor:
+    """The update with all but the ``kept_count`` elements of largest ``change`` set to zero; a new tensor.
+
+    Args:
+        update, weight: of one shape. change: (part of the update, of the weight) -> sizes, none of them NaN.
+    """
     n = update.numel()
     count = kept_count(n, keep)
     if count >= n:
         return update.clone()
     if count <= 0:
         return torch.zeros_like(update)
-    changes = _Changes(update, weight, relative_change)
+    changes = _Changes(update, weight, change)
     cut = count_th_largest(changes, count)
     return _kept(changes, cut, count - cut.above).view_as(update)
 

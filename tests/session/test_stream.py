@@ -617,14 +617,16 @@ def enlarged(session: EditSession, factor: float = 30) -> EditSession:
     return session
 
 
-def test_an_interrupted_prune_goes_on_with_its_factors(start, tmp_path, monkeypatch) -> None:
-    whole = enlarged(start(regularizer="prune"))
+@pytest.mark.parametrize("name", ["prune", "revive"])
+def test_an_interrupted_regularizer_goes_on_with_its_memory(name, start, tmp_path, monkeypatch) -> None:
+    whole = enlarged(start(regularizer=name))
     whole.run()
     monkeypatch.setattr("harness_rect.io.resume.SAVE_SECONDS", 0.0)
-    cut = enlarged(start(regularizer="prune"))
+    cut = enlarged(start(regularizer=name))
     with pytest.raises(Stop):
         cut.run(EditCache(tmp_path), on_step=lambda done: stop() if done == 2 else None)
-    resumed = enlarged(start(regularizer="prune"))
+    monkeypatch.setattr(torch.linalg, "eigh", None)  # no weight is decomposed again
+    resumed = enlarged(start(regularizer=name))
     resumed.run(EditCache(tmp_path))
     assert torch.equal(weight(resumed), weight(whole))
 

@@ -208,6 +208,9 @@ def test_labels_have_the_settings_that_are_not_defaults() -> None:
     assert regularizer("rect", keep=0.4, rect_convention="paper") == regularizer("rect", keep=0.4)
     assert regularizer("rect", keep=0.4).label == "RECT 40%"
     assert regularizer("rect", keep=0.4, rect_convention="alphaedit").label == "RECT 40% (alphaedit)"
+    assert regularizer("norm_matched", keep=0.2, rect_convention="paper").label == "Norm-matched 20%"
+    assert regularizer("revive", keep=0.5, revive_spectrum="values").label == "REVIVE"
+    assert regularizer("revive", keep=0.3, revive_spectrum="squares").label == "REVIVE 30% (squares)"
     assert regularizer("new", keep="most", x=2.5, y=[1]).label == "new (most, x 2.5, [1])"
 
 
