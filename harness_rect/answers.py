@@ -58,3 +58,15 @@ def cut(text: str, stops: Iterable[str] = STOPS) -> str:
 def same_answer(generated: str, target: str) -> bool:
     """Whether two texts are the same once normalised."""
     return normalise(generated) == normalise(target)
+
+
+def mentions(text: str, phrase: str) -> bool:
+    """Whether the words of a phrase stand in a text one after the other, both normalised."""
+    words = normalise(phrase)
+    return bool(words) and f" {words} " in f" {normalise(text)} "
+
+
+def begins_with(text: str, phrase: str) -> bool:
+    """Whether a text begins with the words of a phrase, both normalised."""
+    words = normalise(phrase)
+    return bool(words) and f"{normalise(text)} ".startswith(f"{words} ")

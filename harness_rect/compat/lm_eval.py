@@ -27,6 +27,7 @@ from harness_rect.io.files import temporary_folder, written_whole
 __all__ = [
     "GENERATE",
     "GENERATE_BOTH",
+    "GENERATE_SEEDED",
     "GENERATE_UNEDITED",
     "SCORE_IDS",
     "Finished",
@@ -119,6 +120,10 @@ def _unknown(self: LM, requests: Sequence[Instance]) -> list[None]:
 
 for _name in (GENERATE_BOTH, GENERATE_UNEDITED):
     setattr(LM, _name, _unknown)
+
+#: A method of ours that samples; other model classes do it as they always do.
+GENERATE_SEEDED = "generate_seeded"
+setattr(LM, GENERATE_SEEDED, lambda self, requests: self.generate_until(requests))
 
 
 class IdRequest(Instance):

@@ -11,12 +11,15 @@ import torch
 from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 from sqlitedict import SqliteDict
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from harness_rect.answers import Answer
 from harness_rect.compat.lm_eval import IdRequest
 from harness_rect.compat.shared_passes import Ids, grouped_by_prefix, score
+from harness_rect.fingerprint import digest
 
 
 class SharedPassLM(HFLM):
@@ -27,6 +30,7 @@ class SharedPassLM(HFLM):
     """
 
     quiet = False
+    _seeded = False
 
     @property
     def run_key(self) -> str | None:
@@ -57,6 +61,21 @@ class SharedPassLM(HFLM):
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
         return super().generate_until(requests, disable_tqdm or self.quiet)
+
+    def generate_seeded(self, requests: Any) -> Any:
+        """Samples that depend on the prompt alone, not on the batch or on what was sampled before."""
+        self._seeded = True
+        try:
+            return self.generate_until(requests)
+        finally:
+            self._seeded = False
+
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **given: Any) -> Tensor:
+        if self._seeded:
+            sampling = SeededSampling(context, given["attention_mask"], given.pop("top_k"))
+            given |= {"do_sample": False, "logits_processor": LogitsProcessorList([sampling])}
+            given.pop("temperature", None)
+        return super()._model_generate(context, max_length, stop, **given)
 
     def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> Answer:
         """A text that remembers whether an end-of-text token is among its tokens.
@@ -116,6 +135,33 @@ class SharedPassLM(HFLM):
                     answers.update(zip(asked, found, strict=True))
                     progress.update(len(asked))
         return [answers[i] for i in range(len(requests))]
+
+
+class SeededSampling(LogitsProcessor):
+    """Top-k sampling as an argmax, by noise of the Gumbel distribution from a seed for each sequence.
+
+    The greedy choice of logits + noise is a sample of their softmax. The seed is made of the prompt's tokens,
+    so that a sample does not depend on the other sequences of its batch.
+
+    Args:
+        context, mask: (sequences, tokens), the prompts and which of their tokens are no padding.
+        top_k: how many of the likeliest tokens may be drawn.
+    """
+
+    def __init__(self, context: Tensor, mask: Tensor, top_k: int) -> None:
+        self.top_k = top_k
+        rows = zip(context.tolist(), mask.tolist(), strict=True)
+        prompts = [[token for token, kept in zip(*row, strict=True) if kept] for row in rows]
+        seeds = [int(digest({"prompt": prompt})[:15], 16) for prompt in prompts]
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        best = scores.float().topk(min(self.top_k, scores.shape[1]))
+        draws = [torch.rand(best.values.shape[1], generator=g, dtype=torch.float64) for g in self._generators]
+        noise = -torch.log(-torch.log(torch.stack(draws)))
+        drawn = (best.values.log_softmax(-1) + noise.to(best.values)).argmax(-1, keepdim=True)
+        chosen = torch.full_like(scores, -torch.inf)
+        return chosen.scatter_(1, best.indices.gather(1, drawn), 0.0)
 
 
 class _Prefixed(SqliteDict):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness_rect.edits.edit import shorten
 from harness_rect.errors import UserError
+from harness_rect.io import download as downloads
 
 _ROME = "https://rome.baulab.info/data/dsets"
 _KNOWEDIT = "https://huggingface.co/datasets/zjunlp/KnowEdit/resolve/main/benchmark"
@@ -36,19 +36,8 @@ URLS = {
 
 
 def download(name: str) -> Path:
-    """The public file in the cache of ``datasets``, fetched on first use.
-
-    Only the download is left to ``datasets``: its JSON loader goes through Arrow, which gives all rows
-    one schema. Without the etag a cached file is found with no request at all, so offline works.
-    """
-    from datasets import DownloadConfig, DownloadManager
-
-    url = URLS[name]
+    """The public file, fetched on first use."""
     try:
-        return Path(DownloadManager(download_config=DownloadConfig(use_etag=False)).download(url))
-    except Exception as error:  # what comes out depends on the HTTP stack below: aiohttp, httpx, OSError, ...
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(
-            f"edits={name}: not in the cache and could not be downloaded ({shorten(reason, 160)}); "
-            f"download {url} by hand and give the file: edits=PATH"
-        ) from error
+        return downloads.download(URLS[name])
+    except UserError as error:
+        raise UserError(f"edits={name}: {error} and give the file: edits=PATH") from error

@@ -80,6 +80,13 @@ def _harmonic_mean(sums: Sequence[Any]) -> Any:
     return (zeros == 0) * len(means) / sum(1 / (mean + (mean == 0)) for mean in means)
 
 
+def _mean_of_means(sums: Sequence[Any]) -> Any:
+    half = len(sums) // 2
+    means = [total / (count + (count == 0)) for total, count in zip(sums[:half], sums[half:], strict=True)]
+    there = sum(count > 0 for count in sums[half:])
+    return sum(means) / (there + (there == 0))
+
+
 _HERE = "!function harness_rect.evaluation.aggregations"
 
 MEAN = Aggregation("mean", lambda values: [(v, 1) for v in values], _mean)
@@ -88,6 +95,11 @@ MACRO_RECALL = Aggregation(f"{_HERE}.macro_recall", _found_and_gold, _macro_reca
 WEIGHTED_F1 = Aggregation(f"{_HERE}.weighted_f1", _gold_and_predicted, _weighted_f1)
 EDIT_SCORE = Aggregation(
     f"{_HERE}.edit_score", lambda values: [(*value, 1) for value in values], _harmonic_mean
+)
+MEAN_OF_CRITERIA = Aggregation(
+    f"{_HERE}.mean_of_criteria",
+    lambda values: [[*(v or 0 for v in of), *(v is not None for v in of)] for of in values],
+    _mean_of_means,
 )
 
 
@@ -116,3 +128,8 @@ def weighted_f1(classes: Iterable[tuple[int, int]]) -> float:
 def edit_score(values: Iterable[tuple[float, float, float]]) -> float:
     """S (Meng et al. 2022): the harmonic mean of the means of es, ps and ns over all edits; 0 if one is 0."""
     return EDIT_SCORE(values)
+
+
+def mean_of_criteria(values: Iterable[Sequence[float | None]]) -> float:
+    """The mean over criteria of each criterion's mean over the edits that have it (RippleEdits)."""
+    return MEAN_OF_CRITERIA(values)

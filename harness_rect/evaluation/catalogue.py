@@ -21,6 +21,7 @@ from harness_rect.evaluation.aggregations import (
     ENTITY_F1,
     MACRO_RECALL,
     MEAN,
+    MEAN_OF_CRITERIA,
     WEIGHTED_F1,
     Aggregation,
 )
@@ -112,6 +113,19 @@ def _editing(
     return Task(name, title, metrics, kind="editing", group=group, repeats_headline=False)
 
 
+def _criteria(protocol: Protocol, ending: str = "") -> tuple[Metric, ...]:
+    """What rect_portability reports under one protocol."""
+    titles = {
+        "portability": "mean of the next three",
+        "subject_aliasing": "prompts with another name of the subject",
+        "reasoning": "prompts that need one more step",
+        "logical_generalization": "prompts of facts that follow by a relation's logic",
+        "relation_specificity": "prompts of other relations of the subject",
+        "forgetfulness": "prompts of other objects of the relation",
+    }
+    return tuple(Metric(name + ending, title, protocol=protocol) for name, title in titles.items())
+
+
 _TASKS = (
     Task(
         "rect_reasoning",
@@ -190,6 +204,43 @@ _TASKS = (
         Metric("generalization", "the same at rephrased prompts"),
         Metric("locality", "share of answers at locality prompts that are the unedited model's"),
         Metric("stopped", "share of answers that end by themselves"),
+        group="rect_beyond",
+    ),
+    Task(
+        "rect_portability",
+        "Portability",
+        (*_criteria("teacher-forced"), *_criteria("generated", "_gen")),
+        kind="editing",
+        group="rect_beyond",
+        repeats_headline=False,
+    ),
+    _editing(
+        "rect_ripple",
+        "Ripple effects",
+        "generated",
+        Metric("ripple", "mean of the six criteria", MEAN_OF_CRITERIA),
+        Metric("logical_generalization", "tests of facts that follow by a relation's logic"),
+        Metric("compositionality_i", "tests of relations of the new target"),
+        Metric("compositionality_ii", "tests of relations that lead to the subject"),
+        Metric("subject_aliasing", "tests with another name of the subject"),
+        Metric("relation_specificity", "tests of other relations of the subject"),
+        Metric("forgetfulness", "tests of other objects of a relation that has several"),
+        group="rect_beyond",
+    ),
+    _editing(
+        "rect_multihop",
+        "Multi-hop",
+        "generated",
+        Metric("multihop_acc", "share of multi-hop questions that one wording answers"),
+        Metric("hop_acc", "share of the single questions that are answered"),
+        group="rect_beyond",
+    ),
+    _editing(
+        "rect_fluency",
+        "Fluency",
+        "generated",
+        Metric("ngram_entropy", "entropy of two and three words in bits", share=False),
+        Metric("consistency", "similarity with texts about the new target"),
         group="rect_beyond",
     ),
     _glue("sst", "GLUE SST-2"),

@@ -412,6 +412,14 @@ def data_choice(metadata: Mapping[str, Any]) -> str:
     return str(embedded.of_tasks(metadata).get("data") or "hub")
 
 
+def data_folder(metadata: Mapping[str, Any]) -> Path | None:
+    """The folder that ``data`` names; None for the hub."""
+    data = data_choice(metadata)
+    if data == "hub":
+        return None
+    return embedded.DATA if data == "tiny" else Path(data).expanduser()
+
+
 def _open_hub(source: Source) -> tuple[str, Iterable[Row]]:
     path, name, split = source.hub
     origin = f"{path} ({name + ', ' if name else ''}{split})"

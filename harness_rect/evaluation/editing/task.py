@@ -30,6 +30,7 @@ from harness_rect.answers import Answer
 from harness_rect.compat.lm_eval import (
     GENERATE,
     GENERATE_BOTH,
+    GENERATE_SEEDED,
     GENERATE_UNEDITED,
     SCORE_IDS,
     IdRequest,
@@ -67,10 +68,14 @@ class Generation:
 
     The answer is a text; with ``of="both"`` a pair (edited model's, unedited model's) from the same batches.
     With "unedited" and "both" it is None where the model class does not know the unedited model.
+
+    sampled: whether the task's ``generation_kwargs`` sample. edited_hf's samples depend on the prompt alone;
+    those of other model classes on lm-eval's seed and on all that was sampled before.
     """
 
     prompt: str
     of: Literal["edited", "unedited", "both"] = "edited"
+    sampled: bool = False
 
 
 Question = Continuation | Generation
@@ -246,7 +251,9 @@ class EditingTask(RectTask):
 
 
 def _type(asked: Question) -> str:
-    return SCORE_IDS if isinstance(asked, Continuation) else _METHODS[asked.of]
+    if isinstance(asked, Continuation):
+        return SCORE_IDS
+    return GENERATE_SEEDED if asked.sampled else _METHODS[asked.of]
 
 
 def _of_those_present(function: Callable[[list[Any]], float]) -> Callable[[list[Any]], float]:
