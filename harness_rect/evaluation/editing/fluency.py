@@ -31,8 +31,8 @@ class FluencyTask(EditingTask):
         *("generation_prompts", "reference_texts", "relation", "target_id"),
     ]
     needs: ClassVar = {
-        "ngram_entropy": ("generation_prompts",),
-        "consistency": ("generation_prompts", "reference texts", "word frequencies"),
+        "ngram_entropy": ("generation prompts",),
+        "consistency": ("generation prompts", "reference texts", "word frequencies"),
     }
 
     def __init__(self, config: dict[str, Any]) -> None:

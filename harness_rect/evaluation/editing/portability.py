@@ -13,11 +13,7 @@ PORTABILITY = ("subject_aliasing", "reasoning", "logical_generalization")
 CRITERIA = (*PORTABILITY, "relation_specificity", "forgetfulness")
 #: Ends the names of the metrics of generated answers.
 GENERATED = "_gen"
-
-
-def _needs(ending: str) -> dict[str, tuple[str, ...]]:
-    prompts = {name + ending: (f"prompts of {name}",) for name in CRITERIA}
-    return prompts | {"portability" + ending: (f"prompts of {', '.join(PORTABILITY)}",)}
+_NEEDS = ("prompts of this kind",)
 
 
 class PortabilityTask(EditingTask):
@@ -30,7 +26,9 @@ class PortabilityTask(EditingTask):
     """
 
     fields: ClassVar = ["id", "subject", "prompt", "target_new", "consequences"]
-    needs: ClassVar = _needs("") | _needs(GENERATED)
+    needs: ClassVar = {
+        name + ending: _NEEDS for name in ("portability", *CRITERIA) for ending in ("", GENERATED)
+    }
 
     def _asked(self, doc: dict[str, Any]) -> Iterator[tuple[str, str, list[list[str]]]]:
         """(criterion, prompt, accepted forms of each answer) of every prompt that this task knows."""

@@ -29,9 +29,7 @@ class RippleTask(EditingTask):
     """
 
     fields: ClassVar = ["id", "subject", "prompt", "target_new", "consequences"]
-    needs: ClassVar = {name: (f"a stated target, or a test of {name} that counts",) for name in CRITERIA} | {
-        "ripple": ("a stated target, or a test that counts",)
-    }
+    needs: ClassVar = dict.fromkeys(("ripple", *CRITERIA), ("a test that counts",))
 
     def questions(self, doc: dict[str, Any]) -> list[Question]:
         asked: list[Question] = [Generation(doc["prompt"])]

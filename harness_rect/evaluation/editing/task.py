@@ -221,16 +221,20 @@ class EditingTask(RectTask):
                 self.config.task,
                 ", ".join(name for name in names if name in self.of_unedited),
             )
+        alike: dict[tuple[int, tuple[str, ...]], list[str]] = {}
         for metric in names:
             if counts[metric] < total and not (unanswered and metric in self.of_unedited):
-                log.warning(
-                    "%s: %s: %d of %d edits lack %s and are left out of its mean",
-                    self.config.task,
-                    metric,
-                    total - counts[metric],
-                    total,
-                    " or ".join(self.needs.get(metric, (metric,))),
-                )
+                lacked = total - counts[metric], self.needs.get(metric, (metric,))
+                alike.setdefault(lacked, []).append(metric)
+        for (lacking, needed), metrics in alike.items():
+            log.warning(
+                "%s: %s: %d of %d edits lack %s and are left out",
+                self.config.task,
+                ", ".join(metrics),
+                lacking,
+                total,
+                " or ".join(needed),
+            )
 
     def _scores(self, doc: dict[str, Any], answers: Sequence[Any]) -> dict[str, Any]:
         return self.scores(doc, answers[: len(self.questions(doc))])
