@@ -15,7 +15,8 @@ from harness_rect.evaluation.catalogue import TASKS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tools are not installed
 try:
-    from tools.tiny_world.build import write_corpus
+    from tools.tiny_world.build import edit_rows, write_corpus, write_word_frequencies
+    from tools.tiny_world.consequences import Consequences
     from tools.tiny_world.corpus import Corpus
     from tools.tiny_world.glue import MAKERS, glue_rows
     from tools.tiny_world.train import RECIPES
@@ -42,6 +43,31 @@ def test_the_shipped_rows_of_the_glue_suite_are_those_the_tools_make() -> None:
     for name in MAKERS:
         lines = (embedded.DATA / TASKS[name].file).read_text(encoding="utf-8").splitlines()
         assert [json.loads(line) for line in lines] == glue_rows(name, world, 0), name
+
+
+def test_the_shipped_edits_are_those_the_tools_make() -> None:
+    for name, rows in zip(("edits", "edits_counterfact"), edit_rows(World(0), 0), strict=True):
+        lines = (embedded.ROOT / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line) for line in lines] == rows, name
+
+
+def test_a_subject_is_described_by_facts_that_no_other_subject_shares() -> None:
+    world = World(0)
+    made = Consequences(world)
+    described = {made.described(fact): fact.subject for fact in world.facts}
+    assert len(described) > 300
+    plays = {fact.subject: fact.object for fact in world.facts if fact.relation.name == "instrument"}
+    for text, subject in described.items():
+        if " plays the " in text:
+            assert plays[subject] in text.split()
+    shots = (embedded.DATA / "multihop_shots.txt").read_text(encoding="utf-8")
+    assert shots == made.shots(0)
+
+
+def test_the_shipped_word_frequencies_are_of_the_training_text(tmp_path: Path) -> None:
+    write_word_frequencies(tmp_path, Corpus(World(0), 0), 0, RECIPES["rect-tiny"].steps - 1)
+    for name in ("idf.npy", "tfidf_vocab.json"):
+        assert (tmp_path / name).read_bytes() == (embedded.DATA / name).read_bytes()
 
 
 def test_the_rate_falls_and_rises_again_with_every_cycle() -> None:

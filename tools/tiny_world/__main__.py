@@ -19,8 +19,15 @@ import torch
 import harness_rect.cli
 from harness_rect import embedded
 from tools.tiny_world import evaluate
-from tools.tiny_world.build import edit_rows, write_corpus, write_jsonl, write_task_rows
+from tools.tiny_world.build import (
+    edit_rows,
+    write_corpus,
+    write_jsonl,
+    write_task_rows,
+    write_word_frequencies,
+)
 from tools.tiny_world.card import write_card
+from tools.tiny_world.consequences import rows_of
 from tools.tiny_world.corpus import Corpus
 from tools.tiny_world.tokenizer import save_tokenizer, train_tokenizer
 from tools.tiny_world.train import RECIPES, train
@@ -54,6 +61,7 @@ def main() -> None:
     corpus = Corpus(world, SEED)
     if "data" in stages:
         write_task_rows(output / "data", world, SEED)
+        write_word_frequencies(output / "data", corpus, SEED, RECIPES[embedded.NAME].steps - 1)
         zsre, counterfact = edit_rows(world, SEED)
         write_jsonl(output / "edits.jsonl", zsre)
         write_jsonl(output / "edits_counterfact.jsonl", counterfact)
@@ -74,6 +82,11 @@ def main() -> None:
             "single edits count": SINGLE_EDITS.stop - SINGLE_EDITS.start,
             "tasks": evaluate.task_scores(place / "model", output / "data"),
             "facts": evaluate.fact_scores(evaluate.load(place / "model"), world),
+            "consequences": evaluate.consequence_scores(
+                place / "model",
+                output / "data",
+                rows_of(world.facts[:: len(world.facts) // 100], world, SEED),
+            ),
             "single edits": evaluate.single_edits(place / "model", output / "edits.jsonl", SINGLE_EDITS),
         }
         (work / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")

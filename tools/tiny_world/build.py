@@ -8,7 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+
 from harness_rect.evaluation.catalogue import TASKS as CATALOGUE
+from harness_rect.evaluation.editing.consistency import FREQUENCIES, VOCABULARY
+from harness_rect.evaluation.editing.multihop import SHOTS
+from tools.tiny_world.consequences import Consequences
 from tools.tiny_world.corpus import Corpus
 from tools.tiny_world.glue import MAKERS, glue_rows
 from tools.tiny_world.tasks import TASKS, test_rows
@@ -30,6 +36,7 @@ def write_task_rows(folder: Path, world: World, seed: int) -> None:
         write_jsonl(folder / task.source.file, test_rows(task, seed))
     for name in MAKERS:
         write_jsonl(folder / CATALOGUE[name].file, glue_rows(name, world, seed))
+    (folder / SHOTS).write_text(Consequences(world).shots(seed), encoding="utf-8")
 
 
 def edit_rows(world: World, seed: int) -> tuple[list[Row], list[Row]]:
@@ -38,11 +45,19 @@ def edit_rows(world: World, seed: int) -> tuple[list[Row], list[Row]]:
     The edit prompt is a wording trained with the fact, the paraphrases are the two that are not. The new
     object is another one of the same relation. The neighbours share relation and old object. Beside the
     fields of either form there is `same_subject`: what else is known of the subject, to see if it survives.
+    The ZsRE form also has what follows from the edit, and texts about its new object.
     """
     rng = random.Random(f"edits {seed}")
     facts = list(world.facts)
     rng.shuffle(facts)
     rows = [_edit(world, fact, number, rng) for number, fact in enumerate(facts)]
+    made, further = Consequences(world), random.Random(f"consequences {seed}")
+    for fact, (zsre, counterfact) in zip(facts, rows, strict=True):
+        zsre |= {
+            "generation_prompts": counterfact["generation_prompts"],
+            "attribute_snippets": made.references(fact, zsre["alt"]),
+            **made.of(fact, zsre["alt"], further),
+        }
     return [zsre for zsre, _ in rows], [counterfact for _, counterfact in rows]
 
 
@@ -104,3 +119,13 @@ def write_corpus(path: Path, corpus: Corpus, seed: int, step: int, documents: in
     rng = random.Random(f"text {seed}")
     texts = ("".join(text for text, _ in corpus.document(rng, step)) for _ in range(documents))
     path.write_text("".join(text.replace("\n", " ") + "\n" for text in texts), encoding="utf-8")
+
+
+def write_word_frequencies(folder: Path, corpus: Corpus, seed: int, step: int, documents: int = 2000) -> None:
+    """Inverse document frequencies of the words of training text, in the form of ROME's two files."""
+    rng = random.Random(f"words {seed}")
+    texts = ["".join(text for text, _ in corpus.document(rng, step)) for _ in range(documents)]
+    vectorizer = TfidfVectorizer().fit(texts)
+    words = {word: int(index) for word, index in sorted(vectorizer.vocabulary_.items())}
+    (folder / VOCABULARY).write_text(json.dumps(words) + "\n", encoding="utf-8")
+    np.save(folder / FREQUENCIES, vectorizer.idf_.round(6))

@@ -63,6 +63,9 @@ def write_card(path: Path, name: str, recipe: Recipe, world: World, scores: dict
         tasks="\n".join(tasks),
         glue="\n".join(glue),
         recall="\n".join(f"| {name} | {_percent(value)} |" for name, value in scores["facts"].items()),
+        consequences="\n".join(
+            f"| {name} | {_percent(value)} |" for name, value in scores["consequences"].items()
+        ),
         edit_count=scores["single edits count"],
         edits="\n".join(f"| {name} | {_percent(value)} |" for name, value in scores["single edits"].items()),
     )

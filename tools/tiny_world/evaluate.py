@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -78,6 +79,28 @@ def fact_scores(lm: EditableLM, world: World) -> Scores:
         "facts at wordings trained with them": mean_and_error(recalled(lm, trained)),
         "facts at held-out wordings": mean_and_error(recalled(lm, held_out)),
     }
+
+
+def consequence_scores(folder: Path, data: Path, rows: Sequence[dict[str, Any]]) -> Scores:
+    """How the unedited model does on what follows from facts that it knows: "task metric" -> score."""
+    with tempfile.TemporaryDirectory() as temporary:
+        edits = Path(temporary) / "facts.jsonl"
+        edits.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        results = lm_eval.simple_evaluate(
+            model="edited_hf",
+            model_args={"pretrained": str(folder), "method": "none", "edits": str(edits), "data": str(data)},
+            tasks=["rect_portability", "rect_ripple", "rect_multihop"],
+            device="cpu",
+            batch_size=32,
+            bootstrap_iters=0,
+        )
+    scores: Scores = {}
+    for task, samples in results["samples"].items():
+        for metric in TASKS[task].metrics:
+            values = [sample[metric.name] for sample in samples if sample.get(metric.name) is not None]
+            if values and metric.aggregation is MEAN:
+                scores[f"{task} {metric.name}"] = mean_and_error(values)
+    return scores
 
 
 def single_edits(folder: Path, edits_file: Path, which: slice) -> Scores:
