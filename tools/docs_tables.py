@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from harness_rect import config
+from harness_rect.edits.public import URLS
 from harness_rect.evaluation import catalogue
 from harness_rect.methods import METHODS
 from harness_rect.regularizers import REGULARIZERS
@@ -84,9 +85,14 @@ def tasks() -> str:
     )
 
 
+def edit_sets() -> str:
+    return markdown(["`edits=`", "file"], [[f"`{name}`", f"<{url}>"] for name, url in URLS.items()])
+
+
 #: Name in the pages -> what makes the table.
 TABLES: dict[str, Callable[[], str]] = {
     "arguments": arguments,
+    "edit_sets": edit_sets,
     "methods": methods,
     "regularizers": regularizers,
     "tasks": tasks,
