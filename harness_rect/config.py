@@ -47,8 +47,8 @@ class EditConfig(BaseModel):
     method: str = "rome"
     """editing method"""
     edits: Text = None
-    """facts to edit: tiny, zsre, counterfact or a .json/.jsonl file, each with an optional
-    [start:stop:step]"""
+    """facts to edit: tiny, a public set (zsre, counterfact, qaedit, knowedit, rippleedits, mquake, ...) or a
+    .json/.jsonl file, each with an optional [start:stop:step]"""
     edit_batch_size: int = Field(default=1, ge=1)
     """facts edited together; the edits of all batches accumulate"""
     regularizer: SerializeAsAny[Regularizer] = NoRegularizer()

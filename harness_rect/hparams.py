@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field
 
 from harness_rect.errors import UserError, did_you_mean
 from harness_rect.methods import METHODS, Method
@@ -77,13 +78,16 @@ def resolve_hparams(method: Method, spec: str | None, lm: EditableLM) -> Resolve
     Raises:
         UserError: naming the file or preset and the key.
     """
-    known = presets(method)
-    if spec is None:
-        raw, origin = _for_model(method, lm)
+    known, more = presets(method), ""
+    name = preset_for(method, lm) if spec is None else spec
+    if name in known:
+        preset, origin = known[name], f"preset {name}"
+        raw, more = preset.values, f" ({preset.about}), {preset.source}"
+    elif spec is None:
+        raw, origin = method.default_hparams(lm.architecture), f"default of {method.name} for any model"
+        more = f"; no published values known for {_family(lm)}"
     elif (path := Path(spec)).suffix in {".json", ".yaml", ".yml"}:
         raw, origin = read_hparams_file(path), str(path)
-    elif spec in known:
-        raw, origin = known[spec]["hparams"], f"preset {spec}"
     elif "weights" in method.hparams.model_fields:
         raw, origin = {"weights": spec}, spec
     else:
@@ -102,7 +106,7 @@ def resolve_hparams(method: Method, spec: str | None, lm: EditableLM) -> Resolve
             "layer %d is the last: an edit there at the subject cannot influence the tokens of the target",
             last,
         )
-    log.info("hyper-parameters of %s: %s", method.name, origin)
+    log.info("hyper-parameters of %s: %s", method.name, origin + more)
     return ResolvedHparams(values, origin)
 
 
@@ -127,19 +131,48 @@ def read_hparams_file(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in raw.items()}  # YAML keys can be numbers or booleans
 
 
-def presets(method: Method) -> dict[str, dict[str, Any]]:
-    """The presets of a method by name: each has ``hparams``, and ``match`` if it is chosen by the model."""
+class Preset(BaseModel):
+    """Hyper-parameters for a model.
+
+    about: which. match: the values of the model's configuration by which it is chosen; without, by name only.
+    published: where its values are published; empty where they were chosen for an embedded model.
+    values: the hyper-parameters. training: settings of a method that is trained first.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    about: str
+    match: dict[str, Any] = {}
+    published: str = ""
+    values: dict[str, Any] = Field(alias="hparams")
+    training: dict[str, Any] = {}
+
+    @property
+    def source(self) -> str:
+        """Where its values come from, for messages."""
+        return f"values published in {self.published}" if self.published else "values chosen for this model"
+
+
+def presets(method: Method) -> dict[str, Preset]:
+    """The presets of a method by name."""
     files = sorted((PRESETS / (method.presets or method.name)).glob("*.yaml"))
-    return {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in files}
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in files}
+    return {name: Preset.model_validate(yaml.safe_load(text)) for name, text in texts.items()}
 
 
-def _for_model(method: Method, lm: EditableLM) -> tuple[dict[str, Any], str]:
+def preset_for(method: Method, lm: EditableLM) -> str | None:
+    """The name of the preset for the model's family and size, None if there is none."""
     config = lm.model.config.get_text_config()
     for name, preset in presets(method).items():
-        match = preset.get("match")
+        match = preset.match
         if match and all(getattr(config, key, None) == value for key, value in match.items()):
-            return preset["hparams"], f"preset {name}"
-    return method.default_hparams(lm.architecture), f"default of {method.name} for a model without a preset"
+            return name
+    return None
+
+
+def _family(lm: EditableLM) -> str:
+    n, width = lm.architecture.n_layers, lm.architecture.d_model
+    return f"{lm.model.config.get_text_config().model_type} with {n} blocks of width {width}"
 
 
 def _ours(method: Method, raw: dict[str, Any], origin: str, lm: EditableLM) -> dict[str, Any]:

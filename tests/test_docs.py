@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import re
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,7 @@ from hatchling.build import build_wheel
 from support import tiny_models
 
 from harness_rect.config import EditConfig
+from harness_rect.edits import load_edits
 from harness_rect.evaluation.catalogue import GROUPS, TASKS, Group, Task
 from harness_rect.evaluation.data import SOURCES, Source
 from harness_rect.experiments.sweep.plan import SweepConfig
@@ -140,3 +142,14 @@ def test_every_key_of_a_sweep_is_described():
         for key in re.findall(r"`(\w+)`", row)
     }
     assert described - {"model"} == set(SweepConfig.model_fields)
+
+
+def test_the_row_with_everything_fills_every_field_of_an_edit(tmp_path):
+    (row,) = (
+        text
+        for language, _, text in BLOCK.findall((DOCS / "edit_files.md").read_text("utf-8"))
+        if language == "json"
+    )
+    (tmp_path / "row.json").write_text(f"[{row}]")
+    (edit,) = load_edits(str(tmp_path / "row.json"))
+    assert [field.name for field in fields(edit) if not getattr(edit, field.name)] == []

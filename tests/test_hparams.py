@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import transformers
 import yaml
 
 from harness_rect.errors import UserError
-from harness_rect.hparams import presets, resolve_hparams
+from harness_rect.hparams import preset_for, presets, resolve_hparams
 from harness_rect.methods import METHODS
 from harness_rect.methods.rome import RomeHyperParameters
 from harness_rect.models import Architecture
+from harness_rect.models.architecture import locate
 
 ROME = METHODS["rome"]
 
@@ -213,6 +216,10 @@ PRESETS = {
     "gpt2-xl-original": GPT2_XL | {"mom2_adjustment": True},
     "llama-7b": LLAMA,
     "llama-2-7b": LLAMA,
+    "gpt-j-6b": GPT2_XL | {"layers": [5], "mom2_adjustment": True},
+    "gpt-neox-20b": GPT2_XL | {"layers": [15], "mom2_adjustment": True},
+    **dict.fromkeys(["llama-3-8b", "llama-3.2-1b", "llama-3.2-3b", "mistral-7b", "qwen2.5-7b"], LLAMA),
+    **dict.fromkeys(["qwen3-8b", "gemma-2-9b", "gemma-3-4b", "olmo-2-7b"], LLAMA),
     # The paper's setting but for the layer and the step of the search.
     "rect-tiny": GPT2_XL | {"layers": [3], "v_num_grad_steps": 25, "v_lr": 2.0},
     "rect-tiny-llama": GPT2_XL | {"layers": [1], "v_num_grad_steps": 25, "v_lr": 2.0, "clamp_norm_factor": 8},
@@ -259,23 +266,126 @@ def test_every_preset_is_checked_here():
     assert set(presets(ROME)) == set(PRESETS) == set(presets(METHODS["r_rome"]))
 
 
-ALPHAEDIT = {
-    "gpt2-xl": ([13, 14, 15, 16, 17], 20, 0.5, 0.5, 0.75, 0.0625, 0.02, 10),
-    "llama-3-8b": ([4, 5, 6, 7, 8], 25, 0.1, 0.5, 0.75, 0.0625, 0.02, 10),
+FOUR_TO_EIGHT = [4, 5, 6, 7, 8]
+#: Layers, steps, learning rate, decay, clamp, and lambda of MEMIT or L2 of AlphaEdit.
+MASS_EDITING = {
+    ("memit", "gpt2-xl"): ([13, 14, 15, 16, 17], 20, 0.5, 0.5, 0.75, 20000),
+    ("memit", "gpt-j-6b"): ([3, 4, 5, 6, 7, 8], 25, 0.5, 0.5, 0.75, 15000),
+    ("memit", "llama-3-8b"): (FOUR_TO_EIGHT, 25, 0.1, 0.5, 0.75, 15000),
+    **{
+        ("memit", name): (FOUR_TO_EIGHT, 25, 0.5, 0.001, 4, 15000)
+        for name in (
+            *("llama-7b", "llama-2-7b", "llama-3.2-1b", "llama-3.2-3b"),
+            *("mistral-7b", "qwen2.5-7b", "qwen3-8b", "olmo-2-7b"),
+        )
+    },
+    ("alphaedit", "gpt2-xl"): ([13, 14, 15, 16, 17], 20, 0.5, 0.5, 0.75, 10),
+    ("alphaedit", "gpt-j-6b"): ([3, 4, 5, 6, 7, 8], 25, 0.5, 0.5, 0.75, 10),
+    ("alphaedit", "llama-3-8b"): (FOUR_TO_EIGHT, 25, 0.1, 0.5, 0.75, 10),
+    ("alphaedit", "qwen2.5-7b"): (FOUR_TO_EIGHT, 25, 0.5, 0.001, 4, 1),
 }
 
 
-@pytest.mark.parametrize("name", ALPHAEDIT)
-def test_alphaedit_presets_have_the_published_values(name):
-    h: Any = resolve_hparams(METHODS["alphaedit"], name, LARGE).values
-    search = (h.layers, h.v_num_grad_steps, h.v_lr, h.v_weight_decay, h.clamp_norm_factor, h.kl_factor)
-    assert (*search, h.nullspace_threshold, h.L2) == ALPHAEDIT[name]
+@pytest.mark.parametrize(("method", "name"), MASS_EDITING)
+def test_presets_of_memit_and_alphaedit_have_the_published_values(method, name):
+    h: Any = resolve_hparams(METHODS[method], name, LARGE).values
+    assert h.kl_factor == 0.0625
+    assert method == "memit" or h.nullspace_threshold == 0.02
+    search = (h.layers, h.v_num_grad_steps, h.v_lr, h.v_weight_decay, h.clamp_norm_factor)
+    weight = h.mom2_update_weight if method == "memit" else h.L2
+    assert (*search, weight) == MASS_EDITING[method, name]
 
 
-@pytest.mark.parametrize(("name", "steps"), [("gpt2-xl", 20), ("llama-7b", 1)])
-def test_kn_presets_have_the_published_values(name, steps):
-    h: Any = resolve_hparams(METHODS["kn"], name, LARGE).values
-    assert (h.steps, h.adaptive_threshold, h.p, h.refine) == (steps, 0.2, 0.4, False)
+def test_all_presets_of_memit_and_alphaedit_are_checked_here():
+    there = {(m, n) for m in ("memit", "alphaedit") for n, p in presets(METHODS[m]).items() if p.published}
+    assert there == set(MASS_EDITING)
+
+
+def test_kn_presets_have_the_published_values():
+    known = {name: preset.values for name, preset in presets(METHODS["kn"]).items()}
+    assert (known["gpt2-xl"]["steps"], known["gpt2-xl"]["adaptive_threshold"]) == (20, 0.2)
+    assert (known["gpt-j-6b"]["steps"], known["gpt-j-6b"]["adaptive_threshold"]) == (20, 0.1)
+    for name in known.keys() - {"gpt2-xl", "gpt-j-6b"}:
+        assert known[name] == {"steps": 1, "adaptive_threshold": 0.2, "p": 0.4, "refine": False}
+
+
+def test_the_papers_four_methods_have_presets_for_its_three_models():
+    for method in ("kn", "mend", "rome", "memit"):
+        assert {"gpt2-xl", "llama-7b", "llama-2-7b"} <= presets(METHODS[method]).keys(), method
+
+
+ALL_PRESETS = [(m, name) for m in METHODS for name in presets(METHODS[m])]
+
+
+@pytest.fixture(scope="module")
+def full_size():
+    """``full_size(match)``: a model of the size that a preset is for, without memory for its weights."""
+
+    @cache
+    def make(match: str) -> Any:
+        given = json.loads(match)
+        heads = dict.fromkeys(("num_attention_heads", "num_key_value_heads"), given["hidden_size"] // 64)
+        config = transformers.AutoConfig.for_model(given.pop("model_type"), **given, **heads)
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(config)
+        n = len(locate(model).blocks)
+        return SimpleNamespace(
+            model=model,
+            architecture=locate(model),
+            check_layers=lambda layers: [range(n)[layer] for layer in layers],
+        )
+
+    return make
+
+
+@pytest.mark.parametrize(("method", "name"), ALL_PRESETS)
+def test_a_preset_is_chosen_for_its_model_and_the_log_says_where_it_is_from(method, name, full_size, caplog):
+    of, preset = METHODS[method], presets(METHODS[method])[name]
+    assert preset.published or name.startswith("rect-tiny")
+    if not preset.match:
+        same = [other for other in presets(of).values() if other.match and other.values == preset.values]
+        assert same or name == "gpt2-xl-original"
+        return
+    lm = full_size(json.dumps(preset.match))
+    assert preset_for(of, lm) == name
+    if method == "mend":
+        for layer in preset.training.get("layers", []):
+            assert lm.architecture.blocks[layer]
+        return
+    with caplog.at_level("INFO"):
+        found = resolve_hparams(of, None, lm)
+    assert found.origin == f"preset {name}"
+    said = f"values published in {preset.published}" if preset.published else "values chosen for this model"
+    assert f"hyper-parameters of {method}: preset {name} ({preset.about}), {said}" in caplog.messages
+    weights = dict(lm.model.named_parameters())
+    edited = of.weights(lm, found.values)
+    assert edited and all(weight in weights for weight in edited)
+
+
+@pytest.mark.parametrize(
+    ("config", "family"),
+    [
+        (transformers.GPTNeoXConfig(num_hidden_layers=12, hidden_size=768), "gpt_neox with 12 blocks"),
+        (transformers.Qwen3Config(num_hidden_layers=28, hidden_size=1024), "qwen3 with 28 blocks"),
+        (transformers.Gemma2Config(num_hidden_layers=26, hidden_size=2304), "gemma2 with 26 blocks"),
+        (transformers.Phi3Config(num_hidden_layers=32, hidden_size=3072), "phi3 with 32 blocks"),
+        (transformers.Olmo2Config(num_hidden_layers=16, hidden_size=2048), "olmo2 with 16 blocks"),
+        (transformers.LlamaConfig(num_hidden_layers=80, hidden_size=8192), "llama with 80 blocks"),
+    ],
+)
+@pytest.mark.parametrize("method", ["rome", "memit", "kn", "ft", "ultraedit"])
+def test_the_log_says_where_no_values_are_published_for_a_size(method, config, family, caplog):
+    with caplog.at_level("INFO"):
+        resolve_hparams(METHODS[method], None, model_of(config))
+    assert f"default of {method} for any model; no published values known for {family}" in caplog.text
+
+
+def test_the_text_model_of_a_model_with_images_has_its_preset():
+    match = presets(ROME)["gemma-3-4b"].match
+    text = {key: value for key, value in match.items() if key != "model_type"}
+    config = transformers.Gemma3Config(text_config=text)
+    lm: Any = SimpleNamespace(model=SimpleNamespace(config=config))
+    assert preset_for(ROME, lm) == "gemma-3-4b"
 
 
 def test_an_unknown_preset_is_told_the_nearest():

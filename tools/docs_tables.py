@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from harness_rect import config
+from harness_rect.edits.public import URLS
 from harness_rect.evaluation import catalogue
+from harness_rect.hparams import Preset, presets
 from harness_rect.methods import METHODS
 from harness_rect.regularizers import REGULARIZERS
 
@@ -84,9 +86,39 @@ def tasks() -> str:
     )
 
 
+def published_presets() -> str:
+    return markdown(
+        ["method", "preset", "model", "values", "published in"],
+        [
+            [f"`{m.name}`", f"`{name}`", preset.about.partition(" on ")[2], _values(preset), preset.published]
+            for m in METHODS.values()
+            if m.presets in ("", m.name)
+            for name, preset in presets(m).items()
+            if preset.published
+        ],
+    )
+
+
+#: Settings that are the same in all published files.
+_COMMON = ("mom2_dataset", "mom2_n_samples", "mom2_dtype", "context_template_length_params", "v_loss_layer")
+
+
+def _values(preset: Preset) -> str:
+    values = {key: value for key, value in (preset.values | preset.training).items() if key not in _COMMON}
+    if names := values.pop("inner_params", None):
+        values["inner_params"] = f"{len(names)} MLP matrices, {names[0]} to {names[-1]}"
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def edit_sets() -> str:
+    return markdown(["`edits=`", "file"], [[f"`{name}`", f"<{url}>"] for name, url in URLS.items()])
+
+
 #: Name in the pages -> what makes the table.
 TABLES: dict[str, Callable[[], str]] = {
     "arguments": arguments,
+    "edit_sets": edit_sets,
+    "presets": published_presets,
     "methods": methods,
     "regularizers": regularizers,
     "tasks": tasks,

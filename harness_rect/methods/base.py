@@ -103,7 +103,7 @@ class Method:
     name: what users type for ``method=``. title: the name in tables and figures.
     paper: where it was published, as a Markdown link or a citation.
     summary, needs, cost: what it changes, what it needs, and the cost of an edit, for the table of methods.
-    default_hparams: hyper-parameters for a model without a preset.
+    default_hparams: hyper-parameters for any model; a preset is used where there is one for it.
     propose: the updates of one step; leaves the model as it was.
     prepare: (model, hyper-parameters, model name, seed) -> the hyper-parameters, completed by what has to be
         measured on the unedited model.

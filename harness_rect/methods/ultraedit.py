@@ -65,14 +65,20 @@ def edited_weights(lm: EditableLM, hparams: UltraEditHyperParameters) -> list[st
     """Names of the edited weights; inner_params may leave out ``.weight``, as the published files do."""
     if hparams.inner_params is None:
         return down_projections(lm, hparams)
-    matrices = {name for block in lm.architecture.mlp_matrices for name in block}
+    matrices = {_in_block(name): name for block in lm.architecture.mlp_matrices for name in block}
     names = [name.removesuffix(".weight") for name in hparams.inner_params]
     for name in names:
-        if name not in matrices:
+        if _in_block(name) not in matrices:
+            first = min(matrices.values())
             raise UserError(
-                f"inner_params: {name} is not an MLP matrix of this model; those are {min(matrices)}, ..."
+                f"inner_params: {name} is not an MLP matrix of this model; those are {first}, ..."
             )
-    return [f"{name}.weight" for name in names]
+    return [f"{matrices[_in_block(name)]}.weight" for name in names]
+
+
+def _in_block(name: str) -> str:
+    """``52.mlp.up_proj``: what stands before it depends on the version of transformers."""
+    return ".".join(name.split(".")[-3:])
 
 
 def propose(

@@ -185,3 +185,11 @@ def test_ultraedit_edits_the_matrices_a_published_file_names(family, token, make
         assert update.dense().shape == lm.weight(name).shape and update.dense().any()
     with pytest.raises(UserError, match="not an MLP matrix"):
         METHODS["ultraedit"].weights(lm, UltraEditHyperParameters(inner_params=["lm_head"]))
+
+
+def test_published_names_of_ultraedit_are_found_whatever_the_text_model_is_called(make_lm):
+    published = ["language_model.model.layers.1.mlp.gate_proj", "language_model.model.layers.0.mlp.up_proj"]
+    found = METHODS["ultraedit"].weights(
+        make_lm("gemma3_text"), UltraEditHyperParameters(inner_params=published)
+    )
+    assert found == ["model.layers.1.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight"]

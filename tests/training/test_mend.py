@@ -290,6 +290,25 @@ def test_the_command_survives_being_killed_and_its_weights_edit(place, capsys):
     assert "mend: exists already; give another folder or remove it" in capsys.readouterr().err
 
 
+def test_published_settings_are_those_of_the_model_unless_an_option_is_given(place, monkeypatch, caplog):
+    folder = place / "presets" / "mend"
+    folder.mkdir(parents=True)
+    match = {"model_type": "llama", "num_hidden_layers": 2}
+    training = {"layers": [1], "rank": 3, "steps": 4, "lr": 1e-4}
+    preset = {"about": "MEND", "match": match, "published": "a file", "hparams": {}, "training": training}
+    (folder / "two-blocks.yaml").write_text(json.dumps(preset))
+    monkeypatch.setattr("harness_rect.hparams.PRESETS", place / "presets")
+    options = {"--rank": "4", "--steps": "8"}
+    asked = [word for word in command(place) if word not in {*options, *options.values()}]
+    with caplog.at_level("INFO"):
+        assert cli.main([*asked, "--steps", "2"]) == 0
+    assert "settings of the training: preset two-blocks, values published in a file" in caplog.messages
+    described = read_description(place / "mend")
+    settings = described.training
+    assert (settings["layers"], described.rank, settings["steps"], settings["lr"]) == ([1], 3, 2, 1e-4)
+    assert settings["batch_size"] == 3
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
