@@ -128,17 +128,27 @@ def read_hparams_file(path: Path) -> dict[str, Any]:
 
 
 def presets(method: Method) -> dict[str, dict[str, Any]]:
-    """The presets of a method by name: each has ``hparams``, and ``match`` if it is chosen by the model."""
+    """The presets of a method by name: each has ``hparams``, and ``match`` if it is chosen by the model.
+
+    MEND's also have ``training``, the settings of its training.
+    """
     files = sorted((PRESETS / (method.presets or method.name)).glob("*.yaml"))
     return {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in files}
 
 
-def _for_model(method: Method, lm: EditableLM) -> tuple[dict[str, Any], str]:
+def matching_preset(method: Method, lm: EditableLM) -> tuple[str, dict[str, Any]] | None:
+    """The name and the content of the preset of a model's family; None if there is none."""
     config = lm.model.config.get_text_config()
     for name, preset in presets(method).items():
         match = preset.get("match")
         if match and all(getattr(config, key, None) == value for key, value in match.items()):
-            return preset["hparams"], f"preset {name}"
+            return name, preset
+    return None
+
+
+def _for_model(method: Method, lm: EditableLM) -> tuple[dict[str, Any], str]:
+    if (found := matching_preset(method, lm)) is not None:
+        return found[1]["hparams"], f"preset {found[0]}"
     return method.default_hparams(lm.architecture), f"default of {method.name} for a model without a preset"
 
 
