@@ -195,7 +195,7 @@ class MendTrainer:
         with self.lm.frozen(), progress_bar() as bars:
             bar = bars.add_task("training MEND", total=settings.steps, completed=self.progress.step)
             while self.progress.step < settings.steps and self.progress.waited < settings.patience:
-                self._step()
+                self.step()
                 bars.advance(bar)
                 if self.progress.step % every == 0 or self.progress.step == settings.steps:
                     scores = self._validated()
@@ -213,7 +213,8 @@ class MendTrainer:
             path.unlink()
         return described
 
-    def _step(self) -> None:
+    def step(self) -> None:
+        """Change the networks once; :meth:`run` does it as often as it takes."""
         loss, _ = self._loss(self._episodes(self.progress.step), training=True)
         self.optimiser.zero_grad()
         loss.backward()

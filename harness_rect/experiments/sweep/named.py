@@ -94,7 +94,5 @@ def listing() -> Table:
         methods = dict.fromkeys(METHODS[entry.method].title for entry in config.methods)
         edits = max(n for entry in config.methods for n in config.checkpoints_of(entry))
         models = ", ".join(model.pretrained.rpartition("/")[2] for model in config.models)
-        table.add_row(
-            name, config.title, models, ", ".join(methods), str(edits), str(evaluations(config))
-        )
+        table.add_row(name, config.title, models, ", ".join(methods), str(edits), str(evaluations(config)))
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -53,8 +54,20 @@ def are_trained(folder: Path) -> bool:
     return (folder / DESCRIPTION).is_file()
 
 
+def seconds_of_a_step(lm: EditableLM, given: TrainMend) -> float:
+    """How long one step of the training takes, measured on a few facts."""
+    settings = given.settings(lm)
+    facts = load_edits(training_rows(given.train)).edits[: 2 * settings.batch_size]
+    trainer = MendTrainer(lm, facts, facts, settings)
+    with lm.frozen():
+        trainer.step()
+        started = time.perf_counter()
+        trainer.step()
+    return time.perf_counter() - started
+
+
 def train_networks(lm: EditableLM, given: TrainMend, folder: Path, model_name: str) -> None:
-    """Train the networks of a model into ``folder``, unless they are there; continues where it was interrupted.
+    """Train the networks of a model into ``folder``, unless they are there; resumes an interrupted training.
 
     Args:
         model_name: for their description.
