@@ -77,7 +77,9 @@ def skeleton(entry: ModelEntry) -> EditableLM:
             raise UserError(f"models: {entry.pretrained}: torch has no dtype {asked}")
         trusted = {key: where[key] for key in where if key == "trust_remote_code"}
         with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32, **trusted)
+            model = transformers.AutoModelForCausalLM.from_config(
+                config, dtype=dtype or torch.float32, **trusted
+            )
     return EditableLM(model.eval(), tokenizer, given.get("add_bos_token"))
 
 
