@@ -11,6 +11,7 @@ from harness_rect.errors import UserError
 from harness_rect.experiments.report.drawing import write
 from harness_rect.experiments.report.page import render, sections
 from harness_rect.experiments.report.reading import read_study
+from harness_rect.experiments.report.reference import FILES, read_reference
 from harness_rect.io.files import written_whole
 from harness_rect.io.progress import progress_bar
 
@@ -21,6 +22,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", metavar="DIR", type=Path, help="a folder with lm-eval's results files")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, help="the page to write, e.g. report.html"
+    )
+    parser.add_argument(
+        "--reference", metavar="NAME", help=f"published numbers to set ours beside: {', '.join(FILES)}"
     )
     parser.add_argument("--figures", metavar="DIR", type=Path, help="also write each figure as SVG and PNG")
 
@@ -33,12 +37,13 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--output {output}: is a folder; expected a file")
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UserError(f"--figures {folder}: is a file; expected a folder")
+    reference = None if arguments.reference is None else read_reference(arguments.reference)
     with progress_bar(sys.stderr.isatty()) as progress:
         bar = progress.add_task("reading")
         study = read_study(arguments.results, lambda done, of: progress.update(bar, completed=done, total=of))
         for note in study.notes:
             log.warning("%s", note)
-        chapters = sections(study)
+        chapters = sections(study, reference)
         page = render(study, chapters)
         plates = [plate for chapter in chapters for plate in chapter.plates]
         target = output

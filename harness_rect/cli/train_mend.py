@@ -5,23 +5,20 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from harness_rect.cli.common import add_model_options, add_option, load_model, parse_layers
 from harness_rect.edits import load_edits
-from harness_rect.hparams import preset_for, presets
 from harness_rect.io.files import check_output
-from harness_rect.methods import METHODS
 from harness_rect.models import EditableLM
 from harness_rect.moments.layout import layout_name
 from harness_rect.training.mend import (
     MendTrainer,
     MendTraining,
-    default_layers,
     hold_out,
     training_rows,
+    usual_settings,
 )
 from harness_rect.validation import validated
 
@@ -47,15 +44,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             add_option(parser, name, field.description or "", field.default, type=field.annotation)
 
 
-def _usual(lm: EditableLM) -> dict[str, Any]:
-    """The published settings for this model; for any other the last three blocks."""
-    method = METHODS["mend"]
-    if (name := preset_for(method, lm)) and (preset := presets(method)[name]).training:
-        log.info("settings of the training: preset %s, %s", name, preset.source)
-        return preset.training
-    return {"layers": default_layers(lm.architecture.n_layers)}
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Train, and write the networks' best state."""
     names = MendTraining.model_fields.keys() - {"layers"}
@@ -71,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     model, tokenizer = load_model(arguments)
     lm = EditableLM(model, tokenizer)
     given |= {} if arguments.layers is None else {"layers": layers}
-    settings = validated(MendTraining, _usual(lm) | given, "command line")
+    settings = validated(MendTraining, usual_settings(lm) | given, "command line")
     described = MendTrainer(lm, train, held_out, settings, layout_name(arguments.model)).run(arguments.output)
     scores = ", ".join(f"{name} {value:.3g}" for name, value in described.validation.items())
     console = Console()

@@ -14,6 +14,7 @@ subject's last token; the search stops at a loss under 0.05 before the step; the
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -209,7 +210,9 @@ class _LossTerms:
         self.forward, before = open_forward(lm, prompts)
         self.kl_before = before[len(said) :].float().log_softmax(-1)
         tokens = _tokens([rows])
-        self._with_gradient = recorded_after_first_call(partial(self._terms, gradient=True), lm, tokens)
+        # Without a reference to itself, what the search holds is freed as soon as it ends.
+        with_gradient = partial(_LossTerms._terms, weakref.proxy(self), gradient=True)
+        self._with_gradient = recorded_after_first_call(with_gradient, lm, tokens)
 
     def evaluate(self, d: Tensor, *, gradient: bool) -> tuple[Tensor, ...]:
         """What target and KL prompts add to each fact's loss.

@@ -37,9 +37,11 @@ from harness_rect.code_digest import code_digest
 from harness_rect.edits import Edit, fingerprint
 from harness_rect.errors import UserError
 from harness_rect.fingerprint import digest, model_fingerprint
+from harness_rect.hparams import preset_for, presets
 from harness_rect.io.progress import progress_bar
 from harness_rect.io.resume import Resumable
 from harness_rect.measure import EditProbes, Pair, probes
+from harness_rect.methods import METHODS
 from harness_rect.methods.gradients import inputs_and_gradients, targets_of, token_nll
 from harness_rect.methods.mend import active
 from harness_rect.methods.mend_network import Editor
@@ -89,9 +91,14 @@ class MendTraining(BaseModel):
     )
 
 
-def default_layers(n_layers: int) -> list[int]:
-    """The last three blocks, as in the paper."""
-    return list(range(max(0, n_layers - 3), n_layers))
+def usual_settings(lm: EditableLM) -> dict[str, Any]:
+    """The published settings for this model; for any other the last three blocks."""
+    method = METHODS["mend"]
+    if (name := preset_for(method, lm)) and (preset := presets(method)[name]).training:
+        log.info("settings of the training: preset %s, %s", name, preset.source)
+        return preset.training
+    n = lm.architecture.n_layers
+    return {"layers": list(range(max(0, n - 3), n))}
 
 
 def inner_params(lm: EditableLM, layers: Sequence[int]) -> dict[str, tuple[int, int]]:
@@ -195,7 +202,7 @@ class MendTrainer:
         with self.lm.frozen(), progress_bar() as bars:
             bar = bars.add_task("training MEND", total=settings.steps, completed=self.progress.step)
             while self.progress.step < settings.steps and self.progress.waited < settings.patience:
-                self._step()
+                self.step()
                 bars.advance(bar)
                 if self.progress.step % every == 0 or self.progress.step == settings.steps:
                     scores = self._validated()
@@ -213,7 +220,8 @@ class MendTrainer:
             path.unlink()
         return described
 
-    def _step(self) -> None:
+    def step(self) -> None:
+        """Change the networks once; :meth:`run` does it as often as it takes."""
         loss, _ = self._loss(self._episodes(self.progress.step), training=True)
         self.optimiser.zero_grad()
         loss.backward()

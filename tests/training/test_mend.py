@@ -101,7 +101,7 @@ def test_statistics_are_those_of_all_training_tokens_and_frozen_afterwards(make_
                 x, g = found[name]
                 used = active(x, g)
                 rows[t.editor.key(name)].append(torch.cat([x[used], g[used]], -1).double())
-            t._step()
+            t.step()
         for _ in range(2):
             for key, seen in rows.items():
                 network: Any = t.editor.networks[key]

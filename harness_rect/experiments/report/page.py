@@ -12,19 +12,11 @@ import numpy as np
 
 import harness_rect
 from harness_rect.evaluation.catalogue import title as task_title
-from harness_rect.experiments.report import figures
+from harness_rect.experiments.report import figures, reference
 from harness_rect.experiments.report.drawing import Plate, inline_svg, swatch
 from harness_rect.experiments.report.figures import count, interval, number, percent
 from harness_rect.experiments.report.series import Series, Setting
 from harness_rect.experiments.report.study import TIMES, Flips, Run, Study
-
-#: Gu et al. 2024, section 4: edits, Manhattan distance, share of elements with delta over each threshold.
-PAPER = (
-    (1, 9079, 0.200, 0.100),
-    (5, 27072, 0.492, 0.289),
-    (10, 52245, 0.674, 0.462),
-    (15, 63248, 0.728, 0.522),
-)
 
 
 @dataclass(frozen=True)
@@ -53,8 +45,12 @@ class Section:
         return not (self.plates or self.tables)
 
 
-def sections(study: Study) -> list[Section]:
-    """The page's chapters in their order, with figures and tables; an empty one says what it needs."""
+def sections(study: Study, published: reference.Reference | None = None) -> list[Section]:
+    """The page's chapters in their order, with figures and tables; an empty one says what it needs.
+
+    Args:
+        published: numbers to set ours beside, in a chapter of their own.
+    """
 
     def plates(draw: Callable[[Study, Setting, str], Plate], name: str) -> list[Plate]:
         drawn = [draw(study, setting, f"{name}-{i}") for i, setting in enumerate(study.settings)]
@@ -100,6 +96,7 @@ def sections(study: Study) -> list[Section]:
             "runs of edited_hf of this version, whose results hold a coarse picture of |dW|.",
             plates(figures.heat_maps, "heat-maps"),
         ),
+        *([_beside(study, published)] if published else []),
     ]
 
 
@@ -218,10 +215,30 @@ def _abilities(study: Study) -> list[Plate]:
     return [plate for plate in plates if plate.panels]
 
 
+_THRESHOLDS = ("0.077", "0.171")
 _WEIGHT_CHANGES = (
     "The Manhattan distance is the sum of |dW| over all edited weights; shares are of their elements,"
     " with delta = |dW / W| against the unedited weight. Means over streams."
 )
+
+
+def _beside(study: Study, published: reference.Reference) -> Section:
+    """The chapter of published numbers."""
+    rows = reference.compared(study, published)
+    settings = sorted({f"{p.method} on {p.model}" for p in published.values if p.edits})
+    known = [list(pair) for pair in published.differences.items()]
+    tables = [
+        Table("Ours and the published", reference.HEADER, [row.cells for row in rows], 4),
+        Table("Known to differ", ("what", "how"), known, 2),
+    ]
+    return Section(
+        "reference",
+        f"Beside the numbers of {published.title}",
+        f"runs of a published setting, one fact an edit: {', '.join(settings)}, or the unedited model.",
+        reference.plates(study, rows),
+        tables if rows else [],
+        "Scores of tasks at the number of edits; editing performance right after each edit.",
+    )
 
 
 def _weight_changes(study: Study) -> list[Table]:
@@ -234,12 +251,17 @@ def _weight_changes(study: Study) -> list[Table]:
         if rows := [[series.label, str(n), *row] for series, n, row in found if row]:
             tables.append(Table(setting.label, header, rows))
     if tables:
+        printed = reference.read_reference("paper")
         paper = [
-            [str(n), f"{distance:,}", f"{100 * low:.1f}%", f"{100 * high:.1f}%"]
-            for n, distance, low, high in PAPER
+            [
+                str(p.edits),
+                f"{p.weights[reference.MANHATTAN]:,.0f}",
+                *(f"{100 * p.weights[t]:.1f}%" for t in _THRESHOLDS),
+            ]
+            for p in printed.values
+            if p.weights
         ]
-        caption = "For reference: Gu et al. 2024, section 4"
-        tables.append(Table(caption, header[1:3] + header[4:], paper, 0))
+        tables.append(Table(f"For reference: {printed.title}", header[1:3] + header[4:], paper, 0))
     return tables
 
 
@@ -249,7 +271,7 @@ def _overfitting_row(runs: Sequence[Run]) -> list[str] | None:
         return None
     of_runs = [run.edit.weights.values() for run in runs if run.edit.weights]
     moved = np.mean([sum(w.manhattan_distance or 0 for w in of_run) for of_run in of_runs])
-    shares = [[w.share_over[limit] for w in weights if limit in w.share_over] for limit in ("0.077", "0.171")]
+    shares = [[w.share_over[limit] for w in weights if limit in w.share_over] for limit in _THRESHOLDS]
     return [
         f"{moved:,.4g}" if moved < 1000 else f"{moved:,.0f}",
         f"{100 * np.mean([weight.changed or 0 for weight in weights]):.1f}%",

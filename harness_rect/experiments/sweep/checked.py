@@ -12,6 +12,7 @@ import torch
 from harness_rect.edits import EditStream, fingerprint
 from harness_rect.errors import UserError
 from harness_rect.experiments.sweep.evaluate import Evaluator, QuietHF, read_results
+from harness_rect.experiments.sweep.networks import are_trained
 from harness_rect.experiments.sweep.plan import Evaluation, ModelEntry, Plan, SweepConfig, Trajectory
 from harness_rect.fingerprint import model_fingerprint
 from harness_rect.model_wrappers.edited_hf import EditedHF
@@ -35,9 +36,14 @@ class Checked:
         self._tasks = evaluator.identity()
         self._model = {"model_fingerprint": model_fingerprint(lm.model)}
         session: EditSession | None = None
+        networks = plan.config.networks(entry)
+        untrained = planning and networks is not None and not are_trained(networks)
         of: Trajectory | None = None
         read: set[tuple[Any, ...]] = set()
         for evaluation in plan.of_model(entry):
+            if untrained and evaluation.trajectory and evaluation.trajectory.config.method == "mend":
+                self.todo.append(evaluation)
+                continue
             if evaluation.trajectory is not None and evaluation.trajectory is not of:
                 of = evaluation.trajectory
                 session = make_session(lm, of)  # also checks its hyper-parameters

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
+from harness_rect.errors import UserError
 from harness_rect.experiments.sweep.checked import (
     Checked,
     by_row,
@@ -17,26 +20,42 @@ from harness_rect.experiments.sweep.checked import (
 from harness_rect.experiments.sweep.clock import Timing
 from harness_rect.experiments.sweep.display import duration
 from harness_rect.experiments.sweep.evaluate import Evaluator
+from harness_rect.experiments.sweep.memory import device_of, free_on, needed, skeleton, weights_of
+from harness_rect.experiments.sweep.networks import are_trained, seconds_of_a_step
 from harness_rect.experiments.sweep.plan import Evaluation, ModelEntry, Plan, Trajectory
+from harness_rect.io.progress import logging_only
 from harness_rect.model_wrappers.edited_hf import EditedHF
+from harness_rect.models import EditableLM
 
 #: A dry run of a sweep that was never timed evaluates this many documents of each task.
 PROBE_DOCUMENTS = 8
 
 
 def show_dry_run(plan: Plan, timing: Timing, console: Console) -> None:
-    """Print what a sweep would do and what that would cost.
+    """Print what a sweep would do and what that would cost: memory, and time where the model can be loaded.
 
     Args:
         timing: of earlier runs; rows it lacks are estimated from a short probe.
     """
     config = plan.config
+    weights = _show_memory(plan, console)
     table = Table(title=f"{plan.output}: what is left to do")
     for heading in ("", "edits", "evaluations", "requests", "seconds"):
         table.add_column(heading, justify="left" if not heading else "right", overflow="fold")
     totals, done, measured = [0, 0, 0, 0.0], 0, False
+    notes: list[str] = []
     for entry in config.models:
-        lm = load_model(entry, config)
+        try:
+            _check_room(entry, weights[entry.label], device_of(entry, config))
+            lm = load_model(entry, config)
+        except (UserError, torch.OutOfMemoryError) as error:
+            reason = str(error).splitlines()[0]
+            notes.append(f"{entry.label}: requests and seconds need its weights in memory: {reason}")
+            for name, group in by_row(plan, plan.of_model(entry)).items():
+                counts = [group[-1].n_edits, len(group)]
+                table.add_row(name, *map(str, counts), "-", "-")
+                totals = [a + b for a, b in zip(totals, [*counts, 0, 0.0], strict=True)]
+            continue
         evaluator = Evaluator(lm, config, config.model_args(entry))
         evaluator.build()
         checked = Checked(plan, entry, lm, evaluator, planning=True)
@@ -44,6 +63,17 @@ def show_dry_run(plan: Plan, timing: Timing, console: Console) -> None:
         if not checked.todo:
             continue
         probe = Probe(plan, entry, lm, evaluator)
+        if probe.untrained and config.train_mend:
+            editable = EditableLM(lm.model, lm.tokenizer, lm.add_bos_token)
+            steps = config.train_mend.settings(editable).steps
+            seconds = steps * seconds_of_a_step(editable, config.train_mend)
+            totals[3] += seconds
+            table.add_row(
+                f"{entry.label}: training MEND, at most {steps} steps", "", "", "", f"{seconds:.0f}"
+            )
+            notes.append(
+                f"{entry.label}: without the time of edits with MEND, whose networks are trained first"
+            )
         for name, group in by_row(plan, checked.todo).items():
             known = timing.get(name, {})
             trajectory = group[0].trajectory
@@ -62,7 +92,9 @@ def show_dry_run(plan: Plan, timing: Timing, console: Console) -> None:
     table.add_row("total", *(f"{cell:.0f}" for cell in totals))
     console.print(table)
     console.print(f"{done} evaluations are done already.")
-    if totals[1]:
+    for note in notes:
+        console.print(note, soft_wrap=True)
+    if totals[3]:
         how = "from earlier runs in this folder" if measured else "from a short probe"
         console.print(
             f"About {duration(totals[3])}, {how}; edited models often generate longer answers.",
@@ -70,11 +102,53 @@ def show_dry_run(plan: Plan, timing: Timing, console: Console) -> None:
         )
 
 
+def _show_memory(plan: Plan, console: Console) -> dict[str, int]:
+    """Print the memory that each series needs on its device; label of a model -> bytes of its weights."""
+    table = Table(title="memory on the device, without lm-eval's batches")
+    for heading in (
+        "",
+        "weights",
+        "copies of edited weights",
+        "second moments, keys",
+        "largest step",
+        "total",
+    ):
+        table.add_column(heading, justify="left" if not heading else "right", overflow="fold")
+    found: dict[str, int] = {}
+    for entry in plan.config.models:
+        device = device_of(entry, plan.config)
+        with logging_only(logging.ERROR, "harness_rect"):
+            lm = skeleton(entry)
+            found[entry.label] = weights_of(lm)
+            # Orders and seeds need the same.
+            for label, trajectory in {t.label: t for t in plan.trajectories if t.model is entry}.items():
+                need = needed(lm, trajectory, plan.config, device)
+                parts = (need.weights, need.copies, need.moments, need.step, need.total)
+                table.add_row(f"{entry.label} {label}", *map(_size, parts))
+        table.add_section()
+        table.add_row(f"free on {device}", "", "", "", "", _size(free_on(device)))
+        table.add_section()
+    console.print(table)
+    return found
+
+
+def _size(n: int) -> str:
+    return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB"
+
+
+def _check_room(entry: ModelEntry, weights: int, device: torch.device) -> None:
+    """Refuse to load a model that does not fit in memory: a process that tries may be killed."""
+    if weights > (free := free_on(device)):
+        raise UserError(f"{entry.pretrained} takes {_size(weights)}, and {_size(free)} are free on {device}")
+
+
 class Probe:
     """Seconds per request and per edit, each measured once on a few."""
 
     def __init__(self, plan: Plan, entry: ModelEntry, lm: EditedHF, evaluator: Evaluator) -> None:
         self._plan, self._entry, self._lm, self._evaluator = plan, entry, lm, evaluator
+        networks = plan.config.networks(entry)
+        self.untrained = networks is not None and not are_trained(networks)
         self._request: float | None = None
         self._edit: dict[str, float] = {}
 
@@ -94,6 +168,8 @@ class Probe:
 
     def seconds_per_edit(self, trajectory: Trajectory) -> float:
         """Of one step of the method, without what a run does once before its first step."""
+        if self.untrained and trajectory.config.method == "mend":
+            return 0.0
         if trajectory.label not in self._edit:
             size = trajectory.config.edit_batch_size
             session = make_session(self._lm, trajectory, size)

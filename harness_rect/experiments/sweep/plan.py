@@ -19,10 +19,12 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from harness_rect import embedded
 from harness_rect.config import EditConfig, ModelArguments, declared_arguments, settings
 from harness_rect.edits import Consequence, Edit, EditStream, Query, load_edits
 from harness_rect.edits.readers import split_spec
 from harness_rect.errors import UserError, did_you_mean
+from harness_rect.experiments.sweep.networks import TrainMend, networks_folder
 from harness_rect.io.files import written_whole
 from harness_rect.methods import METHODS, check_edits
 from harness_rect.validation import validated
@@ -90,11 +92,15 @@ class ModelEntry(_Entry):
 
 
 class MethodEntry(_Entry):
-    """A method, and the arguments that go with it: ``hparams``, ``stats``, ``edit_batch_size``."""
+    """A method, and the arguments that go with it: ``hparams``, ``stats``, ``edit_batch_size``.
+
+    checkpoints: those of this method, where they are not the sweep's.
+    """
 
     main_key = "method"
 
     method: str
+    checkpoints: Some[Count] | None = None
 
     @model_validator(mode="after")
     def _arguments(self) -> MethodEntry:
@@ -102,6 +108,10 @@ class MethodEntry(_Entry):
             raise ValueError("method none edits nothing: for the unedited model put 0 into checkpoints")
         _check_keys(self, EditConfig.model_fields.keys() - _OF_THE_SWEEP - {"regularizer"})
         return self
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {key: value for key, value in super().arguments.items() if key != "checkpoints"}
 
     @property
     def label(self) -> str:
@@ -135,6 +145,7 @@ class SweepConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    title: str = ""
     output: str = Field(min_length=1)
     models: Some[ModelEntry]
     edits: str
@@ -143,6 +154,7 @@ class SweepConfig(BaseModel):
     regularizers: Some[RegularizerEntry] = [RegularizerEntry()]
     checkpoints: Some[Count]
     tasks: Some[str]
+    train_mend: TrainMend | None = None
     edit_batch_size: int = Field(default=1, ge=1)
     orders: int = Field(default=1, ge=1)
     edit_seeds: Some[Count] = [0]
@@ -179,6 +191,18 @@ class SweepConfig(BaseModel):
         if not (size >= 1 if isinstance(size, int) else re.fullmatch(r"auto(:\d+)?", size)):
             raise ValueError("expected a number from 1 on, or auto")
         return size
+
+    def checkpoints_of(self, method: MethodEntry) -> tuple[int, ...]:
+        """The numbers of edits at which a method's trajectories are evaluated, in order; without 0."""
+        given = self.checkpoints if method.checkpoints is None else method.checkpoints
+        return tuple(sorted({n for n in given if n > 0}))
+
+    def networks(self, model: ModelEntry) -> Path | None:
+        """Where this sweep keeps the networks of MEND that it trains for a model; None if it trains none."""
+        if self.train_mend is None or model.pretrained == embedded.NAME:  # which has networks
+            return None
+        asked = any(m.method == "mend" and "hparams" not in m.arguments for m in self.methods)
+        return networks_folder(Path(self.output), model.label) if asked else None
 
     def model_args(self, model: ModelEntry, edit: dict[str, Any] | None = None) -> dict[str, Any]:
         """``--model_args`` of one evaluation; of the unedited model where ``edit`` is not given."""
@@ -291,6 +315,15 @@ def read_config(path: Path) -> SweepConfig:
     Raises:
         UserError: one line naming file and key.
     """
+    return validated(SweepConfig, read_values(path), str(path))
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        UserError: it cannot be read, or is something else.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -303,7 +336,7 @@ def read_config(path: Path) -> SweepConfig:
         raise UserError(f"{path}{where}: not valid YAML: {problem}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping with output, models, edits, ...; see docs/sweep.md")
-    return validated(SweepConfig, {str(key): value for key, value in values.items()}, str(path))
+    return {str(key): value for key, value in values.items()}
 
 
 def make_plan(config: SweepConfig, where: str) -> Plan:
@@ -317,18 +350,17 @@ def make_plan(config: SweepConfig, where: str) -> Plan:
     """
     stream = load_edits(config.edits)
     output = Path(config.output)
-    checkpoints = sorted({n for n in config.checkpoints if n > 0})
-    if checkpoints and checkpoints[-1] > len(stream):
+    last = max((n for method in config.methods for n in config.checkpoints_of(method)), default=0)
+    if last > len(stream):
         raise UserError(
-            f"{where}: checkpoints: {checkpoints[-1]} edits asked for,"
-            f" but edits={config.edits} has {len(stream)}"
+            f"{where}: checkpoints: {last} edits asked for, but edits={config.edits} has {len(stream)}"
         )
     orders = tuple(_order(k, config, stream, output) for k in range(config.orders))
     combinations = itertools.product(
         config.models, config.methods, config.regularizers, orders, config.edit_seeds
     )
-    trajectories = tuple(_trajectory(config, where, checkpoints, *one) for one in combinations)
-    plan = Plan(config, output, stream, orders, trajectories if checkpoints else ())
+    trajectories = tuple(_trajectory(config, where, *one) for one in combinations)
+    plan = Plan(config, output, stream, orders, tuple(t for t in trajectories if t.checkpoints))
     _check_folders([m.label for m in config.models], f"{where}: models")
     folders = [str(t.folder) for t in plan.trajectories]
     _check_folders(folders, f"{where}: methods, regularizers or edit_seeds")
@@ -338,15 +370,17 @@ def make_plan(config: SweepConfig, where: str) -> Plan:
 def _trajectory(
     config: SweepConfig,
     where: str,
-    checkpoints: Sequence[int],
     model: ModelEntry,
     method: MethodEntry,
     regularizer: RegularizerEntry,
     order: Order,
     seed: int,
 ) -> Trajectory:
+    checkpoints = config.checkpoints_of(method)
     given = {"edit_batch_size": config.edit_batch_size} | method.arguments | regularizer.arguments
     given["edit_seed"] = seed
+    if method.method == "mend" and (networks := config.networks(model)):
+        given.setdefault("hparams", str(networks))
     last = checkpoints[-1] if checkpoints else len(order.edits)
     checked = EditConfig.from_args(f"{where}: {method.label}", edits=order.spec(last), **given)
     check_edits(METHODS[checked.method], order.edits[:last])
@@ -365,7 +399,7 @@ def _trajectory(
     label = "+".join(filter(None, (method.label, regularizer.name or _regularizer_label(checked))))
     folder = Path(config.output) / model.label / _file_name(label)
     folder /= f"order{order.number}" + (f"-seed{seed}" if seed else "")
-    return Trajectory(model, label, order, checked, tuple(checkpoints), folder, arguments)
+    return Trajectory(model, label, order, checked, checkpoints, folder, arguments)
 
 
 def _regularizer_label(config: EditConfig) -> str:

@@ -43,17 +43,20 @@ from harness_rect.experiments.sweep.display import (
 )
 from harness_rect.experiments.sweep.dry_run import show_dry_run
 from harness_rect.experiments.sweep.evaluate import Evaluator
+from harness_rect.experiments.sweep.named import read_sweep
+from harness_rect.experiments.sweep.networks import train_networks
 from harness_rect.experiments.sweep.plan import (
     Evaluation,
     ModelEntry,
     Plan,
     Trajectory,
     make_plan,
-    read_config,
 )
 from harness_rect.io.files import check_parent, written_whole
 from harness_rect.io.progress import logging_only
 from harness_rect.model_wrappers.edited_hf import EditedHF
+from harness_rect.models import EditableLM
+from harness_rect.moments.layout import layout_name
 from harness_rect.session.runs import EditCache
 
 log = logging.getLogger("harness_rect.sweep")
@@ -62,11 +65,17 @@ log = logging.getLogger("harness_rect.sweep")
 STATES, LOCK, INDEX = ".states", ".lock", "sweep.json"
 
 
-def run_sweep(path: Path, dry_run: bool = False, started: float | None = None) -> None:
+def run_sweep(
+    asked: Path | str,
+    dry_run: bool = False,
+    started: float | None = None,
+    output: str | None = None,
+    models: Sequence[str] = (),
+) -> None:
     """Run, or resume, the sweep that a YAML file describes.
 
     Args:
-        path: the configuration, see docs/sweep.md.
+        asked, output, models: see :func:`~harness_rect.experiments.sweep.named.read_sweep`.
         dry_run: only print what would be done and what it would cost.
         started: ``time.perf_counter()`` from which time is counted.
 
@@ -76,8 +85,8 @@ def run_sweep(path: Path, dry_run: bool = False, started: float | None = None) -
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a sweep runs in one process: start it without accelerate launch or torchrun")
     clock = Clock(started)
-    config = read_config(path)
-    plan = make_plan(config, str(path))
+    config = read_sweep(str(asked), output, models)
+    plan = make_plan(config, str(asked))
     check_parent(plan.output / INDEX)
     with logging_only(logging.WARNING, "lm_eval", "harness_rect.hparams", "harness_rect.edited_hf"):
         if dry_run:
@@ -115,6 +124,11 @@ class Sweep:
     def _model(self, entry: ModelEntry) -> None:
         with self.clock.running("loading"):
             lm = load_model(entry, self.plan.config)
+        if (folder := self.plan.config.networks(entry)) and (given := self.plan.config.train_mend):
+            with self.clock.running("training MEND"):
+                editable = EditableLM(lm.model, lm.tokenizer, lm.add_bos_token)
+                train_networks(editable, given, folder, layout_name(entry.pretrained))
+        with self.clock.running("loading"):
             evaluator = Evaluator(lm, self.plan.config, self.plan.config.model_args(entry))
         with self.clock.running("building requests"):
             evaluator.build()

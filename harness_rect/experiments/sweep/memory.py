@@ -1,0 +1,248 @@
+"""How much memory a trajectory needs on its device, from the model's configuration alone.
+
+What one token takes in a forward pass, and what a block keeps of it for a backward pass, was measured on
+GPT-2's and Llama's blocks with torch's profiler; attention is taken to be fused. Allocators, libraries and
+the batches of lm-eval come on top.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+import transformers
+
+from harness_rect import embedded
+from harness_rect.compat.transformers import STEPWISE_GELU
+from harness_rect.edits import Edit
+from harness_rect.errors import UserError
+from harness_rect.experiments.sweep.plan import ModelEntry, SweepConfig, Trajectory
+from harness_rect.hparams import resolve_hparams
+from harness_rect.measure import BATCH_SEQUENCES
+from harness_rect.methods import METHODS
+from harness_rect.methods.alphaedit import AlphaEditHyperParameters
+from harness_rect.methods.contexts import BARE
+from harness_rect.methods.fact_reader import CHUNK_TOKENS
+from harness_rect.methods.ft import FtHyperParameters
+from harness_rect.methods.kn import PASS_TOKENS, KnHyperParameters
+from harness_rect.methods.memit import SAMPLED_CONTEXTS, SAMPLED_LENGTH
+from harness_rect.methods.mend import MendHyperParameters
+from harness_rect.methods.value_search import CPU_TOKENS, SearchHyperParameters, subject_position
+from harness_rect.models import EditableLM
+from harness_rect.models.architecture import refuse_config
+from harness_rect.models.load import load_errors
+
+#: Edits whose prompts are looked at.
+LOOKED_AT = 64
+#: Bytes for each element of a weight while its update is trimmed, or its change measured.
+TRIMMING = 32
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Bytes on the device.
+
+    weights: of the model. copies: of the edited weights, the originals and those in float32. moments: what
+    stays of second moments and of the keys of earlier edits. step: the most that a step takes beside these.
+    """
+
+    weights: int
+    copies: int
+    moments: int
+    step: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.copies + self.moments + self.step
+
+
+def skeleton(entry: ModelEntry) -> EditableLM:
+    """A model without its weights, on torch's device ``meta``.
+
+    Raises:
+        UserError: its configuration or its tokenizer cannot be read, or it cannot be edited.
+    """
+    given: dict[str, Any] = entry.arguments
+    name = embedded.resolve_model(entry.pretrained)
+    where = {key: given[key] for key in ("revision", "subfolder", "trust_remote_code") if key in given}
+    with load_errors(f"models: {entry.pretrained}"):
+        config = transformers.AutoConfig.from_pretrained(name, **where)
+        refuse_config(config)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(given.get("tokenizer", name), **where)
+        asked = given.get("dtype", "auto")
+        dtype = getattr(config, "dtype", None) if asked == "auto" else getattr(torch, str(asked), None)
+        if asked != "auto" and not isinstance(dtype, torch.dtype):
+            raise UserError(f"models: {entry.pretrained}: torch has no dtype {asked}")
+        trusted = {key: where[key] for key in where if key == "trust_remote_code"}
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(
+                config, dtype=dtype or torch.float32, **trusted
+            )
+    return EditableLM(model.eval(), tokenizer, given.get("add_bos_token"))
+
+
+def device_of(entry: ModelEntry, config: SweepConfig) -> torch.device:
+    """Where a sweep puts a model."""
+    usual = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(entry.arguments.get("device") or config.device or usual)
+
+
+def free_on(device: torch.device) -> int:
+    """Bytes of memory that are free on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def weights_of(lm: EditableLM) -> int:
+    """Bytes of a model's parameters."""
+    return sum(p.numel() * p.itemsize for p in lm.model.parameters())
+
+
+def needed(lm: EditableLM, trajectory: Trajectory, config: SweepConfig, device: torch.device) -> Needed:
+    """What a trajectory needs.
+
+    Args:
+        lm: the model, with or without its weights.
+
+    Raises:
+        UserError: the trajectory's hyper-parameters cannot be used with this model.
+    """
+    return _Estimate(lm, trajectory, config, device).needed()
+
+
+class _Estimate:
+    """The numbers that decide it.
+
+    Attributes:
+        sizes: elements of each edited weight. first: the first edited block.
+        networks: bytes of MEND's networks. rows: the lengths of some edits, see :func:`_lengths`.
+    """
+
+    def __init__(
+        self, lm: EditableLM, trajectory: Trajectory, config: SweepConfig, device: torch.device
+    ) -> None:
+        self.lm, self.a, self.device = lm, lm.architecture, device
+        self.n_edits = len(trajectory.edits)
+        self.batch = min(trajectory.config.edit_batch_size, self.n_edits)
+        self.method = METHODS[trajectory.config.method]
+        self.hparams: Any = None
+        rank = copies = 0
+        if config.train_mend and trajectory.config.hparams == str(config.networks(trajectory.model)):
+            training = config.train_mend.settings(lm)
+            rank, copies = training.rank, 5  # gradients, Adam's two, and the best so far
+            names = [f"{name}.weight" for layer in training.layers for name in self.a.mlp_matrices[layer]]
+        else:
+            self.hparams = resolve_hparams(self.method, trajectory.config.hparams, lm).values
+            if isinstance(self.hparams, MendHyperParameters):
+                rank, copies = self.hparams.description.rank, 1
+                names = list(self.hparams.description.inner_params)
+            else:
+                names = self.method.weights(lm, self.hparams)
+        parameters = dict(lm.model.named_parameters())
+        self.itemsize = next(iter(parameters.values())).itemsize
+        self.sizes = [parameters[name].numel() for name in names]
+        self.first = next(
+            i for i, block in enumerate(self.a.blocks) if any(name.startswith(f"{block}.") for name in names)
+        )
+        shapes = {tuple(parameters[name].shape) for name in names}
+        # One network for each shape: two layers, each of two matrices of this rank.
+        self.networks = 4 * copies * sum(4 * rank * sum(shape) for shape in shapes)
+        self.rows = [_lengths(lm, edit) for edit in trajectory.edits[:LOOKED_AT]]
+
+    def needed(self) -> Needed:
+        moments, solving = self._moments()
+        if isinstance(self.hparams, SearchHyperParameters):
+            method = max(self._search(), solving)
+        else:
+            method = self._gradients()
+        dense = 4 * sum(self.sizes) + TRIMMING * max(self.sizes)
+        copies = sum(self.sizes) * (4 + self.itemsize)
+        step = max(method, dense, self._measuring())
+        return Needed(weights_of(self.lm), copies + self.networks, moments, step)
+
+    # -- parts, in bytes ----------------------------------------------------------------------------
+
+    def _forward(self, fused: bool = True) -> int:
+        """Of a token in a pass without gradients."""
+        return (4 * self.a.d_model + self._mlp(fused, 2) * self.a.d_mlp) * self.itemsize
+
+    def _backward(self, fused: bool = True) -> int:
+        """Of a token, for each block, what is kept for a backward pass to an input."""
+        return (6 * self.a.d_model + self._mlp(fused, 1) * self.a.d_mlp) * self.itemsize
+
+    def _mlp(self, fused: bool, plain: int) -> int:
+        """How many tensors of the MLP's width there are."""
+        if len(self.a.mlp_matrices[0]) > 2 or self.a.first_projections[0].endswith("gate_up_proj"):
+            return 3
+        stepwise = any(type(module) in STEPWISE_GELU for module in self.lm.model.modules())
+        return 4 if stepwise and not fused else plain
+
+    def _logits(self, places: int) -> int:
+        """The model's own and float32 copies of them."""
+        return places * self.lm.model.config.get_text_config().vocab_size * (self.itemsize + 12)
+
+    def _measuring(self) -> int:
+        width, _, target = map(max, zip(*self.rows, strict=True))
+        return BATCH_SEQUENCES * width * self._forward(fused=False) + self._logits(BATCH_SEQUENCES * target)
+
+    def _search(self) -> int:
+        """Reading keys, and the search for the values of as many facts as are searched together."""
+        h: Any = self.hparams
+        templates = _templates(h)
+        context = max(len(self.lm.encoder.ids(template.replace(BARE, ""))) for template in templates)
+        width, behind, target = map(max, zip(*self.rows, strict=True))
+        width, contexts, layer = width + context, len(templates) + 1, max(h.layers)
+        # A GPU takes as many facts at a time as fit in its free memory.
+        limit = 0 if self.device.type == "cuda" else CPU_TOKENS
+        facts = max(1, min(self.batch, limit // (contexts * width)))
+        rows, later = facts * contexts, self.a.n_layers - layer
+        config = self.lm.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        kept = 2 * heads * head * self.itemsize  # keys and values of a token in a block
+        first = rows * width * (self.a.n_layers * kept + self._forward())
+        steps = rows * width * later * kept + rows * behind * later * self._backward()
+        reading = min(CHUNK_TOKENS, self.batch * contexts * width) * self._forward()
+        return max(reading, max(first, steps) + self._logits(rows * target))
+
+    def _gradients(self) -> int:
+        """Of the other methods: a backward pass through the blocks from the first edited one on."""
+        width, _, _ = map(max, zip(*self.rows, strict=True))
+        h, blocks, tokens, beside = self.hparams, self.a.n_layers - self.first, self.batch * width, 0
+        if isinstance(h, KnHyperParameters):
+            tokens = min(PASS_TOKENS, self.a.n_layers * h.steps * width)
+        elif isinstance(h, FtHyperParameters):
+            tokens = min(self.batch, h.batch_size) * width
+            beside = 5 * 4 * sum(self.sizes)  # gradients, Adam's two, and copies
+        else:
+            beside = 3 * 4 * tokens * len(self.sizes) * (self.a.d_model + self.a.d_mlp)  # x and g
+        return tokens * blocks * self._backward(fused=False) + beside
+
+    def _moments(self) -> tuple[int, int]:
+        """(what stays from step to step, what factoring takes beside)."""
+        if self.hparams is None:
+            return 0, 0
+        layers, matrix = self.method.needs_statistics(self.hparams), 8 * self.a.d_mlp**2
+        alphaedit = isinstance(self.hparams, AlphaEditHyperParameters)
+        stays = len(layers) * matrix
+        if alphaedit or getattr(self.hparams, "history", "none") == "keys":
+            stays += 2 * 8 * self.a.d_mlp * min(self.n_edits, self.a.d_mlp)
+        return stays, (3 if alphaedit else 1) * matrix if layers else 0
+
+
+def _lengths(lm: EditableLM, edit: Edit) -> tuple[int, int, int]:
+    """Tokens of an edit's prompt with its target, from the subject's last token on, and of the target."""
+    prompt, target = lm.encoder.continuation(edit.text, edit.target)
+    whole = len(prompt) + len(target)
+    return whole, whole - subject_position(lm, edit, BARE), len(target)
+
+
+def _templates(hparams: Any) -> list[str]:
+    """Templates as long as those that will be sampled."""
+    if given := hparams.context_templates:
+        return [t for group in given for t in ([group] if isinstance(group, str) else group)]
+    lengths = getattr(hparams, "context_template_length_params", [(SAMPLED_LENGTH, SAMPLED_CONTEXTS)])
+    return [BARE, *(f"The{' the' * (length - 1)}. {BARE}" for length, count in lengths for _ in range(count))]
