@@ -272,6 +272,22 @@ def test_alphaedit_presets_have_the_published_values(name):
     assert (*search, h.nullspace_threshold, h.L2) == ALPHAEDIT[name]
 
 
+@pytest.mark.parametrize(("name", "l2"), [("gpt2-xl", 1), ("llama-2-7b", 4), ("llama-3-8b", 4)])
+def test_evoedit_presets_have_the_published_values(name, l2):
+    h: Any = resolve_hparams(METHODS["evoedit"], name, LARGE).values
+    search = (h.layers, h.v_num_grad_steps, h.v_lr, h.v_weight_decay, h.clamp_norm_factor, h.kl_factor)
+    published = ALPHAEDIT["gpt2-xl" if name == "gpt2-xl" else "llama-3-8b"]
+    assert (*search, h.nullspace_threshold, h.L2) == (*published[:-1], l2)
+
+
+@pytest.mark.parametrize("name", ALPHAEDIT)
+def test_lyaplock_presets_have_the_published_values(name):
+    h: Any = resolve_hparams(METHODS["lyaplock"], name, LARGE).values
+    search = (h.layers, h.v_num_grad_steps, h.v_lr, h.v_weight_decay, h.clamp_norm_factor, h.kl_factor)
+    assert search == ALPHAEDIT[name][:-2]
+    assert (h.mom2_update_weight, h.alpha, h.V, h.b, h.mom2_dtype) == (1000, 60, 1, 0, "float64")
+
+
 @pytest.mark.parametrize(("name", "steps"), [("gpt2-xl", 20), ("llama-7b", 1)])
 def test_kn_presets_have_the_published_values(name, steps):
     h: Any = resolve_hparams(METHODS["kn"], name, LARGE).values
@@ -345,6 +361,8 @@ SEARCH = {
 }
 PUBLISHED = {
     "alphaedit": SEARCH | {"alg_name": "AlphaEdit", "nullspace_threshold": 0.02, "L2": 10, "P_loc": "./P.pt"},
+    "evoedit": SEARCH | {"nullspace_threshold": 0.02, "L2": 1, "apply_woodbury": True},
+    "lyaplock": SEARCH | {"mom2_update_weight": 1000, "mom2_dtype": "float64"},
     "emmet": SEARCH | {"alg_name": "EMMET", "update_norm_lambda": 0, "emmet_lambda": 0.1},
     "ft": {
         "alg_name": "FT",
