@@ -388,6 +388,23 @@ def test_the_text_model_of_a_model_with_images_has_its_preset():
     assert preset_for(ROME, lm) == "gemma-3-4b"
 
 
+@pytest.mark.parametrize(("name", "l2"), [("gpt2-xl", 1), ("llama-2-7b", 4), ("llama-3-8b", 4)])
+def test_evoedit_presets_have_the_published_values(name, l2):
+    h: Any = resolve_hparams(METHODS["evoedit"], name, LARGE).values
+    search = (h.layers, h.v_num_grad_steps, h.v_lr, h.v_weight_decay, h.clamp_norm_factor)
+    published = MASS_EDITING["alphaedit", "gpt2-xl" if name == "gpt2-xl" else "llama-3-8b"]
+    assert (*search, h.kl_factor, h.nullspace_threshold, h.L2) == (*published[:-1], 0.0625, 0.02, l2)
+
+
+@pytest.mark.parametrize("name", ["gpt2-xl", "llama-3-8b"])
+def test_lyaplock_presets_have_the_published_values(name):
+    h: Any = resolve_hparams(METHODS["lyaplock"], name, LARGE).values
+    search = (h.layers, h.v_num_grad_steps, h.v_lr, h.v_weight_decay, h.clamp_norm_factor)
+    assert search == MASS_EDITING["alphaedit", name][:-1]
+    assert (h.kl_factor, h.mom2_update_weight, h.alpha, h.V, h.b) == (0.0625, 1000, 60, 1, 0)
+    assert h.mom2_dtype == "float64"
+
+
 def test_an_unknown_preset_is_told_the_nearest():
     assert "'gpt2-xl'" in refused(ROME, "gpt2-x", LARGE)
     assert "llama-7b" in refused(ROME, "zzz", LARGE)
@@ -455,6 +472,8 @@ SEARCH = {
 }
 PUBLISHED = {
     "alphaedit": SEARCH | {"alg_name": "AlphaEdit", "nullspace_threshold": 0.02, "L2": 10, "P_loc": "./P.pt"},
+    "evoedit": SEARCH | {"nullspace_threshold": 0.02, "L2": 1, "apply_woodbury": True},
+    "lyaplock": SEARCH | {"mom2_update_weight": 1000, "mom2_dtype": "float64"},
     "emmet": SEARCH | {"alg_name": "EMMET", "update_norm_lambda": 0, "emmet_lambda": 0.1},
     "ft": {
         "alg_name": "FT",

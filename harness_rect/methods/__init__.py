@@ -16,8 +16,10 @@ from harness_rect.edits.edit import MARKER, shorten
 from harness_rect.errors import UserError
 from harness_rect.methods.alphaedit import ALPHAEDIT
 from harness_rect.methods.base import Context, Method, Proposal
+from harness_rect.methods.evoedit import EVOEDIT
 from harness_rect.methods.ft import FT, FT_L, LOCFT_BF
 from harness_rect.methods.kn import KN
+from harness_rect.methods.lyaplock import LYAPLOCK
 from harness_rect.methods.memit import EMMET, MEMIT
 from harness_rect.methods.mend import MEND
 from harness_rect.methods.rome import R_ROME, ROME
@@ -29,7 +31,7 @@ from harness_rect.updates import Dense, LowRank
 METHODS: Registry[Method] = Registry(
     "editing method",
     "harness_rect.methods",
-    (ROME, R_ROME, MEMIT, EMMET, ALPHAEDIT, KN, MEND, FT, FT_L, LOCFT_BF, ULTRAEDIT),
+    (ROME, R_ROME, MEMIT, EMMET, LYAPLOCK, ALPHAEDIT, EVOEDIT, KN, MEND, FT, FT_L, LOCFT_BF, ULTRAEDIT),
     lambda entry: isinstance(entry, Method),
 )
 

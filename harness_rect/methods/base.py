@@ -44,6 +44,10 @@ class Proposal:
     skipped: Sequence[int] = ()
 
 
+def _no_originals(name: str) -> Tensor:
+    raise LookupError(f"this context does not know {name} before all edits")
+
+
 @dataclass(frozen=True)
 class Context:
     """What one run gives a method beside the model and the facts.
@@ -53,11 +57,13 @@ class Context:
     second_moment: layer -> its second moment C, of the unedited model.
     state: what a method remembers from step to step, by a name of its own; empty at the start of a stream and
         saved with it, so that an interrupted stream goes on with it.
+    original: weight name -> that weight before all edits, in the model's dtype.
     """
 
     templates: list[Any]
     second_moment: Callable[[int], SecondMoment]
     state: dict[str, Tensor] = field(default_factory=dict)
+    original: Callable[[str], Tensor] = _no_originals
 
 
 def bare_context(lm: EditableLM, hparams: Any, seed: int) -> list[Any]:

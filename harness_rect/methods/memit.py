@@ -108,8 +108,8 @@ def contexts(lm: EditableLM, hparams: MassEditHyperParameters, seed: int) -> lis
     return [[bare], sampled]
 
 
-#: (layer, keys K (d_mlp, B)) -> X (d_mlp, B) float64 with dW = R X^T.
-Adjust = Callable[[int, Tensor], Tensor]
+#: (layer, keys K (d_mlp, B), residuals R (d_model, B) float64) -> dW of that layer, as it is stored.
+Solve = Callable[[int, Tensor, Tensor], Update]
 
 
 def _search(
@@ -146,7 +146,7 @@ def edit_layers(
     edits: Sequence[Edit],
     hparams: MassEditHyperParameters,
     context: Context,
-    adjust: Adjust,
+    solve: Solve,
 ) -> Proposal:
     """Updates of all layers for one batch of facts."""
     layers = sorted(set(hparams.layers))
@@ -166,12 +166,16 @@ def edit_layers(
         keys = reader.keys([layer], hold=True)[layer]
         outputs = reader.bare_outputs(layers[-1]) if index else bare
         residual = (targets - outputs.to(targets.device)) / (len(layers) - index)
-        left = in_double(residual.T.to(keys.device))
-        dtype = lm.weight(lm.architecture.weight_name(layer)).dtype
-        update = LowRank(*lm.oriented(layer, left, adjust(layer, keys.T)))
-        return update.smaller(torch.promote_types(dtype, torch.float32))
+        return solve(layer, keys.T, in_double(residual.T.to(keys.device)))
 
     return Proposal(edit_in_order(lm, layers, update_of), traces, skipped)
+
+
+def product(lm: EditableLM, layer: int, residuals: Tensor, solved: Tensor) -> Update:
+    """dW = R X^T as it is stored, for R (d_model, n) and X (d_mlp, n), both float64."""
+    dtype = lm.weight(lm.architecture.weight_name(layer)).dtype
+    update = LowRank(*lm.oriented(layer, residuals, solved))
+    return update.smaller(torch.promote_types(dtype, torch.float32))
 
 
 #: (hyper-parameters, context, layer) -> how A^-1 of that layer is applied (see key_history).
@@ -183,21 +187,29 @@ def propose_with(
 ) -> Proposal:
     """Updates of all layers for one batch of facts, solved with ``prior_of`` and the keys remembered."""
 
-    def adjust(layer: int, keys: Tensor) -> Tensor:
-        return solve_with_history(prior_of(hparams, context, layer), keys, context.state, str(layer))
+    def solve(layer: int, keys: Tensor, residuals: Tensor) -> Update:
+        prior = prior_of(hparams, context, layer)
+        solved = solve_with_history(prior, keys, context.state, str(layer))
+        return product(lm, layer, residuals, solved)
 
-    return edit_layers(lm, edits, hparams, context, adjust)
+    return edit_layers(lm, edits, hparams, context, solve)
+
+
+def keys_now(
+    lm: EditableLM, edits: Sequence[Edit], hparams: MassEditHyperParameters, context: Context
+) -> dict[int, Tensor]:
+    """Edited layer -> K (d_mlp, B) of these facts in the model as it is."""
+    with fused_gelu(lm.model):
+        read = FactReader(lm, edits, context.templates).keys(sorted(set(hparams.layers)))
+    return {layer: keys.T for layer, keys in read.items()}
 
 
 def remember_facts(
     lm: EditableLM, edits: Sequence[Edit], hparams: Any, context: Context, *, prior_of: PriorOf
 ) -> None:
     """Add this batch's keys, read from the edited model, to S."""
-    layers = sorted(set(hparams.layers))
-    with fused_gelu(lm.model):
-        read = FactReader(lm, edits, context.templates).keys(layers)
-    for layer, keys in read.items():
-        remember_keys(prior_of(hparams, context, layer), keys.T, context.state, str(layer))
+    for layer, keys in keys_now(lm, edits, hparams, context).items():
+        remember_keys(prior_of(hparams, context, layer), keys, context.state, str(layer))
 
 
 def _prior(hparams: MemitHyperParameters, context: Context, layer: int) -> Prior:
@@ -217,18 +229,18 @@ def propose_emmet(
 ) -> Proposal:
     """EMMET's updates of all layers for one batch of facts."""
 
-    def adjust(layer: int, keys: Tensor) -> Tensor:
+    def solve(layer: int, keys: Tensor, residuals: Tensor) -> Update:
         solved = context.second_moment(layer).solve_columns(keys)
         system = in_double(keys).T @ solved
         system += hparams.emmet_lambda * torch.eye(len(system), dtype=system.dtype, device=system.device)
         try:
-            return torch.linalg.solve(system, solved, left=False)
+            return product(lm, layer, residuals, torch.linalg.solve(system, solved, left=False))
         except torch.linalg.LinAlgError:
             raise UserError(
                 "emmet: two facts of a batch have the same key and cannot both hold; give emmet_lambda > 0"
             ) from None
 
-    return edit_layers(lm, edits, hparams, context, adjust)
+    return edit_layers(lm, edits, hparams, context, solve)
 
 
 MEMIT = Method(

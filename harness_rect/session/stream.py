@@ -214,7 +214,8 @@ class EditSession:
         """Sample the templates, tokenize what is measured, measure the unedited model, copy its weights."""
         hparams, seed = self.hparams.values, self.config.edit_seed
         templates = self.method.contexts(self.lm, hparams, seed)
-        context = Context(templates, self._moments.get if self._moments else _no_moments)
+        moments, originals = self._moments.get if self._moments else _no_moments, self._weights.originals
+        context = Context(templates, moments, original=originals.__getitem__)
         flat = [t for group in templates for t in ([group] if isinstance(group, str) else group)]
         probed = {edit.id: probes(self.lm, edit, flat) for edit in self.edits}
         baseline = measure_baseline(self.lm, probed)

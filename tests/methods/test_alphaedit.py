@@ -32,7 +32,7 @@ def start(tmp_path):
     def make(method: str = "alphaedit", **changes) -> EditSession:
         file = tmp_path / f"{method}.json"
         wanted = hparams | changes
-        if method == "memit":
+        if method in {"memit", "lyaplock"}:
             wanted = {k: v for k, v in wanted.items() if k not in {"nullspace_threshold", "L2"}}
         file.write_text(json.dumps(wanted))
         model, tokenizer = AutoModelForCausalLM.from_pretrained(MODEL), AutoTokenizer.from_pretrained(MODEL)
@@ -61,7 +61,10 @@ def test_two_batches_end_at_the_published_weights(start):
         assert (found - wanted).abs().max() / wanted.abs().max() < 5e-5
 
 
-@pytest.mark.parametrize(("method", "changes"), [("alphaedit", {}), ("memit", {"history": "keys"})])
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [("alphaedit", {}), ("memit", {"history": "keys"}), ("evoedit", {}), ("lyaplock", {})],
+)
 def test_an_interrupted_stream_goes_on_with_the_keys_it_had(method, changes, start, tmp_path, monkeypatch):
     whole = start(method, **changes)
     whole.run()
