@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from harness_rect import config
@@ -84,10 +85,33 @@ def tasks() -> str:
     )
 
 
+def metrics(group: str) -> str:
+    """The metrics of a group's tasks, those of tasks with the same metrics in one row."""
+    tasks: dict[tuple[catalogue.Metric, ...], list[str]] = {}
+    for task in catalogue.TASKS.values():
+        if task.group == group:
+            tasks.setdefault(task.metrics, []).append(task.name)
+    return markdown(
+        ["metric", "what it is", "protocol", "better", "tasks"],
+        [
+            [
+                f"`{metric.name}`",
+                metric.title,
+                metric.protocol,
+                "higher" if metric.higher_is_better else "lower",
+                ", ".join(f"`{name}`" for name in names),
+            ]
+            for measured, names in tasks.items()
+            for metric in measured
+        ],
+    )
+
+
 #: Name in the pages -> what makes the table.
 TABLES: dict[str, Callable[[], str]] = {
     "arguments": arguments,
     "methods": methods,
+    "metrics_glue": partial(metrics, "rect_glue"),
     "regularizers": regularizers,
     "tasks": tasks,
 }

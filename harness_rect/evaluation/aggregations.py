@@ -84,9 +84,8 @@ def _harmonic_mean(sums: Sequence[Any]) -> Any:
 
 def _mean_of_means(sums: Sequence[Any]) -> Any:
     half = len(sums) // 2
-    means = [total / (count + (count == 0)) for total, count in zip(sums[:half], sums[half:], strict=True)]
-    there = sum(count > 0 for count in sums[half:])
-    return sum(means) / (there + (there == 0))
+    means = map(_share, sums[:half], sums[half:])
+    return _share(sum(means), sum(count > 0 for count in sums[half:]))
 
 
 _HERE = "!function harness_rect.evaluation.aggregations"

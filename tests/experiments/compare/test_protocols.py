@@ -146,7 +146,8 @@ def test_a_score_over_other_edits_on_each_side_is_resampled_with_those_it_has(ma
     sides = []
     for values in ([0.5, None, 1, 0, 1, 1, None, 0.5], [0.5, 0, None, 0, 0.5, None, 0, 0]):
         have = [v for v in values if v is not None]
-        sides.append(make({"rect_ripple": mean_task("ripple", have) | {"values": values, "stderr": None}}))
+        task = mean_task("logical_generalization", have) | {"values": values, "stderr": None}
+        sides.append(make({"rect_ripple": task}))
     [row] = compare(sides[0], sides[1:]).rows
     assert row.test == "paired_bootstrap" and row.n == 8
     assert row.method == "paired bootstrap, n=8, 4 with this metric on one side only"
