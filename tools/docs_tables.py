@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from harness_rect import config
@@ -99,6 +100,28 @@ def published_presets() -> str:
     )
 
 
+def metrics(group: str) -> str:
+    """The metrics of a group's tasks, those of tasks with the same metrics in one row."""
+    tasks: dict[tuple[catalogue.Metric, ...], list[str]] = {}
+    for task in catalogue.TASKS.values():
+        if task.group == group:
+            tasks.setdefault(task.metrics, []).append(task.name)
+    return markdown(
+        ["metric", "what it is", "protocol", "better", "tasks"],
+        [
+            [
+                f"`{metric.name}`",
+                metric.title,
+                metric.protocol,
+                "higher" if metric.higher_is_better else "lower",
+                ", ".join(f"`{name}`" for name in names),
+            ]
+            for measured, names in tasks.items()
+            for metric in measured
+        ],
+    )
+
+
 #: Settings that are the same in all published files.
 _COMMON = ("mom2_dataset", "mom2_n_samples", "mom2_dtype", "context_template_length_params", "v_loss_layer")
 
@@ -120,6 +143,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "edit_sets": edit_sets,
     "presets": published_presets,
     "methods": methods,
+    "metrics_glue": partial(metrics, "rect_glue"),
     "regularizers": regularizers,
     "tasks": tasks,
 }

@@ -32,15 +32,18 @@ class Aggregation:
         return float(self.finish([sum(column) for column in zip(*rows, strict=True)]))
 
 
+def _share(part: Any, whole: Any) -> Any:
+    """part / whole, and 0 of nothing: a resample may lack the documents that have a class or a metric."""
+    return part / (whole + (whole == 0))
+
+
 def _mean(sums: Sequence[Any]) -> Any:
-    total, count = sums
-    return total / count
+    return _share(*sums)
 
 
 def _micro_f1(sums: Sequence[Any]) -> Any:
     matched, predicted, gold = sums
-    size = predicted + gold
-    return 2 * matched / (size + (size == 0))  # without entities nothing is matched: 0 / 1
+    return _share(2 * matched, predicted + gold)
 
 
 def _found_and_gold(values: Sequence[tuple[str, int, int]]) -> list[list[float]]:
@@ -53,7 +56,7 @@ def _macro_recall(sums: Sequence[Any]) -> Any:
     half = len(sums) // 2
     found, gold = sums[:half], sums[half:]
     types = sum(g > 0 for g in gold)
-    return sum(f / (g + (g == 0)) for f, g in zip(found, gold, strict=True)) / (types + (types == 0))
+    return _share(sum(_share(f, g) for f, g in zip(found, gold, strict=True)), types)
 
 
 def _gold_and_predicted(values: Sequence[tuple[int, int]]) -> list[list[int]]:
@@ -68,23 +71,21 @@ def _gold_and_predicted(values: Sequence[tuple[int, int]]) -> list[list[int]]:
 def _weighted_f1(sums: Sequence[Any]) -> Any:
     size = len(sums) // 3
     hits, predicted, gold = sums[:size], sums[size : 2 * size], sums[2 * size :]
-    # A resample may lack a class: its weight is 0, and 0 / 1 stands for 0 / 0.
-    f1 = [2 * h / (p + g + (p + g == 0)) for h, p, g in zip(hits, predicted, gold, strict=True)]
-    return sum(g * f for g, f in zip(gold, f1, strict=True)) / sum(gold)
+    f1 = [_share(2 * h, p + g) for h, p, g in zip(hits, predicted, gold, strict=True)]
+    return _share(sum(g * f for g, f in zip(gold, f1, strict=True)), sum(gold))
 
 
 def _harmonic_mean(sums: Sequence[Any]) -> Any:
     *totals, count = sums
-    means = [total / count for total in totals]
+    means = [_share(total, count) for total in totals]
     zeros = sum(mean == 0 for mean in means)
     return (zeros == 0) * len(means) / sum(1 / (mean + (mean == 0)) for mean in means)
 
 
 def _mean_of_means(sums: Sequence[Any]) -> Any:
     half = len(sums) // 2
-    means = [total / (count + (count == 0)) for total, count in zip(sums[:half], sums[half:], strict=True)]
-    there = sum(count > 0 for count in sums[half:])
-    return sum(means) / (there + (there == 0))
+    means = map(_share, sums[:half], sums[half:])
+    return _share(sum(means), sum(count > 0 for count in sums[half:]))
 
 
 _HERE = "!function harness_rect.evaluation.aggregations"

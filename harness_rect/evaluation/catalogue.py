@@ -42,6 +42,8 @@ class Metric:
         higher_is_better: the direction of an improvement.
         share: whether it lies in [0, 1].
         protocol: how it gets at the model's answer; metrics of different protocols are not comparable.
+        retained: whether other / base says what is left of it. Not of a metric that is 0 in the unedited
+            model or can be negative: a distance from that model, a difference.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Metric:
     higher_is_better: bool = True
     share: bool = True
     protocol: Protocol = "generated"
+    retained: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,9 @@ class Task:
         return next((metric for metric in self.metrics if metric.name == name), None)
 
 
-#: What the editing session measures of each edit and the edit report has, whatever the tasks.
+#: What the editing session measures of each edit and the edit report has, whatever the tasks; and how.
 EDITING_METRICS = ("reliability", "generalization", "locality")
+EDITING_PROTOCOL: Protocol = "teacher-forced"
 #: The second name of the headline, so that tasks with different headlines have a mean.
 SCORE = "score"
 #: ``<metric>_rows`` counts the edits that have a metric, where some lack what it needs.
@@ -192,9 +196,9 @@ _TASKS = (
         Metric("ps", "the same at paraphrases"),
         Metric("ns", "neighborhood: the reference is likelier than the new target"),
         Metric("edit_score", "harmonic mean of es, ps and ns", EDIT_SCORE),
-        Metric("em", "difference of the probabilities that es compares", share=False),
-        Metric("pm", "the same at paraphrases", share=False),
-        Metric("nm", "difference of the probabilities that ns compares", share=False),
+        Metric("em", "difference of the probabilities that es compares", share=False, retained=False),
+        Metric("pm", "the same at paraphrases", share=False, retained=False),
+        Metric("nm", "difference of the probabilities that ns compares", share=False, retained=False),
     ),
     _editing(
         "rect_autoregressive",
@@ -263,6 +267,14 @@ class Group:
     members: tuple[str, ...]
     mean_title: str = ""
 
+    @property
+    def mean(self) -> Metric | None:
+        """The mean as a metric: of shares that are better when higher, and of one protocol."""
+        if not self.mean_title:
+            return None
+        [protocol] = {TASKS[task].headline.protocol for task in self.members}
+        return Metric(SCORE, self.mean_title, protocol=protocol)
+
 
 def _members(group: str) -> tuple[str, ...]:
     return tuple(task.name for task in _TASKS if task.group == group)
@@ -288,6 +300,14 @@ def is_editing(task: str) -> bool:
     return task in TASKS and TASKS[task].kind == "editing"
 
 
+def is_ability(task: str) -> bool:
+    """Whether a task, of any package, is about an ability of the model, with one score for it.
+
+    Of the others, those about the edits or the distance from the unedited model, every metric counts.
+    """
+    return task not in TASKS or TASKS[task].repeats_headline
+
+
 def is_repetition(task: str, metric: str) -> bool:
     """Whether a metric of a task repeats another one (``score``) or counts its rows (``<metric>_rows``)."""
     known = TASKS.get(task)
@@ -297,12 +317,42 @@ def is_repetition(task: str, metric: str) -> bool:
     return counted or (metric == SCORE and known.repeats_headline)
 
 
-def title(task: str) -> str:
-    """The title of a task; of one that is not ours, its name."""
-    return TASKS[task].title if task in TASKS else task
+def title(name: str) -> str:
+    """The title of a task, or of the mean of a group; of one that is not ours, its name."""
+    found = mean(name)
+    return found.title if found else TASKS[name].title if name in TASKS else name
+
+
+def mean(group: str) -> Metric | None:
+    """The mean of a group, if it is ours and has one."""
+    return GROUPS[group].mean if group in GROUPS else None
+
+
+def headline(name: str) -> Metric | None:
+    """The headline of a task, or the mean of a group; None if it is not ours."""
+    return TASKS[name].headline if name in TASKS else mean(name)
+
+
+def entry(name: str, metric: str) -> Metric | None:
+    """The entry of a metric of a task, or of the mean of a group; None if it is not ours."""
+    if name in TASKS:
+        return TASKS[name].metric(metric)
+    return mean(name) if metric == SCORE else None
+
+
+def protocol(name: str, metric: str) -> Protocol | None:
+    """How a metric of a task or group gets at the model's answer; None if it is not ours."""
+    found = entry(name, metric)
+    return found.protocol if found else None
+
+
+def is_retained(name: str, metric: str) -> bool:
+    """See :class:`Metric`; true of metrics that are not ours."""
+    found = entry(name, metric)
+    return found is None or found.retained
 
 
 def aggregation(task: str, metric: str) -> Aggregation:
     """How a metric combines documents; a mean, for tasks and metrics that are not ours."""
-    found = TASKS[task].metric(metric) if task in TASKS else None
+    found = entry(task, metric)
     return found.aggregation if found else MEAN

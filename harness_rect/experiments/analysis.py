@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from harness_rect.evaluation.catalogue import protocol
 from harness_rect.experiments import results
 from harness_rect.experiments.compare import compare
 from harness_rect.experiments.results import Results
@@ -50,8 +51,9 @@ def runs(source: Source) -> list[Row]:
 def scores(source: Source) -> list[Row]:
     """One row for each evaluation, task or group, and metric.
 
-    Columns beside the provenance: task, is_group, metric, filter, score, stderr (None where lm-eval gives
-    none), n (documents), headline, higher_is_better. Repetitions of the headline (``score``) are left out.
+    Columns beside the provenance: task, is_group, metric, filter, protocol (None where the task is not ours),
+    score, stderr (None where lm-eval gives none), n (documents), headline, higher_is_better. Repetitions of
+    the headline (``score``) are left out.
     """
     return [
         _run(one)
@@ -60,6 +62,7 @@ def scores(source: Source) -> list[Row]:
             "is_group": task in one.groups,
             "metric": key.metric,
             "filter": key.filter,
+            "protocol": protocol(task, key.metric),
             "score": one.scores(task)[key].value,
             "stderr": one.scores(task)[key].stderr,
             "n": one.effective_rows(task),

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness_rect import embedded
 from harness_rect.errors import UserError
-from harness_rect.evaluation.catalogue import TASKS, is_repetition
+from harness_rect.evaluation.catalogue import TASKS, entry, is_repetition
 from harness_rect.io.rows import json_lines
 from harness_rect.session.report import EditReport
 
@@ -237,7 +237,9 @@ class Results:
         return [headline, *(key for key in others if not is_repetition(name, key.metric))]
 
     def higher_is_better(self, name: str, metric: str) -> bool:
-        """The direction that the file gives; a metric without one is taken to be better when higher."""
+        """The catalogue's direction, else the file's; a metric without one is better when higher."""
+        if (known := entry(name, metric)) is not None:
+            return known.higher_is_better
         return self.file.higher_is_better.get(name, {}).get(metric) is not False
 
     # -- samples ----------------------------------------------------------------------------------

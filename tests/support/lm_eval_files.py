@@ -29,6 +29,17 @@ def mean_task(metric: str, values: Sequence[float], **more: Any) -> dict[str, An
     return {"metric": metric, "value": float(np.mean(values)), "stderr": stderr, "values": values} | more
 
 
+def with_metrics(task: dict[str, Any], **metrics: Sequence[Any] | float) -> dict[str, Any]:
+    """The task with more metrics: a value, or a value for each document (None: it lacks the metric)."""
+    values = {name: given for name, given in metrics.items() if isinstance(given, Sequence)}
+    reported = {
+        name: float(np.mean([v for v in values[name] if v is not None])) if name in values else given
+        for name, given in metrics.items()
+    }
+    more = {f"{name},none": value for name, value in reported.items()}
+    return task | {"more": task.get("more", {}) | more, "also": task.get("also", {}) | values}
+
+
 def content(tasks: Mapping[str, dict[str, Any]], **more: Any) -> dict[str, Any]:
     """The JSON of a results file. Entries of ``config`` given in ``more`` are added to the usual ones."""
     config = {
@@ -97,7 +108,10 @@ def write(
                 "doc_id": i,
                 "doc": task["docs"][i] if "docs" in task else {"question": f"{name} {i}"},
                 "filter": task.get("filter", "none"),
-                "metrics": [task["metric"], *(["score"] if "score,none" in task.get("more", {}) else [])],
+                "metrics": [
+                    *(task["metric"], *task.get("also", {})),
+                    *(["score"] if "score,none" in task.get("more", {}) else []),
+                ],
                 "doc_hash": f"{name}-{i}",
                 "prompt_hash": f"prompt-{name}-{i}",
                 "target_hash": "t",
@@ -105,6 +119,7 @@ def write(
                 task["metric"]: value,
             }
             | ({"score": value} if "score,none" in task.get("more", {}) else {})
+            | {name: values[i] for name, values in task.get("also", {}).items()}
             for i, value in enumerate(task["values"])
         ]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

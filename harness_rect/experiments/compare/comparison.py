@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from harness_rect.errors import UserError, did_you_mean
+from harness_rect.evaluation.catalogue import is_retained, protocol
 from harness_rect.experiments.compare.differences import find_differences
 from harness_rect.experiments.compare.pairing import Unpairable, pair, pair_group
 from harness_rect.experiments.compare.significance import (
@@ -28,8 +29,10 @@ from harness_rect.experiments.results import Key, Results, labels
 class Comparison:
     """One metric of one task (or group) under the base and another model.
 
+    protocol: how the metric gets at the model's answer, as the catalogue has it; None for tasks that are not
+        ours.
     change: other - base. retention: other / base, or base / other for metrics that are better when lower, so
-        that less than 1 is always a loss; None where the base (or that other) is not positive.
+        that less than 1 is always a loss; None where it has no meaning, see :func:`retention`.
     low, high: 95% confidence interval of the change. p, p_holm: two-sided, uncorrected and corrected for all
         comparisons made together. None where the files do not allow computing them.
     test: mcnemar, paired_bootstrap, unpaired or none; method describes it. n: documents, where paired.
@@ -43,6 +46,7 @@ class Comparison:
     task: str
     metric: str
     filter: str
+    protocol: str | None
     higher_is_better: bool
     score_base: float
     score_other: float
@@ -63,7 +67,8 @@ class Comparison:
 class ComparisonTable:
     """All rows of one call of :func:`compare`.
 
-    differences: what the evaluations differ in, where that was allowed. left_out: tasks that only one has.
+    differences: what the evaluations differ in, where that was allowed. left_out: tasks and metrics that only
+        one has.
     """
 
     rows: list[Comparison]
@@ -127,8 +132,8 @@ def compare(
         on_row: called with (rows done, number of rows) after each row.
 
     Raises:
-        UserError: the evaluations differ or have no task in common, a name is unknown, or there is a gate on
-            all tasks and ``other`` lacks one of the base's.
+        UserError: the evaluations differ or have no task or metric in common, a name is unknown, or there is
+            a gate that cannot be judged: on what ``other`` lacks, or on a metric that has no retention.
     """
     known = base.names.union(*(other.names for other in others))
     asked = [("--tasks", name) for name in tasks or ()]
@@ -163,11 +168,13 @@ def compare(
         missing = {gate.task for gate in gates if gate.task is not None} - set(shared)
         for task in sorted(missing):
             raise UserError(f"--min-retention: {task} is not compared with {other.path}, so it cannot pass")
-        plan += [
-            (other, label, name, key)
-            for name in shared
-            for key in _keys(base, other, name, all_metrics, gates)
-        ]
+        before = len(plan)
+        for name in shared:
+            keys, lacking = _keys(base, other, name, all_metrics, gates)
+            plan += [(other, label, name, key) for key in keys]
+            left_out += [f"only in {where.path}: {name} {_label(key)}" for where, key in lacking]
+        if len(plan) == before:
+            raise UserError(f"{base.path} and {other.path} have no metric in common of {', '.join(shared)}")
     done: list[Comparison] = []
     for other, label, name, key in plan:
         row = _row(base, other, named[0], label, name, key, resamples)
@@ -207,20 +214,49 @@ def _shared(
     )
 
 
-def _keys(base: Results, other: Results, name: str, all_metrics: bool, gates: Sequence[Gate]) -> list[Key]:
-    keys = base.metrics(name)
+def _keys(
+    base: Results, other: Results, name: str, all_metrics: bool, gates: Sequence[Gate]
+) -> tuple[list[Key], list[tuple[Results, Key]]]:
+    """The metrics of a task that are compared, and those that only one of the two has.
+
+    Without ``all_metrics`` these are the headline, or the first metric that both have where one side lacks
+    its headline (what needs the unedited model is absent under another model class), and those of gates.
+    """
+    keys, headline = base.metrics(name), base.headline(name)
     asked = {gate.metric for gate in gates if gate.task == name and gate.metric is not None}
-    present = [key.metric for key in keys]
-    for metric in asked - {m for key in keys for m in (key.metric, ",".join(key))}:
+    gated = [key for key in keys if {key.metric, ",".join(key)} & asked]
+    for metric in asked - {text for key in gated for text in (key.metric, ",".join(key))}:
         raise UserError(
-            f"--min-retention: {name} has no {metric} in {base.path}; it has {', '.join(present)}"
+            f"--min-retention: {name} has no {metric} in {base.path};"
+            f" it has {', '.join(key.metric for key in keys)}"
         )
-    headline = base.headline(name)
-    kept = [k for k in keys if all_metrics or k == headline or {k.metric, ",".join(k)} & asked]
-    missing = [k for k in kept if k not in other.scores(name)]
-    if missing and (headline in missing or {k.metric for k in missing} & asked):
-        raise UserError(f"{other.path}: {name} has no {','.join(missing[0])}, which {base.path} has")
-    return [key for key in kept if key not in missing]
+    if any(gate.task == name and gate.metric is None for gate in gates):
+        gated.append(headline)
+    for key in gated:
+        if not is_retained(name, key.metric):
+            raise UserError(
+                f"--min-retention: {name} {key.metric} has no retention; name another metric:"
+                f" {name}/METRIC=SHARE"
+            )
+    shared = [key for key in keys if key in other.scores(name)]
+    on_all = any(gate.task is None for gate in gates) and is_retained(name, headline.metric)
+    needed = [*gated, headline] if on_all else gated
+    if missing := [key for key in needed if key not in shared]:
+        raise UserError(
+            f"--min-retention: {other.path}: {name} has no {_label(missing[0])}, which {base.path} has"
+        )
+    if all_metrics:
+        compared, shown = shared, [*keys, *other.metrics(name)]
+    else:
+        compared = [key for key in shared if key in (shared[0], *gated)]
+        shown = [headline, other.headline(name)]
+    lacking = [key for key in dict.fromkeys(shown) if key not in shared]
+    return compared, [(base if key in keys else other, key) for key in lacking]
+
+
+def _label(key: Key) -> str:
+    """``acc``, or ``acc,strict-match`` where answers went through a filter."""
+    return key.metric if key.filter == "none" else ",".join(key)
 
 
 # ------------------------------------------------------------------------------------------------- rows
@@ -240,11 +276,12 @@ def _row(
         task=name,
         metric=key.metric,
         filter=key.filter,
+        protocol=protocol(name, key.metric),
         higher_is_better=higher,
         score_base=a,
         score_other=b,
         change=b - a,
-        retention=retention(a, b, higher),
+        retention=retention(a, b, higher) if is_retained(name, key.metric) else None,
         p_holm=None,
         method=method,
         n=n,
@@ -253,9 +290,13 @@ def _row(
 
 
 def retention(base: float, other: float, higher_is_better: bool = True) -> float | None:
-    """other / base, or base / other where lower is better; None where the denominator is not positive."""
+    """other / base, or base / other where lower is better.
+
+    None where nothing could be lost or the ratio is no share: the base is not above 0, or the other below 0
+    (or, where lower is better, 0).
+    """
     whole, part = (base, other) if higher_is_better else (other, base)
-    return part / whole if whole > 0 else None
+    return part / whole if base > 0 and part >= 0 and whole > 0 else None
 
 
 def _inference(
@@ -282,6 +323,8 @@ def _inference(
         lost, gained = paired.outcomes
         return mcnemar(gained, lost, n), f"paired McNemar, n={n}", n
     units = "" if paired.unit == "documents" else f" in {len(paired.stratum.base)} {paired.unit}"
+    if paired.one_sided:
+        units += f", {paired.one_sided} with this metric on one side only"
     return paired_bootstrap([paired.stratum], resamples), f"paired bootstrap, n={n}{units}", n
 
 
@@ -289,9 +332,14 @@ def _inference(
 
 
 def _gated(row: Comparison, gates: Sequence[Gate], headline: bool) -> Comparison:
-    """The row with the most specific gate: on its metric, else on its task, else on all tasks."""
+    """The row with the most specific gate: on its metric, else on its task, else on all tasks.
+
+    A gate on all tasks passes over a metric that has no retention.
+    """
 
     def rank(gate: Gate) -> int:
+        if gate.task is None and not is_retained(row.task, row.metric):
+            return 0
         if gate.task is None or gate.task == row.task:
             if gate.metric in (row.metric, f"{row.metric},{row.filter}"):
                 return 3

@@ -23,12 +23,14 @@ class Paired:
 
     outcomes: (lost, gained) answers of a right/wrong metric, else None.
     unit: what is resampled: documents, or sentences of several documents.
+    one_sided: documents with this metric under one of the models only; they add nothing to the other's sums.
     """
 
     stratum: Stratum
     documents: int
     unit: str = "documents"
     outcomes: tuple[int, int] | None = None
+    one_sided: int = 0
 
 
 class Unpairable(Exception):
@@ -70,40 +72,45 @@ def pair(base: Results, other: Results, task: str, key: Key) -> Paired:
         Unpairable: if the samples are missing, differ, or do not give the reported scores.
         UserError: if a samples file cannot be read.
     """
-    columns, sides = [], []
+    sides: list[dict[int, Sample]] = []
     for results in (base, other):
         samples = results.samples(task)
         if samples is None:
             raise Unpairable(f"no samples beside {results.path.name}")
-        sides.append([s for s in samples.get(key.filter, []) if s.values.get(key.metric) is not None])
+        have = [s for s in samples.get(key.filter, []) if s.values.get(key.metric) is not None]
+        if not have:
+            raise Unpairable("the samples lack this metric")
+        sides.append({s.doc_id: s for s in have})
     difference = document_difference(base, other, task)
     if difference is not None and difference[0] != "prompts":
         raise Unpairable("the documents differ")
-    if [s.doc_id for s in sides[0]] != [s.doc_id for s in sides[1]] or not sides[0]:
-        raise Unpairable("the samples lack this metric")
     combined = aggregation(task, key.metric)
-    for results, side in zip((base, other), sides, strict=True):
-        try:
-            values = [s.values[key.metric] for s in side]
-            value, rows = combined(values), np.array(combined.columns(values), dtype=float)
-        except (TypeError, ValueError, OverflowError):
-            raise Unpairable("its samples are no numbers that are averaged") from None
-        reported = results.scores(task)[key].value
+    try:
+        # All at once: what a column stands for may depend on the values.
+        rows = np.array(combined.columns([s.values[key.metric] for of in sides for s in of.values()]), float)
+    except (TypeError, ValueError, OverflowError):
+        raise Unpairable("its samples are no numbers that are averaged") from None
+    documents = sorted(sides[0].keys() | sides[1].keys())
+    place = {doc_id: index for index, doc_id in enumerate(documents)}
+    columns = np.zeros((2, len(documents), rows.shape[1]))
+    columns[0, [place[i] for i in sides[0]]] = rows[: len(sides[0])]
+    columns[1, [place[i] for i in sides[1]]] = rows[len(sides[0]) :]
+    for results, side in zip((base, other), columns, strict=True):
+        value, reported = combined.finish(list(side.sum(0))), results.scores(task)[key].value
         if not math.isclose(value, reported, rel_tol=1e-6, abs_tol=1e-9):
             raise Unpairable("its samples do not average to the reported score")
-        columns.append(rows)
     first, second = columns
-    if first.shape != second.shape:
-        raise Unpairable("the documents differ")
+    one_sided = len(sides[0].keys() ^ sides[1].keys())
     outcomes = None
-    if combined is MEAN and np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all():
+    if combined is MEAN and not one_sided and np.isin(columns, (0, 1)).all():
         change = second[:, 0] - first[:, 0]
         outcomes = int((change < 0).sum()), int((change > 0).sum())
     unit = TASKS[task].unit if task in TASKS else "documents"
     if unit != "documents":
-        clusters = [s.doc_id if s.text is None else s.text for s in sides[0]]
+        texts = [sides[0].get(i, sides[1].get(i)) for i in documents]
+        clusters = [s.doc_id if s.text is None else s.text for s in texts if s is not None]
         first, second = _summed(first, clusters), _summed(second, clusters)
-    return Paired(Stratum(first, second, combined.finish), len(sides[0]), unit, outcomes)
+    return Paired(Stratum(first, second, combined.finish), len(documents), unit, outcomes, one_sided)
 
 
 def _summed(columns: Array, clusters: Sequence[Hashable]) -> Array:

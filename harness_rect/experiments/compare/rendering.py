@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import fields
-from itertools import groupby
 from typing import Any
 
 from rich.console import Console
@@ -22,6 +21,7 @@ FORMATS = ("table", "markdown", "csv", "json")
 _HEADINGS = (
     "task",
     "metric",
+    "protocol",
     "base",
     "other",
     "change",
@@ -31,9 +31,11 @@ _HEADINGS = (
     "p (Holm)",
     "test",
 )
-_TEXT = ("task", "metric", "test")
+_TEXT = ("task", "metric", "protocol", "test")
 #: Width in characters where the output is not a terminal: wide enough for rows on one line.
-_WIDTH = 180
+_WIDTH = 200
+#: Which way a metric improves, as in lm-eval's tables.
+_BETTER = {True: "↑", False: "↓"}
 
 
 def render(table: ComparisonTable, form: str) -> str:
@@ -42,8 +44,8 @@ def render(table: ComparisonTable, form: str) -> str:
 
 
 def print_tables(table: ComparisonTable, console: Console) -> None:
-    """One table for each model compared with the base."""
-    for title, rows in _by_other(table):
+    """One table for each model compared with the base and each protocol."""
+    for title, rows in _parts(table):
         drawn = Table(title=escape(title), title_justify="left")
         for heading in _HEADINGS:
             drawn.add_column(heading, justify="left" if heading in _TEXT else "right")
@@ -68,15 +70,23 @@ def _plain(table: ComparisonTable) -> str:
     return text.getvalue()
 
 
-def _by_other(table: ComparisonTable) -> list[tuple[str, list[Comparison]]]:
-    grouped = groupby(table.rows, key=lambda row: (row.base, row.other, row.other_file))
-    return [(f"base: {base}; other: {other}", list(rows)) for (base, other, _), rows in grouped]
+def _parts(table: ComparisonTable) -> list[tuple[str, list[Comparison]]]:
+    """(title, rows) of each table: scores of different protocols do not stand in one column."""
+    found: dict[tuple[str, str | None], list[Comparison]] = {}
+    for row in table.rows:
+        found.setdefault((row.other_file, row.protocol), []).append(row)
+    return [
+        (f"base: {rows[0].base}; other: {rows[0].other}" + (f"; {protocol}" if protocol else ""), rows)
+        for (_, protocol), rows in found.items()
+    ]
 
 
 def _cells(row: Comparison) -> list[str]:
+    name = row.metric if row.filter == "none" else f"{row.metric},{row.filter}"
     return [
         row.task,
-        row.metric if row.filter == "none" else f"{row.metric},{row.filter}",
+        f"{name} {_BETTER[row.higher_is_better]}",
+        row.protocol or "-",
         _score(row.score_base),
         _score(row.score_other),
         _signed(row.change),
@@ -106,7 +116,8 @@ def _notes(table: ComparisonTable) -> list[str]:
     tested = sum(row.p is not None for row in table.rows)
     notes = [
         f"{CONFIDENCE:.0%} intervals are of the change; p (Holm) is corrected for {tested} comparisons."
-        " Retention is other / base (base / other where lower is better), - where the base is not above 0."
+        " ↑ is better when higher, ↓ when lower. Retention is other / base (↓: base / other) where it has a"
+        " meaning."
     ]
     notes += [f"Differs: {line}" for line in table.differences]
     return notes + [f"Left out: {line}" for line in table.left_out]
@@ -114,7 +125,7 @@ def _notes(table: ComparisonTable) -> list[str]:
 
 def _markdown(table: ComparisonTable) -> str:
     parts = []
-    for title, rows in _by_other(table):
+    for title, rows in _parts(table):
         aligned = (":--" if heading in _TEXT else "--:" for heading in _HEADINGS)
         lines = [_line(_HEADINGS), _line(list(aligned)), *(_line(_cells(row)) for row in rows)]
         parts.append(f"**{title}**\n\n" + "\n".join(lines))

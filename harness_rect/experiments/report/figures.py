@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from harness_rect.evaluation.catalogue import EDITING_METRICS
+from harness_rect.evaluation import catalogue
+from harness_rect.evaluation.catalogue import EDITING_METRICS, EDITING_PROTOCOL, Metric, Protocol
 from harness_rect.experiments.report.drawing import (
     INK,
     MUTED,
@@ -111,9 +112,22 @@ def _point(axes: Axes, x: float, y: float, look: Look, size: float) -> None:
     axes.plot([x], [y], color=look.color, marker=look.marker, ls="", ms=size, mec=PAPER, mew=0.6)
 
 
-def _unit_range(limits: Callable[[float, float], Any], values: Sequence[float]) -> None:
-    """The limits [0, 1] with a margin, for an axis whose values all lie within."""
-    if values and min(values) >= 0 and max(values) <= 1:
+def axis_label(metric: Metric | None, up: bool = True) -> str:
+    """Metric, protocol and direction, of what an axis shows: ``acc, generated``."""
+    parts = [metric.name, metric.protocol] if metric else []
+    return ", ".join(parts if up else [*parts, "lower is better"])
+
+
+def reliability_label(words: str) -> str:
+    """Of the reliability that the session measures; ``words`` say when."""
+    return f"reliability ({EDITING_PROTOCOL}) {words}"
+
+
+def _unit_range(
+    limits: Callable[[float, float], Any], values: Sequence[float], metric: Metric | None = None
+) -> None:
+    """The limits [0, 1] with a margin, for an axis whose values all lie within, unless they are no shares."""
+    if values and min(values) >= 0 and max(values) <= 1 and (metric is None or metric.share):
         limits(-0.03, 1.04)
 
 
@@ -140,16 +154,23 @@ def curves(study: Study, name: str, title: str, lines: Mapping[Series, tuple[str
             f" {number(curve[-1][1].value)} at {curve[-1][0]}"
             for (label, _), curve in points.items()
         )
-        heading = study.title(task)
-        panels.append(Panel(heading, f"Score against number of edits. {text}.", partial(_curves, points)))
+        heading, metric = study.title(task), study.metric(task)
+        axis = axis_label(metric, study.improves_upwards(task))
+        draw = partial(_curves, points, metric, axis)
+        panels.append(Panel(heading, f"Score ({axis}) against number of edits. {text}.", draw))
         for (label, _), curve in points.items():
-            rows += [[heading, label, str(n), interval(point)] for n, point in curve]
+            rows += [[heading, label, str(n), interval(point), axis] for n, point in curve]
             drawn += [point for _, point in curve]
-    header = ("task", "series", "edits", "score")
+    header = ("task", "series", "edits", "score", "metric")
     return Plate(name, title, _spread_words(drawn), panels, list(lines.values()), header=header, rows=rows)
 
 
-def _curves(points: Mapping[tuple[str, Look], Sequence[tuple[int, Estimate]]], axes: Axes) -> None:
+def _curves(
+    points: Mapping[tuple[str, Look], Sequence[tuple[int, Estimate]]],
+    metric: Metric | None,
+    axis: str,
+    axes: Axes,
+) -> None:
     widest = max(curve[-1][0] for curve in points.values())
     for place, ((label, look), curve) in enumerate(points.items()):
         x = [n for n, _ in curve]
@@ -164,8 +185,8 @@ def _curves(points: Mapping[tuple[str, Look], Sequence[tuple[int, Estimate]]], a
         for n, *ends in bars:  # side by side, so that they do not overlap
             beside = n + widest * 0.009 * (place - (len(points) - 1) / 2)
             axes.plot([beside, beside], ends, color=look.color, lw=1.1, alpha=0.6)
-    _unit_range(axes.set_ylim, [point.value for curve in points.values() for _, point in curve])
-    axes.set_xlabel("number of edits")
+    _unit_range(axes.set_ylim, [point.value for curve in points.values() for _, point in curve], metric)
+    axes.set(xlabel="number of edits", ylabel=axis)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
 
 
@@ -200,7 +221,7 @@ def editing_bars(study: Study, setting: Setting, name: str) -> Plate:
         panels.append(Panel(metric, f"Bars. {'; '.join(texts)}.", draw, (4.2, 1.0 + 0.5 * len(last))))
     return Plate(
         name,
-        f"Editing performance, {setting.label}{_edits(last)}",
+        f"Editing performance ({EDITING_PROTOCOL}), {setting.label}{_edits(last)}",
         "Means over the edits, right after each was made and of all of them at the end of the stream. "
         + _spread_words(point for points in found.values() for point in points.values()),
         panels,
@@ -229,44 +250,78 @@ def _bars(points: Mapping[tuple[Series, When], Estimate], labels: Mapping[Series
 # --------------------------------------------------------------------------------------- side by side
 
 
+@dataclass(frozen=True)
+class _Row:
+    """One metric of the series of a setting. axis: what its axis says; metric: None where it is not ours."""
+
+    title: str
+    metric: Metric | None
+    axis: str
+    points: Mapping[Series, Estimate]
+    unedited: float | None
+
+
 def side_by_side(study: Study, setting: Setting, name: str) -> Plate:
     """Each task for each regularizer at one number of edits, beside the unedited model."""
     last = study.last(setting)
     base = study.base(setting.model)
-    labels, styles = _labels(last), looks(study)
-    panels: list[Panel] = []
-    rows: list[list[str]] = []
-    drawn: list[Estimate] = []
+    rows = []
     for task in study.shown if len(last) > 1 else ():
         points = {s: p for s, n in last.items() if (p := dict(study.curve(s, task)).get(n)) is not None}
-        if not points:
-            continue
         score = base.score(task) if base else None
-        unedited = score.value if score else None
-        title = study.title(task)
-        text = "; ".join(f"{labels[s]} {number(p.value)}" for s, p in points.items())
-        description = f"Points with error bars. Unedited {number(unedited)}; {text}."
-        draw = partial(_dots, points, labels, unedited, styles)
-        panels.append(Panel(title, description, draw, (4.2, 1.0 + 0.3 * len(labels))))
-        drawn += points.values()
-        rows += [[title, labels[s], interval(p), number(unedited)] for s, p in points.items()]
+        metric = study.metric(task)
+        axis = axis_label(metric, study.improves_upwards(task))
+        rows.append(_Row(study.title(task), metric, axis, points, score.value if score else None))
+    title = f"Regularizers side by side, {setting.label}{_edits(last)}"
+    return _beside(study, setting, rows, name, title)
+
+
+def measures(study: Study, setting: Setting, protocol: Protocol | None, name: str) -> Plate:
+    """The metrics of one protocol, of tasks that are not about abilities, for each series."""
+    last = study.last(setting)
+    rows = []
+    for task, metric in study.measures:
+        if catalogue.protocol(task, metric) != protocol:
+            continue
+        known = catalogue.entry(task, metric)
+        axis = axis_label(known, known is None or known.higher_is_better)
+        found = {s: p for s, n in last.items() if (p := study.measure(s, n, (task, metric))) is not None}
+        title = f"{catalogue.title(task)}: {metric}"
+        rows.append(_Row(title, known, axis, found, study.unedited(last, (task, metric))))
+    title = f"Edits and their consequences ({protocol}), {setting.label}{_edits(last)}"
+    return _beside(study, setting, rows, name, title)
+
+
+def _beside(study: Study, setting: Setting, rows: Sequence[_Row], name: str, title: str) -> Plate:
+    """A panel for each row, without the rows that no series has."""
+    labels, styles = _labels(study.last(setting)), looks(study)
+    rows = [row for row in rows if row.points]
+    panels = []
+    for row in rows:
+        text = "; ".join(f"{labels[s]} {number(p.value)}" for s, p in row.points.items())
+        description = f"Points with error bars ({row.axis}). Unedited {number(row.unedited)}; {text}."
+        draw = partial(_dots, row, labels, styles)
+        panels.append(Panel(row.title, description, draw, (4.2, 1.2 + 0.3 * len(labels))))
+    dashed = any(row.unedited is not None for row in rows)
     return Plate(
         name,
-        f"Regularizers side by side, {setting.label}{_edits(last)}",
-        ("The dashed line is the unedited model. " if base else "") + _spread_words(drawn),
+        title,
+        ("The dashed line is the unedited model. " if dashed else "")
+        + _spread_words(point for row in rows for point in row.points.values()),
         panels,
-        header=("task", "series", "score", "unedited"),
-        rows=rows,
+        header=("task", "series", "score", "unedited", "metric"),
+        rows=[
+            [row.title, labels[s], interval(p), number(row.unedited), row.axis]
+            for row in rows
+            for s, p in row.points.items()
+        ],
     )
 
 
 def _dots(
-    points: Mapping[Series, Estimate],
-    labels: Mapping[Series, str],
-    unedited: float | None,
-    styles: Mapping[Series | Setting, Look],
-    axes: Axes,
+    row: _Row, labels: Mapping[Series, str], styles: Mapping[Series | Setting, Look], axes: Axes
 ) -> None:
+    points, unedited = row.points, row.unedited
     values = [p.value for p in points.values()] + ([] if unedited is None else [unedited])
     for place, series in enumerate(labels):
         if point := points.get(series):
@@ -275,7 +330,8 @@ def _dots(
             _point(axes, point.value, place, styles[series], 8)
     if unedited is not None:
         axes.axvline(unedited, color=MUTED, ls="--", lw=1.2, zorder=1)
-    _unit_range(axes.set_xlim, values)
+    _unit_range(axes.set_xlim, values, row.metric)
+    axes.set_xlabel(row.axis)
     _rows_of(axes, labels)
 
 
@@ -303,7 +359,10 @@ def trade_off(study: Study, setting: Setting, name: str) -> Plate:
             f"{s.label}: reliability {number(x.value)}, mean ability {number(y.value)}"
             for s, (x, y) in points.items()
         )
-        draw = partial(_scatter, points, level, ability[0].lower() + ability[1:], styles)
+        axis = ability[0].lower() + ability[1:]
+        if metric := study.metric(None):
+            axis += f", {metric.protocol}"
+        draw = partial(_scatter, points, level, axis, styles)
         panels.append(Panel(words, f"Scatter. {text}.", draw, (4.2, 3.8)))
     of_plain = f"of {NO_REGULARIZER}"
     return Plate(
@@ -318,7 +377,7 @@ def trade_off(study: Study, setting: Setting, name: str) -> Plate:
         columns=2,
         header=(
             *("series", ability.lower(), "of the unedited"),
-            *("reliability right after", of_plain, "reliability at the end", of_plain),
+            *(column for words in TIMES.values() for column in (reliability_label(words), of_plain)),
         ),
         rows=_kept(study, last),
     )
@@ -359,7 +418,7 @@ def _scatter(
     if level is not None:
         axes.axhline(level, color=MUTED, ls="--", lw=1.2, zorder=1)
     _unit_range(axes.set_ylim, [y.value for _, y in points.values()])
-    axes.set(xlim=(-0.03, 1.04), xlabel="reliability", ylabel=ability)
+    axes.set(xlim=(-0.03, 1.04), xlabel=f"reliability, {EDITING_PROTOCOL}", ylabel=ability)
 
 
 # ------------------------------------------------------------------------------------------ weight changes

@@ -14,7 +14,7 @@ import harness_rect
 from harness_rect.evaluation.catalogue import title as task_title
 from harness_rect.experiments.report import figures, reference
 from harness_rect.experiments.report.drawing import Plate, inline_svg, swatch
-from harness_rect.experiments.report.figures import count, interval, number, percent
+from harness_rect.experiments.report.figures import count, interval, number, percent, reliability_label
 from harness_rect.experiments.report.series import Series, Setting
 from harness_rect.experiments.report.study import TIMES, Flips, Run, Study
 
@@ -75,6 +75,15 @@ def sections(study: Study, published: reference.Reference | None = None) -> list
             "Editing performance",
             "runs of the model class edited_hf, which measures its own edits.",
             plates(figures.editing_bars, "editing"),
+        ),
+        Section(
+            "consequences",
+            "Edits and their consequences",
+            "evaluations of tasks about the edits: lm_eval --model edited_hf --tasks rect_editing.",
+            _consequences(study),
+            intro="What the tasks about the edits report at the end of the stream. Metrics of different"
+            " protocols are not comparable: the tokens of a given answer are predicted (teacher-forced), its"
+            " probability is read, or the model generates.",
         ),
         Section(
             "together",
@@ -158,7 +167,7 @@ def _glance(study: Study) -> Table | None:
             ability, *edits = (number(point.value if point else None) for point in points)
             label = f"{_setting_label(study, setting)}, {series.label}"
             rows.append([label, str(n), ability, percent(study.retained(series, n)), *edits])
-    header = ("series", "edits", study.mean_label.lower(), "kept", "reliability right after", "at the end")
+    header = ("series", "edits", study.mean_label.lower(), "kept", *map(reliability_label, TIMES.values()))
     return Table("At a glance: what is left of abilities and of edits", header, rows) if rows else None
 
 
@@ -189,7 +198,7 @@ def _runs(study: Study) -> Table:
             ]
         )
     header = ("model", "method", "regularizer", "edits", "streams", study.mean_label.lower(), "kept")
-    return Table("All runs", (*header, "reliability right after", "reliability at the end"), rows, 3)
+    return Table("All runs", (*header, *map(reliability_label, TIMES.values())), rows, 3)
 
 
 def _points(study: Study) -> list[tuple[Series, int]]:
@@ -212,6 +221,16 @@ def _abilities(study: Study) -> list[Plate]:
     for i, setting in enumerate(study.settings):
         lines = {series: (series.label, styles[series]) for series in study.series(setting)}
         plates.append(figures.curves(study, f"abilities-{i}", setting.label, lines))
+    return [plate for plate in plates if plate.panels]
+
+
+def _consequences(study: Study) -> list[Plate]:
+    """One figure for each setting and protocol."""
+    plates = [
+        figures.measures(study, setting, protocol, f"consequences-{i}-{j}")
+        for i, setting in enumerate(study.settings)
+        for j, protocol in enumerate(study.protocols())
+    ]
     return [plate for plate in plates if plate.panels]
 
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from harness_rect.evaluation.catalogue import GENERAL, TASKS, is_editing
+from harness_rect.evaluation.catalogue import GENERAL, GROUPS, TASKS, headline, is_ability, is_editing
 from harness_rect.experiments import results
 from harness_rect.experiments.compare.differences import SEEDS, find_differences
 from harness_rect.experiments.compare.pairing import Unpairable, pair
 from harness_rect.experiments.report.series import Regularization, Series, Setting
-from harness_rect.experiments.report.study import TIMES, Example, Flips, Run, Study
-from harness_rect.experiments.results import Results, Score
+from harness_rect.experiments.report.study import TIMES, Example, Flips, Measure, Run, Study
+from harness_rect.experiments.results import Key, Results, Score
 from harness_rect.session.report import UNEDITED, EditReport, When
 
 #: Examples shown of each task and run: answers that became wrong, and that became right.
@@ -49,25 +49,50 @@ def read_study(folder: Path | str, on_file: Callable[[int, int], None] | None = 
     runs, notes = _without_repetitions(_separated(runs))
     runs.sort(key=lambda run: run.order)
     tasks = _tasks(runs)
-    edited = [run for run in runs if run.series] or runs
-    mean_of = list(GENERAL.members)
-    if not set(mean_of) <= set(tasks):  # the tasks of others that all edited runs have and that are alike
-        up = [task for task in tasks if all(run.higher_is_better.get(task, True) for run in runs)]
-        mean_of = [task for task in up if all(task in run.scores for run in edited)]
-    study = Study(folder, runs, tasks, mean_of, notes=notes)
+    complete = [group.name for group in GROUPS.values() if group.mean and set(group.members) <= set(tasks)]
+    mean_of = list(GROUPS[complete[0]].members) if complete else _alike(runs, tasks)
+    study = Study(folder, runs, tasks, mean_of, _measures(runs), notes=notes)
     _read_samples(study, step)
     study.runs = [replace(run, mean=_mean(run, mean_of)) for run in study.runs]
+    for group in complete[1:]:
+        _add_mean(study, group)
     return study
+
+
+def _alike(runs: Sequence[Run], tasks: Sequence[str]) -> list[str]:
+    """Where no group with a mean is complete: the tasks that all edited runs have and that have a mean.
+
+    These are shares or unknown, better when higher, and of one group; those of others go with the general
+    ones.
+    """
+    edited = [run for run in runs if run.series] or runs
+    found: dict[str, list[str]] = {GENERAL.name: []}
+    for task in tasks:
+        known = headline(task)
+        up = all(run.higher_is_better.get(task, True) for run in runs)
+        if up and (known is None or known.share) and all(task in run.scores for run in edited):
+            found.setdefault(TASKS[task].group if task in TASKS else GENERAL.name, []).append(task)
+    return next((of for of in found.values() if of), [])
+
+
+def _add_mean(study: Study, group: str) -> None:
+    """The mean of a group as one more score, shown before those of its members."""
+    members = GROUPS[group].members
+    for place, run in enumerate(study.runs):
+        if (mean := _mean(run, members)) is not None:
+            study.runs[place] = replace(run, scores={**run.scores, group: mean})
+    study.tasks.insert(study.tasks.index(members[0]), group)
 
 
 def _run(one: Results, folder: Path) -> Run:
     edit = one.edit or UNEDITED
-    headlines = {task: one.headline(task) for task in one.tasks if not is_editing(task)}
+    headlines = {task: one.headline(task) for task in one.tasks if is_ability(task)}
+    others = [(task, key) for task in one.tasks if not is_ability(task) for key in one.metrics(task)]
     root = folder if folder.is_dir() else folder.parent
     model = _model(one)
     setting = Setting(model, edit.method, edit.edit_batch_size)
     series = Series(setting, Regularization.of(edit.regularizer, edit.settings))
-    group = GENERAL.name
+    means = [group for group in one.groups if group in GROUPS and GROUPS[group].mean]
     return Run(
         file=one.path.relative_to(root).as_posix(),
         path=one.path,
@@ -76,8 +101,9 @@ def _run(one: Results, folder: Path) -> Run:
         edit=edit.model_copy(update={"edits": [], "steps": []}),
         date=_number(one.file.date),
         scores={task: one.scores(task)[key] for task, key in headlines.items()},
+        measures={(task, key.metric): one.scores(task)[key] for task, key in others},
         higher_is_better={task: one.higher_is_better(task, key.metric) for task, key in headlines.items()},
-        reported_mean=one.scores(group)[one.headline(group)] if group in one.groups else None,
+        reported_means={group: one.scores(group)[one.headline(group)] for group in means},
         editing={when: _editing(edit, when) for when in TIMES},
         provenance=_provenance(one),
         limit=_number(one.file.config.get("limit") or math.inf),
@@ -180,7 +206,7 @@ def _without_repetitions(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     for run in sorted(runs, key=lambda run: (run.limit, run.date, run.file)):
         key = (run.model, run.series, run.n_edits, run.stream if run.series else None)
         if (older := newest.get(key)) is not None:
-            if set(older.scores) <= set(run.scores):
+            if older.tasks <= run.tasks:
                 more = "has more documents of" if run.limit > older.limit else "is newer and evaluates"
                 notes.append(f"{older.file} is left out: {run.file} {more} the same.")
             else:  # other tasks of the same model: one run with all of them
@@ -188,8 +214,9 @@ def _without_repetitions(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
                 run = replace(
                     run,
                     scores={**older.scores, **run.scores},
+                    measures={**older.measures, **run.measures},
                     higher_is_better={**older.higher_is_better, **run.higher_is_better},
-                    reported_mean=run.reported_mean or older.reported_mean,
+                    reported_means={**older.reported_means, **run.reported_means},
                 )
         newest[key] = run
     return list(newest.values()), notes
@@ -204,6 +231,13 @@ def _tasks(runs: Iterable[Run]) -> list[str]:
     return [*(task for task in TASKS if task in found), *(task for task in found if task not in TASKS)]
 
 
+def _measures(runs: Iterable[Run]) -> list[Measure]:
+    """In the catalogue's order, as far as it goes."""
+    found = list(dict.fromkeys(measure for run in runs for measure in run.measures))
+    known = [(name, metric.name) for name, task in TASKS.items() for metric in task.metrics]
+    return [*(m for m in known if m in found), *(m for m in found if m not in known)]
+
+
 def _mean(run: Run, tasks: Sequence[str]) -> Score | None:
     """The mean of the tasks, None without all of them; its standard error, where each has one."""
     scores = [run.scores[task] for task in tasks if task in run.scores]
@@ -211,8 +245,9 @@ def _mean(run: Run, tasks: Sequence[str]) -> Score | None:
         return None
     stderrs = [score.stderr for score in scores if score.stderr is not None]
     stderr = math.hypot(*stderrs) / len(scores) if len(stderrs) == len(scores) else None
-    if run.reported_mean is not None and tasks == list(GENERAL.members):
-        return Score(run.reported_mean.value, stderr)
+    for group, reported in run.reported_means.items():
+        if list(tasks) == list(GROUPS[group].members):
+            return Score(reported.value, stderr)
     return Score(float(np.mean([score.value for score in scores])), stderr)
 
 
@@ -229,33 +264,44 @@ def _read_samples(study: Study, step: Callable[[], None]) -> None:
     base_run, base = None, None
     for place, run in enumerate(study.runs):
         one = results.load(run.path)
-        study.runs[place] = _with_stderrs(run, one)
+        study.runs[place] = run = _with_stderrs(run, one)
         if run.series is None:
             base_run, base = run, one
         elif base is not None and base_run is not None and base_run.model == run.model:
             study.notes += _differences(base, one, run, base_run)
-            if run.file in shown and (flips := _flips(base, one, study.runs[place])) is not None:
+            study.runs[place] = run = replace(run, as_unedited=_measured_alike(base, one, run))
+            if run.file in shown and (flips := _flips(base, one, run)) is not None:
                 study.flips.append(flips)
         step()
 
 
 def _with_stderrs(run: Run, one: Results) -> Run:
     """The run with standard errors that lm-eval does not give (F1 and other ratios), by jackknife."""
-    found = {}
-    for task in run.scores.keys() & one.tasks.keys():
-        if run.scores[task].stderr is not None or one.samples(task) is None:
+    scores, measures = dict(run.scores), dict(run.measures)
+    for task in run.tasks & one.tasks.keys():
+        if one.samples(task) is None:
             continue
-        key = one.headline(task)
-        try:
-            stratum = pair(one, one, task, key).stratum
-        except Unpairable:
+        if task in scores:
+            scores[task] = _with_stderr(scores[task], one, task, one.headline(task))
             continue
-        units = len(stratum.base)
-        if units > 1:
-            left_out = stratum.score(stratum.base.sum(0) - stratum.base)
-            spread = math.sqrt((units - 1) / units * float(((left_out - left_out.mean()) ** 2).sum()))
-            found[task] = Score(run.scores[task].value, spread)
-    return replace(run, scores={**run.scores, **found})
+        for key in one.metrics(task):
+            measures[task, key.metric] = _with_stderr(measures[task, key.metric], one, task, key)
+    return replace(run, scores=scores, measures=measures)
+
+
+def _with_stderr(score: Score, one: Results, task: str, key: Key) -> Score:
+    if score.stderr is not None:
+        return score
+    try:
+        stratum = pair(one, one, task, key).stratum
+    except Unpairable:
+        return score
+    units = len(stratum.base)
+    if units < 2:
+        return score
+    left_out = stratum.score(stratum.base.sum(0) - stratum.base)
+    spread = math.sqrt((units - 1) / units * float(((left_out - left_out.mean()) ** 2).sum()))
+    return Score(score.value, spread)
 
 
 def _differences(base: Results, one: Results, run: Run, base_run: Run) -> list[str]:
@@ -265,6 +311,14 @@ def _differences(base: Results, one: Results, run: Run, base_run: Run) -> list[s
         f"{run.file} and {base_run.file} differ, so their scores should not be compared: {line}"
         for line in found
     ]
+
+
+def _measured_alike(base: Results, one: Results, run: Run) -> frozenset[str]:
+    """Of the tasks that are not about abilities, those with the same edits and version on both sides."""
+    both = {task for task, _ in run.measures} & one.tasks.keys() & base.tasks.keys()
+    return frozenset(
+        task for task in both if not find_differences(base, one, [task], expected=("edit_seed",))
+    )
 
 
 def _flips(base: Results, one: Results, run: Run) -> Flips | None:

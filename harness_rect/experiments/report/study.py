@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from harness_rect.evaluation.catalogue import EDITING_METRICS, GENERAL, TASKS
-from harness_rect.evaluation.catalogue import title as task_title
+from harness_rect.evaluation import catalogue
+from harness_rect.evaluation.catalogue import EDITING_METRICS, GROUPS, Metric, Protocol
 from harness_rect.experiments.compare.comparison import retention
 from harness_rect.experiments.compare.significance import CONFIDENCE
 from harness_rect.experiments.report.series import Series, Setting
@@ -82,14 +82,20 @@ def estimate(scores: Sequence[Score], of: str = "documents", bounded: bool = Fal
     )
 
 
+#: A task and one of its metrics.
+Measure = tuple[str, str]
+
+
 @dataclass(frozen=True)
 class Run:
     """One evaluation.
 
     file: its path below the folder. series: None for a model that was not edited by edited_hf.
-    edit: the edit report, without the single edits and steps. scores: task -> headline score.
-    reported_mean: the group's score in the file. mean: over :attr:`Study.mean_of`.
+    edit: the edit report, without the single edits and steps. scores: task about an ability -> headline
+    score, and group -> mean. measures: (task, metric) -> score, of all other tasks.
+    reported_means: group -> its mean in the file. mean: over :attr:`Study.mean_of`.
     editing: time of measurement -> metric -> score over the edits. limit: of documents for each task.
+    as_unedited: tasks for which the unedited model was measured on the same documents.
     """
 
     file: str
@@ -99,12 +105,14 @@ class Run:
     edit: EditReport
     date: float
     scores: Mapping[str, Score]
+    measures: Mapping[Measure, Score]
     higher_is_better: Mapping[str, bool]
-    reported_mean: Score | None
+    reported_means: Mapping[str, Score]
     editing: Mapping[When, Mapping[str, Score]]
     provenance: Mapping[str, str]
     limit: float
     mean: Score | None = None
+    as_unedited: frozenset[str] = frozenset()
 
     @property
     def n_edits(self) -> int:
@@ -121,6 +129,11 @@ class Run:
         if self.series is None:
             return self.model, False
         return self.model, True, self.series.setting.order, self.series.order, self.n_edits, self.stream
+
+    @property
+    def tasks(self) -> set[str]:
+        """All that was evaluated."""
+        return {*self.scores, *(task for task, _ in self.measures)}
 
     @property
     def hparams(self) -> dict[str, Any]:
@@ -160,7 +173,8 @@ class Flips:
 class Study:
     """Everything that a page shows.
 
-    tasks: general tasks in the order of the figures. mean_of: those whose mean is shown.
+    tasks: tasks about abilities in the order of the figures, each group with a mean of its own before its
+    members. mean_of: those whose mean stands for all abilities. measures: metrics of all other tasks.
     notes: what was left out or differs between runs, one line each.
     """
 
@@ -168,6 +182,7 @@ class Study:
     runs: list[Run]
     tasks: list[str]
     mean_of: list[str]
+    measures: list[Measure] = field(default_factory=list)
     flips: list[Flips] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -211,11 +226,26 @@ class Study:
         return [(n, point) for n, point in points.items() if point is not None]
 
     def _estimate(self, runs: Sequence[Run], task: str | None) -> Estimate | None:
-        if task is None:
-            bounded = self.mean_of == list(GENERAL.members)
-        else:
-            bounded = task in TASKS and TASKS[task].headline.share
-        return estimate([score for run in runs if (score := run.score(task))], bounded=bounded)
+        known = self.metric(task)
+        found = [score for run in runs if (score := run.score(task))]
+        return estimate(found, bounded=known is not None and known.share)
+
+    def measure(self, series: Series, n_edits: int, measure: Measure) -> Estimate | None:
+        """A metric of a task that is not about an ability."""
+        known = catalogue.entry(*measure)
+        found = [score for run in self.at(series, n_edits) if (score := run.measures.get(measure))]
+        return estimate(found, bounded=known is not None and known.share)
+
+    def unedited(self, last: Mapping[Series, int], measure: Measure) -> float | None:
+        """The same of the unedited model, where all these series were measured on its documents."""
+        runs = [run for series, n in last.items() for run in self.at(series, n) if measure in run.measures]
+        base = self.base(runs[0].model) if runs else None
+        score = base.measures.get(measure) if base else None
+        return score.value if score and all(measure[0] in run.as_unedited for run in runs) else None
+
+    def protocols(self) -> list[Protocol | None]:
+        """Those of the measures, in the order of their tasks."""
+        return list(dict.fromkeys(catalogue.protocol(*measure) for measure in self.measures))
 
     def editing(self, series: Series, n_edits: int, when: When, metric: str) -> Estimate | None:
         runs = self.at(series, n_edits)
@@ -230,12 +260,24 @@ class Study:
         base, mean = self.base(series.setting.model), self.ability(series, n_edits)
         return retention(base.mean.value, mean.value) if base and base.mean and mean else None
 
+    def metric(self, task: str | None) -> Metric | None:
+        """The headline of a task, or the mean (None), where the catalogue has it."""
+        return catalogue.headline(self._mean_group if task is None else task)
+
     def title(self, task: str | None) -> str:
         """Of a task, or of the mean (None)."""
-        return self.mean_label if task is None else task_title(task)
+        return self.mean_label if task is None else catalogue.title(task)
+
+    def improves_upwards(self, task: str | None) -> bool:
+        return task is None or all(run.higher_is_better.get(task, True) for run in self.runs)
 
     @property
     def mean_label(self) -> str:
-        if self.mean_of == list(GENERAL.members):
-            return GENERAL.mean_title
+        if self._mean_group:
+            return catalogue.title(self._mean_group)
         return f"Mean of {len(self.mean_of)} task{'s' if len(self.mean_of) > 1 else ''}"
+
+    @property
+    def _mean_group(self) -> str:
+        """The group of which the mean is; empty where it is of other tasks."""
+        return next((n for n, g in GROUPS.items() if g.mean and list(g.members) == self.mean_of), "")

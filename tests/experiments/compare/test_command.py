@@ -136,7 +136,7 @@ def test_the_output_file_has_the_format_of_its_name(
 def test_markdown_has_a_row_for_each_comparison(evaluations: dict[str, Path], capsys) -> None:
     cli.main(["compare", *map(str, evaluations.values()), "--format", "markdown"])
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert len(table) == 2 + len(HEADLINES)
+    assert len(table) == 3 * 2 + len(HEADLINES)  # a table for each protocol
     assert {line.count("|") for line in table} == {table[0].count("|")}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.lm_eval_files import content, mean_task, with_group, write
 
-from harness_rect.evaluation.aggregations import entity_f1
+from harness_rect.evaluation.aggregations import entity_f1, weighted_f1
 from harness_rect.experiments.compare.pairing import Unpairable, pair, pair_group
 from harness_rect.experiments.results import Key, Results, load
 
@@ -51,12 +51,41 @@ def test_rows_that_lack_a_metric_are_left_out_as_the_task_does(tmp_path: Path) -
     assert pair(*two(tmp_path, first, second), "task", Key("gen", "none")).documents == 3
 
 
+def test_documents_with_a_metric_on_one_side_only_count_on_that_side(tmp_path: Path) -> None:
+    """As where an edit counts only if the edited model knows it: each score has edits of its own."""
+    first = mean_task("gen", [1, 0.5]) | {"values": [1, None, 0.5, None]}
+    second = mean_task("gen", [0, 1, 1]) | {"values": [0, 1, None, 1]}
+    found = pair(*two(tmp_path, first, second), "task", Key("gen", "none"))
+    assert (found.documents, found.one_sided, found.outcomes) == (4, 3, None)
+    assert found.stratum.base.tolist() == [[1, 1], [0, 0], [0.5, 1], [0, 0]]
+    assert found.stratum.other.tolist() == [[0, 1], [1, 1], [0, 0], [1, 1]]
+    assert found.stratum.change(*(side.sum(0) for side in (found.stratum.base, found.stratum.other))) == (
+        pytest.approx(2 / 3 - 0.75)
+    )
+
+
+def test_columns_stand_for_the_same_classes_on_both_sides(tmp_path: Path) -> None:
+    """Also where the first answers of the two sides have different gold classes."""
+    gold = [0, 1, 1, 0]
+    answers = [[0, None, 1, 1], [None, 0, 1, 0]]
+    tasks: list[dict] = []
+    for said in answers:
+        values = [None if s is None else (g, s) for g, s in zip(gold, said, strict=True)]
+        value = weighted_f1([v for v in values if v is not None])
+        tasks.append({"metric": "f1_weighted", "value": value, "stderr": None, "values": values})
+    sides = two(tmp_path, tasks[0], tasks[1], "rect_glue_sst")
+    found = pair(*sides, "rect_glue_sst", Key("f1_weighted", "none"))
+    scores = [float(found.stratum.score(side.sum(0))) for side in (found.stratum.base, found.stratum.other)]
+    assert scores == pytest.approx([task["value"] for task in tasks])
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"value": 0.9}, "do not average to the reported"),  # say, a perplexity: no mean of its documents
         ({"values": ["a", "b", "c"]}, "no numbers"),
-        ({"values": [1, 0, None]}, "lack this metric"),
+        ({"values": [1, 0, None]}, "do not average to the reported"),
+        ({"values": [None] * 3}, "lack this metric"),
         ({"values": [1, 0, 1, 1]}, "documents differ"),
     ],
 )
