@@ -15,7 +15,7 @@ from harness_rect.evaluation.catalogue import TASKS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tools are not installed
 try:
-    from tools.tiny_world.build import write_corpus
+    from tools.tiny_world.build import write_corpus, write_drift_text
     from tools.tiny_world.corpus import Corpus
     from tools.tiny_world.glue import MAKERS, glue_rows
     from tools.tiny_world.train import RECIPES
@@ -42,6 +42,12 @@ def test_the_shipped_rows_of_the_glue_suite_are_those_the_tools_make() -> None:
     for name in MAKERS:
         lines = (embedded.DATA / TASKS[name].file).read_text(encoding="utf-8").splitlines()
         assert [json.loads(line) for line in lines] == glue_rows(name, world, 0), name
+
+
+def test_the_shipped_text_of_rect_drift_is_the_one_the_tools_make(tmp_path: Path) -> None:
+    write_drift_text(tmp_path / "drift.txt", Corpus(World(0), 0), 0, RECIPES["rect-tiny"].steps - 1)
+    shipped = embedded.DATA / TASKS["rect_drift"].file
+    assert (tmp_path / "drift.txt").read_bytes() == shipped.read_bytes()
 
 
 def test_the_rate_falls_and_rises_again_with_every_cycle() -> None:

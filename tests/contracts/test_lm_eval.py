@@ -191,12 +191,16 @@ def test_a_model_class_that_has_no_method_of_ours_answers_none() -> None:
         assert getattr(DummyLM(), name)([request, request]) == [None, None]
 
 
-def test_generated_texts_are_decoded_and_cut_so_that_they_know_where_they_end(make_model, tokenizer) -> None:
+def test_generated_texts_are_decoded_and_cut_so_that_they_know_where_they_end(
+    make_model, tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = SharedPassLM(pretrained=make_model("gpt2"), tokenizer=tokenizer, batch_size=2, backend="causal")
     said = tokenizer.decode(range(40, 48))
-    model._model_generate = lambda context, **given: torch.cat(
-        [context, torch.arange(40, 48).repeat(len(context), 1).to(context)], dim=1
-    )
+
+    def generate(context: torch.Tensor, **given: Any) -> torch.Tensor:
+        return torch.cat([context, torch.arange(40, 48).repeat(len(context), 1).to(context)], dim=1)
+
+    monkeypatch.setattr(model, "_model_generate", generate)
     stop = said[len(said) // 2]
     stops: list[list[str]] = [[stop], []]
     requests = [

@@ -104,3 +104,12 @@ def write_corpus(path: Path, corpus: Corpus, seed: int, step: int, documents: in
     rng = random.Random(f"text {seed}")
     texts = ("".join(text for text, _ in corpus.document(rng, step)) for _ in range(documents))
     path.write_text("".join(text.replace("\n", " ") + "\n" for text in texts), encoding="utf-8")
+
+
+def write_drift_text(path: Path, corpus: Corpus, seed: int, step: int, words: int = 1000) -> None:
+    """About so many words of the same kind, drawn for this file alone, for rect_drift."""
+    rng = random.Random(f"drift {seed}")
+    texts: list[str] = []
+    while sum(len(text.split()) for text in texts) < words:
+        texts.append("".join(text for text, _ in corpus.document(rng, step)).replace("\n", " "))
+    path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")

@@ -62,7 +62,8 @@ def read_study(folder: Path | str, on_file: Callable[[int, int], None] | None = 
 
 def _run(one: Results, folder: Path) -> Run:
     edit = one.edit or UNEDITED
-    headlines = {task: one.headline(task) for task in one.tasks if not is_editing(task)}
+    found = {task: one.headline(task) for task in one.tasks if not is_editing(task)}
+    headlines = {task: key for task, key in found.items() if not _is_another(task, key.metric)}
     root = folder if folder.is_dir() else folder.parent
     model = _model(one)
     setting = Setting(model, edit.method, edit.edit_batch_size)
@@ -82,6 +83,12 @@ def _run(one: Results, folder: Path) -> Run:
         provenance=_provenance(one),
         limit=_number(one.file.config.get("limit") or math.inf),
     )
+
+
+def _is_another(task: str, metric: str) -> bool:
+    """Whether a metric is one of the task's and not its headline, which other model classes may lack."""
+    known = TASKS.get(task)
+    return known is not None and known.metric(metric) not in (None, known.headline)
 
 
 def _model(one: Results) -> str:
