@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 #: A name or path; paths and numbers are taken as their text.
 Text = Annotated[str | None, BeforeValidator(lambda value: value if value is None else str(value))]
+
+#: How the session measures edits.
+Measured = Literal["teacher_forced", "generated"]
 
 
 class EditConfig(BaseModel):
@@ -62,6 +65,8 @@ class EditConfig(BaseModel):
     """folder where finished edit runs are kept and found again, or off; otherwise the user's cache"""
     edit_seed: int = Field(default=0, ge=0, lt=2**63)
     """seed of all random choices in editing"""
+    measure: Measured = "teacher_forced"
+    """how each edit is measured: teacher_forced, or generated for generated answers besides"""
 
     @model_validator(mode="before")
     @classmethod

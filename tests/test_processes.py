@@ -30,8 +30,15 @@ def watched(*arguments):
 METHODS["rome"] = dataclasses.replace(METHODS["rome"], propose=watched)
 model = EditedHF(**json.loads(sys.argv[1]), device="cpu")
 assert torch.distributed.get_world_size() == 2
+with model.unedited():
+    unedited = {name: weight.clone() for name, weight in model.model.state_dict().items()}
 torch.save(
-    {"calls": len(calls), "report": model.get_model_info()["edit"], "weights": model.model.state_dict()},
+    {
+        "calls": len(calls),
+        "report": model.get_model_info()["edit"],
+        "weights": model.model.state_dict(),
+        "unedited": unedited,
+    },
     f"{sys.argv[2]}/rank{rank}.pt",
 )
 torch.distributed.destroy_process_group()
@@ -73,6 +80,9 @@ def test_one_process_edits_and_all_hold_the_same_weights(place: Path) -> None:
 
     original = transformers.AutoModelForCausalLM.from_pretrained(place / "model")
     assert not torch.equal(original.get_parameter(WEIGHT), second["weights"][WEIGHT])
+    for name, weight in original.named_parameters():
+        assert torch.equal(first["unedited"][name], weight), name
+        assert torch.equal(second["unedited"][name], weight), name
     saved = transformers.AutoModelForCausalLM.from_pretrained(place / "out")
     assert torch.equal(saved.get_parameter(WEIGHT), second["weights"][WEIGHT])
     assert not [path for path in place.iterdir() if path.name.startswith(".")], "both have written"

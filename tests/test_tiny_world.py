@@ -15,7 +15,12 @@ from harness_rect.evaluation.catalogue import TASKS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tools are not installed
 try:
-    from tools.tiny_world.build import edit_rows, write_corpus, write_word_frequencies
+    from tools.tiny_world.build import (
+        edit_rows,
+        write_corpus,
+        write_drift_text,
+        write_word_frequencies,
+    )
     from tools.tiny_world.consequences import Consequences
     from tools.tiny_world.corpus import Corpus
     from tools.tiny_world.glue import MAKERS, glue_rows
@@ -68,6 +73,12 @@ def test_the_shipped_word_frequencies_are_of_the_training_text(tmp_path: Path) -
     write_word_frequencies(tmp_path, Corpus(World(0), 0), 0, RECIPES["rect-tiny"].steps - 1)
     for name in ("idf.npy", "tfidf_vocab.json"):
         assert (tmp_path / name).read_bytes() == (embedded.DATA / name).read_bytes()
+
+
+def test_the_shipped_text_of_rect_drift_is_the_one_the_tools_make(tmp_path: Path) -> None:
+    write_drift_text(tmp_path / "drift.txt", Corpus(World(0), 0), 0, RECIPES["rect-tiny"].steps - 1)
+    shipped = embedded.DATA / TASKS["rect_drift"].file
+    assert (tmp_path / "drift.txt").read_bytes() == shipped.read_bytes()
 
 
 def test_the_rate_falls_and_rises_again_with_every_cycle() -> None:

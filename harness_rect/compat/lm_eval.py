@@ -25,6 +25,7 @@ from torch.utils import collect_env
 from harness_rect.io.files import temporary_folder, written_whole
 
 __all__ = [
+    "COMPARE_IDS",
     "GENERATE",
     "GENERATE_BOTH",
     "GENERATE_SEEDED",
@@ -111,6 +112,9 @@ GENERATE = "generate_until"
 #: Methods of ours that take the same requests: (edited model's answer, unedited model's answer) of each, and
 #: the unedited model's answer alone. A model class that knows the unedited model overrides them.
 GENERATE_BOTH, GENERATE_UNEDITED = "generate_both", "generate_unedited"
+#: The same for requests of token ids: (KL(unedited || edited) in nats, number of places at which
+#: another token is likeliest, log-likelihood by the unedited model), each summed over the last ids.
+COMPARE_IDS = "compare_ids"
 
 
 def _unknown(self: LM, requests: Sequence[Instance]) -> list[None]:
@@ -118,7 +122,7 @@ def _unknown(self: LM, requests: Sequence[Instance]) -> list[None]:
     return [None] * len(requests)
 
 
-for _name in (GENERATE_BOTH, GENERATE_UNEDITED):
+for _name in (GENERATE_BOTH, GENERATE_UNEDITED, COMPARE_IDS):
     setattr(LM, _name, _unknown)
 
 #: A method of ours that samples; other model classes do it as they always do.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import e
 from typing import Any
 
 
@@ -88,6 +89,13 @@ def _mean_of_means(sums: Sequence[Any]) -> Any:
     return _share(sum(means), sum(count > 0 for count in sums[half:]))
 
 
+def _exp_of_mean(sums: Sequence[Any]) -> Any:
+    """exp(total / count); beyond the range of floats the largest power there is."""
+    power = _mean(sums)
+    return e ** (power * (power < _LARGEST) + _LARGEST * (power >= _LARGEST))
+
+
+_LARGEST = 709  # exp(710) is too large for a float
 _HERE = "!function harness_rect.evaluation.aggregations"
 
 MEAN = Aggregation("mean", lambda values: [(v, 1) for v in values], _mean)
@@ -102,6 +110,9 @@ MEAN_OF_CRITERIA = Aggregation(
     lambda values: [[*(v or 0 for v in of), *(v is not None for v in of)] for of in values],
     _mean_of_means,
 )
+#: Values are (sum over the tokens of a document, number of tokens).
+MEAN_OF_TOKENS = Aggregation(f"{_HERE}.mean_of_tokens", list, _mean)
+PERPLEXITY = Aggregation(f"{_HERE}.perplexity", list, _exp_of_mean)
 
 
 def entity_f1(counts: Iterable[tuple[int, int, int]]) -> float:
@@ -134,3 +145,13 @@ def edit_score(values: Iterable[tuple[float, float, float]]) -> float:
 def mean_of_criteria(values: Iterable[Sequence[float | None]]) -> float:
     """The mean over criteria of each criterion's mean over the edits that have it (RippleEdits)."""
     return MEAN_OF_CRITERIA(values)
+
+
+def mean_of_tokens(values: Iterable[tuple[float, int]]) -> float:
+    """The mean over the tokens of all documents, from (sum, number of tokens) of each."""
+    return MEAN_OF_TOKENS(values)
+
+
+def perplexity(values: Iterable[tuple[float, int]]) -> float:
+    """exp of the mean NLL of a token, from (NLL in nats, number of tokens) of each document."""
+    return PERPLEXITY(values)

@@ -22,6 +22,8 @@ from harness_rect.evaluation.aggregations import (
     MACRO_RECALL,
     MEAN,
     MEAN_OF_CRITERIA,
+    MEAN_OF_TOKENS,
+    PERPLEXITY,
     WEIGHTED_F1,
     Aggregation,
 )
@@ -65,7 +67,7 @@ class Task:
         metrics: the headline first, in the YAML's order.
         kind: "general" measures an ability of the model, "editing" the applied edits.
         group: the group that lists it.
-        file: the JSON Lines file that it reads in a ``data`` folder; empty where it reads the edits.
+        file: the file that it reads in a ``data`` folder; empty where it reads the edits.
         paper_file: the file, or folder, of the paper's own data that it reads instead, if there is one.
         unit: what the documents with the same ``text`` are together, where they are not independent.
         repeats_headline: whether the headline is also reported as ``score``, of which the group has the mean.
@@ -128,6 +130,10 @@ def _criteria(protocol: Protocol, ending: str = "") -> tuple[Metric, ...]:
         "forgetfulness": "prompts of other objects of the relation",
     }
     return tuple(Metric(name + ending, title, protocol=protocol) for name, title in titles.items())
+
+
+def _of_text(name: str, title: str, aggregation: Aggregation) -> Metric:
+    return Metric(name, title, aggregation, higher_is_better=False, share=False, protocol="probability")
 
 
 _TASKS = (
@@ -246,6 +252,26 @@ _TASKS = (
         Metric("ngram_entropy", "entropy of two and three words in bits", share=False),
         Metric("consistency", "similarity with texts about the new target"),
         group="rect_beyond",
+    ),
+    Task(
+        "rect_drift",
+        "Drift",
+        (
+            replace(
+                _of_text("kl", "KL divergence from the unedited model, nats a token", MEAN_OF_TOKENS),
+                retained=False,
+            ),
+            _of_text("perplexity", "perplexity of the edited model", PERPLEXITY),
+            replace(
+                _of_text("argmax_changed", "share of places with another likeliest token", MEAN_OF_TOKENS),
+                share=True,
+                retained=False,
+            ),
+            _of_text("perplexity_unedited", "perplexity of the unedited model", PERPLEXITY),
+        ),
+        group="rect_beyond",
+        file="drift.txt",
+        repeats_headline=False,
     ),
     _glue("sst", "GLUE SST-2"),
     _glue("mrpc", "GLUE MRPC"),

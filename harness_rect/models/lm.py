@@ -52,7 +52,7 @@ class TextEncoder:
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a whole text, special tokens included."""
-        return list(self.tokenizer(text, **self._kwargs)["input_ids"])
+        return list(self.tokenizer(text, verbose=False, **self._kwargs)["input_ids"])
 
     def continuation(self, prompt: str, target: str) -> tuple[list[int], list[int]]:
         """Ids of ``prompt`` and of ``target`` as it stands after that prompt.

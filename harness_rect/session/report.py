@@ -109,6 +109,7 @@ class EditReport(_Part):
         hparams: resolved hyper-parameters, with the context templates used.
         keep, rect_convention: the settings of these names, None where the regularizer has none.
         regularizer_settings: all settings; read them by :attr:`settings`.
+        measure: teacher_forced, or generated where the metrics with the suffix ``_gen`` are measured too.
         code_sha256: digest of the editing code; see :mod:`harness_rect.code_digest`.
         second_moments: layer -> sha256 of the second moments used.
         second_moments_origin: layer -> file, tokens and sha256.
@@ -131,6 +132,7 @@ class EditReport(_Part):
     rect_convention: str | None = None
     regularizer_settings: dict[str, Any] | None = None
     edit_seed: int | None = None
+    measure: str | None = None
     model_fingerprint: str | None = None
     token_ids_sha256: str | None = None
     second_moments: dict[str, str] | None = None

@@ -13,6 +13,7 @@ from torch import Tensor
 from harness_rect.config import EditConfig
 from harness_rect.edits import Edit
 from harness_rect.fingerprint import digest
+from harness_rect.generated import Answers, measure_generated
 from harness_rect.io.resume import State
 from harness_rect.measure import Baseline, EditProbes, measure
 from harness_rect.methods import Context, Method
@@ -37,6 +38,7 @@ class Editing:
     """A stream that is being edited: what every step works on, and what the steps so far did.
 
     Attributes:
+        unedited_answers: what the unedited model generates; None where generated answers are not measured.
         memory: the context's state after the last whole step; a method may add to that early in a step.
         committing: whether the weights are ahead of the records, so that no state can be saved now.
     """
@@ -49,10 +51,19 @@ class Editing:
     weights: EditedWeights
     probed: dict[str, EditProbes]
     baseline: Baseline
+    unedited_answers: Answers | None = None
     steps: list[dict[str, Any]] = field(default_factory=list)
     edits: list[dict[str, Any]] = field(default_factory=list)
     memory: dict[str, Tensor] = field(default_factory=dict)
     committing: bool = False
+
+    def measured(self, edits: Sequence[Edit]) -> dict[str, dict[str, float]]:
+        """Edit id -> metrics of the model as it is now."""
+        found = measure(self.lm, self.probed, self.baseline, [edit.id for edit in edits])
+        if self.unedited_answers is not None:
+            generated = measure_generated(self.lm, edits, self.unedited_answers)
+            found = {id: scores | generated[id] for id, scores in found.items()}
+        return found
 
     def saved(self) -> State:
         """(float32 weights and the context's state, records) after the last whole step."""
@@ -96,7 +107,7 @@ def take_step(editing: Editing, edits: Sequence[Edit]) -> None:
         context.state.clear()
         context.state.update(remembered)
     edited = time.perf_counter()
-    after = measure(lm, editing.probed, editing.baseline, ids)
+    after = editing.measured(edits)
     step = {
         "edits": ids,
         "applied": applied,

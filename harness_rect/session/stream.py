@@ -30,10 +30,11 @@ from harness_rect.config import EditConfig
 from harness_rect.edits import Edit, EditStream, fingerprint, load_edits
 from harness_rect.errors import UserError
 from harness_rect.fingerprint import digest, model_fingerprint
+from harness_rect.generated import unedited_answers
 from harness_rect.hparams import resolve_hparams
 from harness_rect.io import resume
 from harness_rect.io.progress import progress_bar
-from harness_rect.measure import averages, measure, measure_baseline, probes
+from harness_rect.measure import averages, measure_baseline, probes
 from harness_rect.methods import METHODS, Context, check_edits
 from harness_rect.models import EditableLM
 from harness_rect.moments import MomentProvider, SecondMoment
@@ -47,8 +48,16 @@ log = logging.getLogger(__name__)
 
 #: What decides the weights and what is measured, given the inputs.
 CODE = (
-    *("compat", "edits.edit", "measure", "methods", "models", "moments.second_moment", "precision"),
-    *("processes", "regularizers", "session.step", "session.weights", "updates"),
+    *("answers", "compat", "edits.edit", "generated", "measure", "methods", "models"),
+    *(
+        "moments.second_moment",
+        "precision",
+        "processes",
+        "regularizers",
+        "session.step",
+        "session.weights",
+        "updates",
+    ),
     "weight_change",
 )
 
@@ -219,14 +228,17 @@ class EditSession:
         flat = [t for group in templates for t in ([group] if isinstance(group, str) else group)]
         probed = {edit.id: probes(self.lm, edit, flat) for edit in self.edits}
         baseline = measure_baseline(self.lm, probed)
+        answers = unedited_answers(self.lm, self.edits) if self.config.measure == "generated" else None
         self._weights.start()
-        return Editing(self.lm, self.method, hparams, self.config, context, self._weights, probed, baseline)
+        return Editing(
+            self.lm, self.method, hparams, self.config, context, self._weights, probed, baseline, answers
+        )
 
     def _report(self, editing: Editing) -> EditReport:
         """The report of the stream up to here, with every edit so far measured again."""
         records = editing.edits
         ids = [record["id"] for record in records]
-        end = measure(self.lm, editing.probed, editing.baseline, ids)
+        end = editing.measured(self.edits[: len(records)])
         records = [record | {"end": end[record["id"]]} for record in records]
         identity = self.identity(len(records))
         flagged: dict[str, list[str]] = {}
@@ -312,6 +324,7 @@ class EditSession:
             "rect_convention": settings.get("rect_convention"),
             "regularizer_settings": settings,
             "edit_seed": config.edit_seed,
+            "measure": config.measure,
             "model_fingerprint": self._model_fingerprint,
             # Another tokenizer, or BOS or not, makes other edits of the same text.
             "token_ids_sha256": digest(

@@ -150,6 +150,9 @@ def test_aggregations_are_found_by_name_and_the_mean_is_the_metrics_module_s() -
     assert metrics.mean_stderr([1, 0, 1, 1]) == pytest.approx(0.25)
 
 
+#: Of a request, beside what is asked.
+NOWHERE: dict[str, Any] = {"task_name": "t", "doc_id": 0} if compat.SCORERS else {"metadata": ("t", 0, 1)}
+
 #: What compat/ calls or overrides, with the parameters by position or name that it uses.
 PARAMETERS: dict[str, tuple[Callable[..., Any], list[str]]] = {
     "simple_evaluate": (evaluator.simple_evaluate, ["evaluation_tracker", "fewshot_as_multiturn"]),
@@ -166,6 +169,8 @@ PARAMETERS: dict[str, tuple[Callable[..., Any], list[str]]] = {
     "set_cache_hook": (HFLM.set_cache_hook, ["cache_hook"]),
     "_batch_scheduler": (HFLM._batch_scheduler, ["pos", "n_reordered_requests"]),
     "_model_call": (HFLM._model_call, ["inps"]),
+    "tok_decode": (HFLM.tok_decode, ["tokens", "skip_special_tokens"]),
+    "apply_filters": (YamlTask.__mro__[1].apply_filters, []),
 }
 
 
@@ -176,6 +181,41 @@ def test_parameters_are_as_we_pass_them(name: str) -> None:
     by_name = name in {"simple_evaluate", "TaskManager"}
     kept = set(wanted) <= set(found) if by_name else found[: len(wanted)] == wanted
     assert kept, f"{name} takes {found}, and compat/ passes {wanted}"
+
+
+def test_a_model_class_that_has_no_method_of_ours_answers_none() -> None:
+    request = compat.Instance(
+        request_type=compat.GENERATE_BOTH, doc={}, arguments=("p", {}), idx=0, **NOWHERE
+    )
+    for name in (compat.GENERATE_BOTH, compat.GENERATE_UNEDITED):
+        assert getattr(DummyLM(), name)([request, request]) == [None, None]
+
+
+def test_generated_texts_are_decoded_and_cut_so_that_they_know_where_they_end(
+    make_model, tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = SharedPassLM(pretrained=make_model("gpt2"), tokenizer=tokenizer, batch_size=2, backend="causal")
+    said = tokenizer.decode(range(40, 48))
+
+    def generate(context: torch.Tensor, **given: Any) -> torch.Tensor:
+        return torch.cat([context, torch.arange(40, 48).repeat(len(context), 1).to(context)], dim=1)
+
+    monkeypatch.setattr(model, "_model_generate", generate)
+    stop = said[len(said) // 2]
+    stops: list[list[str]] = [[stop], []]
+    requests = [
+        compat.Instance(
+            request_type=compat.GENERATE,
+            doc={},
+            arguments=("a", {"until": until, "max_gen_toks": 8}),
+            idx=0,
+            **NOWHERE,
+        )
+        for until in stops
+    ]
+    cut, whole = model.generate_until(requests)
+    assert (cut, whole) == (said.split(stop)[0], said)
+    assert (cut.ended, whole.ended) == (True, False), "HFLM decodes or cuts in another way"
 
 
 @pytest.mark.skipif(not compat.SCORERS, reason="lm-eval before 0.5")

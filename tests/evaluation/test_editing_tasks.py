@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from harness_rect.errors import UserError
 from harness_rect.evaluation.editing.documents import edits_for_tasks
-from harness_rect.evaluation.editing.task import load_tokenizer
+from harness_rect.evaluation.task import load_tokenizer
 
 BOTH = ("rect_zsre", "rect_counterfact")
 TASKS = Path(__file__).parents[2] / "tasks"

@@ -18,10 +18,12 @@ import torch
 
 import harness_rect.cli
 from harness_rect import embedded
+from harness_rect.evaluation.catalogue import TASKS
 from tools.tiny_world import evaluate
 from tools.tiny_world.build import (
     edit_rows,
     write_corpus,
+    write_drift_text,
     write_jsonl,
     write_task_rows,
     write_word_frequencies,
@@ -65,6 +67,8 @@ def main() -> None:
         zsre, counterfact = edit_rows(world, SEED)
         write_jsonl(output / "edits.jsonl", zsre)
         write_jsonl(output / "edits_counterfact.jsonl", counterfact)
+        last_step = RECIPES[embedded.NAME].steps - 1  # the text is the same for both models
+        write_drift_text(output / "data" / TASKS["rect_drift"].file, corpus, SEED, last_step)
         write_corpus(work / "corpus.txt", corpus, SEED, recipe.steps - 1)
     if "train" in stages:
         tokenizer = train_tokenizer(corpus, recipe.vocabulary, SEED)

@@ -129,3 +129,12 @@ def write_word_frequencies(folder: Path, corpus: Corpus, seed: int, step: int, d
     words = {word: int(index) for word, index in sorted(vectorizer.vocabulary_.items())}
     (folder / VOCABULARY).write_text(json.dumps(words) + "\n", encoding="utf-8")
     np.save(folder / FREQUENCIES, vectorizer.idf_.round(6))
+
+
+def write_drift_text(path: Path, corpus: Corpus, seed: int, step: int, words: int = 1000) -> None:
+    """About so many words of the same kind, drawn for this file alone, for rect_drift."""
+    rng = random.Random(f"drift {seed}")
+    texts: list[str] = []
+    while sum(len(text.split()) for text in texts) < words:
+        texts.append("".join(text for text, _ in corpus.document(rng, step)).replace("\n", " "))
+    path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")

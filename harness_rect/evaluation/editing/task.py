@@ -23,9 +23,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import datasets
-import transformers
 
-from harness_rect import embedded
 from harness_rect.answers import Answer
 from harness_rect.compat.lm_eval import (
     GENERATE,
@@ -38,12 +36,10 @@ from harness_rect.compat.lm_eval import (
     request_fields,
 )
 from harness_rect.edits import Edit
-from harness_rect.errors import UserError, one_line_errors
+from harness_rect.errors import one_line_errors
 from harness_rect.evaluation.editing.documents import documents
-from harness_rect.evaluation.task import RectTask
+from harness_rect.evaluation.task import RectTask, load_tokenizer
 from harness_rect.measure import with_space
-from harness_rect.models.lm import TextEncoder
-from harness_rect.models.load import load_errors
 from harness_rect.processes import of_all_processes
 
 log = logging.getLogger(__name__)
@@ -262,28 +258,3 @@ def _type(asked: Question) -> str:
 
 def _of_those_present(function: Callable[[list[Any]], float]) -> Callable[[list[Any]], float]:
     return lambda values: function([value for value in values if value is not None])
-
-
-def load_tokenizer(metadata: dict[str, Any]) -> TextEncoder:
-    """The tokenizer of the model under evaluation, as lm-eval's Hugging Face class loads it.
-
-    Raises:
-        UserError: if the metadata name none, or it cannot be loaded.
-    """
-    metadata = embedded.of_tasks(metadata)
-    name = metadata.get("tokenizer") or embedded.resolve_model(metadata.get("pretrained"))
-    if not isinstance(name, str):
-        raise UserError("the editing tasks need the tokenizer's name; give tokenizer=NAME in metadata")
-    add_bos = metadata.get("add_bos_token")
-    options = {} if add_bos is None else {"add_bos_token": add_bos}
-    if metadata.get("subfolder"):
-        options["subfolder"] = metadata["subfolder"]
-    with load_errors(f"tokenizer {name}"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            name,
-            revision=str(metadata.get("revision", "main")),
-            trust_remote_code=bool(metadata.get("trust_remote_code", False)),
-            use_fast=metadata.get("use_fast_tokenizer", True),
-            **options,
-        )
-    return TextEncoder(tokenizer, add_bos)

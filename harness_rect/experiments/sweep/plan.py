@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from harness_rect import embedded
-from harness_rect.config import EditConfig, ModelArguments, declared_arguments, settings
+from harness_rect.config import EditConfig, Measured, ModelArguments, declared_arguments, settings
 from harness_rect.edits import Consequence, Edit, EditStream, Query, load_edits
 from harness_rect.edits.readers import split_spec
 from harness_rect.errors import UserError, did_you_mean
@@ -32,7 +32,7 @@ from harness_rect.validation import validated
 #: lm-eval's own seeds of random, numpy, torch and few-shot sampling.
 SEEDS = (0, 1234, 1234, 1234)
 #: Arguments of a run that are keys of the sweep itself, not of one entry.
-_OF_THE_SWEEP = frozenset({"edits", "edit_seed", "edit_cache", "data", "save_edited"})
+_OF_THE_SWEEP = frozenset({"edits", "edit_seed", "measure", "edit_cache", "data", "save_edited"})
 
 
 def _a_list(value: Any) -> Any:
@@ -158,6 +158,7 @@ class SweepConfig(BaseModel):
     edit_batch_size: int = Field(default=1, ge=1)
     orders: int = Field(default=1, ge=1)
     edit_seeds: Some[Count] = [0]
+    measure: Measured = "teacher_forced"
     limit: float | None = Field(default=None, gt=0)
     batch_size: int | str = 1
     device: str | None = None
@@ -378,7 +379,8 @@ def _trajectory(
 ) -> Trajectory:
     checkpoints = config.checkpoints_of(method)
     given = {"edit_batch_size": config.edit_batch_size} | method.arguments | regularizer.arguments
-    given["edit_seed"] = seed
+    given_once = {"edit_seed": seed, "measure": config.measure}
+    given |= given_once
     if method.method == "mend" and (networks := config.networks(model)):
         given.setdefault("hparams", str(networks))
     last = checkpoints[-1] if checkpoints else len(order.edits)
@@ -394,7 +396,7 @@ def _trajectory(
     values = checked.regularizer.model_dump()
     values["rect"] = values.get("keep")
     given |= {key: values[key] for key in given.keys() & values.keys()}  # 40% and 0.4 are the same run
-    defaults = {key: EditConfig.model_fields[key].default for key in ("edit_batch_size", "edit_seed")}
+    defaults = {key: EditConfig.model_fields[key].default for key in ("edit_batch_size", *given_once)}
     arguments = {key: value for key, value in given.items() if key != "method" and value != defaults.get(key)}
     label = "+".join(filter(None, (method.label, regularizer.name or _regularizer_label(checked))))
     folder = Path(config.output) / model.label / _file_name(label)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import new_tasks
 from support.lm_eval_files import content, mean_task, with_group, with_metrics, write
 
 from harness_rect.errors import UserError
@@ -30,9 +29,8 @@ Make = Callable[..., Results]
 
 
 @pytest.fixture
-def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+def make(tmp_path: Path) -> Make:
     """``make(tasks)``: a results file with samples, read; without what it says of directions."""
-    new_tasks.register(monkeypatch)
     count = itertools.count()
 
     def make(tasks: Tasks, groups: dict[str, float] | None = None) -> Results:

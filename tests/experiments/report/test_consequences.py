@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from support import new_tasks
 from support.lm_eval_files import content, mean_task, with_group, with_metrics, write
 from support.report_files import EIGHT, edit
 
@@ -28,9 +27,8 @@ Save = Callable[..., None]
 
 
 @pytest.fixture
-def save(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Save:
+def save(runs: Path) -> Save:
     """``save(tasks, edit=None, groups={})`` writes one evaluation with samples."""
-    new_tasks.register(monkeypatch)
     numbers = itertools.count()
 
     def save(

@@ -89,6 +89,7 @@ def test_every_combination_is_a_trajectory_and_the_unedited_model_comes_once_for
         checkpoints=[0, 10, 5, 5],
         orders=2,
         edit_seeds=[0, 3],
+        measure="generated",
     )
     assert len(made.trajectories) == 2 * 2 * 3 * 2 * 2
     assert len(made.evaluations) == 2 + 2 * 48
@@ -107,7 +108,9 @@ def test_every_combination_is_a_trajectory_and_the_unedited_model_comes_once_for
         "regularizer": "random",
         "keep": 0.2,
         "edit_seed": 3,
+        "measure": "generated",
     }
+    assert {trajectory.config.measure for trajectory in made.trajectories} == {"generated"}
 
 
 @pytest.mark.parametrize(
@@ -243,6 +246,8 @@ def test_edits_that_a_method_cannot_use_are_refused() -> None:
         ),
         ({"regularizers": ["prune", {"regularizer": "prune", "base": 1.2}]}, "two entries are called"),
         ({"checkpoints": [1, 11]}, "checkpoints: 11 edits asked for, but edits=facts.json has 10"),
+        ({"methods": [{"method": "rome", "measure": "generated"}]}, "methods.0: unknown key 'measure'"),
+        ({"measure": "spoken"}, "measure: Input should be"),
         ({"checkpoints": [-1]}, "checkpoints.0"),
         ({"edit_batch_size": 2}, "method=rome edits one fact at a time"),
         ({"methods": ["memit"], "edit_batch_size": 2}, "checkpoints: 5 edits do not fill batches of 2"),
