@@ -88,6 +88,8 @@ def pair(base: Results, other: Results, task: str, key: Key) -> Paired:
     try:
         # All at once: what a column stands for may depend on the values.
         rows = np.array(combined.columns([s.values[key.metric] for of in sides for s in of.values()]), float)
+        if rows.ndim != 2:
+            raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise Unpairable("its samples are no numbers that are averaged") from None
     documents = sorted(sides[0].keys() | sides[1].keys())

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def make(tmp_path: Path) -> Make:
 def drift(kl: float | None, perplexity: float, changed: float) -> Tasks:
     """One text, as the metrics of a whole task: ``kl`` is absent where the unedited model is not there."""
     task = mean_task("perplexity", [perplexity] * 2)
+    task["values"] = [(10 * math.log(perplexity), 10)] * 2  # NLL and number of tokens
     more = {"argmax_changed": changed} | ({} if kl is None else {"kl": kl})
     return {"rect_drift": with_metrics(task, **more)}
 
