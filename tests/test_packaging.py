@@ -162,7 +162,7 @@ def test_every_import_is_a_declared_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {re.split(r"[^\w-]", line)[0].lower().replace("_", "-") for line in project["dependencies"]}
     names = {"lm_eval": "lm-eval", "yaml": "pyyaml", "sklearn": "scikit-learn", "rouge_score": "rouge-score"}
-    names["typing_extensions"] = "typing-extensions"
+    names |= {"typing_extensions": "typing-extensions", "huggingface_hub": "huggingface-hub"}
     imported: dict[str, Path] = {}
     for folder in ("harness_rect", "model_wrappers"):
         for file in (ROOT / folder).rglob("*.py"):

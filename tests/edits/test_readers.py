@@ -442,6 +442,19 @@ def test_public_sets_come_through_the_cache(
     assert load_edits("counterfact[::-1]").edits == stream.edits
 
 
+def test_a_file_of_the_hub_is_found_in_its_cache_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert public.URLS["knowedit"] in message("knowedit[0:5]")
+    folder = tmp_path / "datasets--zjunlp--KnowEdit"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("a" * 40)
+    (rows := folder / "snapshots" / ("a" * 40) / "benchmark" / "wiki_counterfact").mkdir(parents=True)
+    write(rows / "test_cf.json", [plain(0), plain(1)])
+    assert load_edits("knowedit[1]")[0].source == "test_cf.json, row 1"
+
+
 def test_a_damaged_download_says_what_to_delete(
     cache: Path, served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
