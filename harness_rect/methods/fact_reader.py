@@ -7,7 +7,7 @@ blocks, whatever their number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -99,12 +99,20 @@ class FactReader:
 
     def bare_outputs(self, layer: int) -> Tensor:
         """(facts, d_model) float32: output of block ``layer`` at the bare prompts."""
+        return self._at_bare_prompts(lambda batch: self.lm.block_output(layer, batch, batch.last))
+
+    def bare_mlp_outputs(self, layer: int) -> Tensor:
+        """(facts, d_model) float32: output of that block's down projection at the bare prompts."""
+        return self._at_bare_prompts(
+            lambda batch: self.lm.down_projection_io([layer], batch, batch.last)[layer][1]
+        )
+
+    def _at_bare_prompts(self, read: Callable[[Batch], Tensor]) -> Tensor:
         found: dict[int, Tensor] = {}
         for chunk in self._chunks:
             if chunk.bare:
                 with self._resumed(chunk):
-                    outputs = self.lm.block_output(layer, chunk.batch, chunk.batch.last)
-                found.update(zip(chunk.rows, outputs, strict=True))
+                    found.update(zip(chunk.rows, read(chunk.batch), strict=True))
         return torch.stack([found[row] for row in self._bare])
 
     def _resumed(self, chunk: _Chunk) -> AbstractContextManager[None]:

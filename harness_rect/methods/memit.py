@@ -115,9 +115,9 @@ Solve = Callable[[int, Tensor, Tensor], Update]
 def _search(
     lm: EditableLM, reader: FactReader, hparams: MassEditHyperParameters
 ) -> tuple[Tensor, Tensor, list[dict[str, Any]]]:
-    """(v0, z, what each search did).
+    """(v0, d, what each search did).
 
-    v0 is the output of the last edited block at the bare prompts, z the one wanted there: (facts, d_model).
+    v0 is the output of the last edited block at the bare prompts, v0 + d the one wanted: (facts, d_model).
     """
     last = max(hparams.layers)
     with fused_gelu(lm.model):
@@ -131,14 +131,15 @@ def _search(
             at_block=True,
             loss_layer=hparams.v_loss_layer,
         )
-    return bare, torch.stack([v0 + d for v0, (d, _) in zip(bare, found, strict=True)]), [t for _, t in found]
+    return bare, torch.stack([d for d, _ in found]), [trace for _, trace in found]
 
 
 def _values(
     lm: EditableLM, edits: Sequence[Edit], hparams: MassEditHyperParameters, groups: list[Any], layer: int
 ) -> Tensor:
-    """z of each fact, (facts, d_model), which NAS measures."""
-    return _search(lm, FactReader(lm, edits, groups), hparams)[1]
+    """v* of each fact, (facts, d_model), which NAS measures: the MLP's part of the output wanted."""
+    reader = FactReader(lm, edits, groups)
+    return reader.bare_mlp_outputs(layer) + _search(lm, reader, hparams)[1]
 
 
 def edit_layers(
@@ -151,10 +152,15 @@ def edit_layers(
     """Updates of all layers for one batch of facts."""
     layers = sorted(set(hparams.layers))
     reader = FactReader(lm, edits, context.templates)
-    bare, values, traces = _search(lm, reader, hparams)
-    targets, skipped = anchored(values, hparams, NAS_LIMIT)
+    bare, change, traces = _search(lm, reader, hparams)
+    targets, skipped = bare + change, list[int]()
     if hparams.nas:
-        traces = [t | {"value_norm": v.norm().item()} for t, v in zip(traces, values, strict=True)]
+        with fused_gelu(lm.model):
+            mlp = reader.bare_mlp_outputs(layers[-1])
+        values, skipped = anchored(mlp + change, hparams, NAS_LIMIT)
+        targets = bare - mlp + values
+        norms = (mlp + change).norm(dim=1).tolist()
+        traces = [trace | {"value_norm": norm} for trace, norm in zip(traces, norms, strict=True)]
     if skipped:
         kept = [i for i in range(len(edits)) if i not in skipped]
         if not kept:

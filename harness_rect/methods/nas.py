@@ -1,12 +1,14 @@
 """Norm-anchored scaling (NAS, arXiv 2602.02543): every value gets the usual norm on the unedited model.
 
-With v* = v0 + d the value that a search finds and mu the mean |v*| of searches for reference facts on the
-unedited model, those above the 95th percentile left out,
+With v* = v0 + d the MLP output that a search finds (for MEMIT and its variants the MLP's part of z) and mu
+the mean |v*| of searches for reference facts on the unedited model, those above the 95th percentile left out,
 
     v* <- mu v* / |v*|        and the fact is skipped if |v*| > limit * mu
 
 where limit is 2 for MEMIT and its variants and 5 for ROME. mu is measured once for each model, set of
-hyper-parameters and reference facts, and kept in the user's cache.
+hyper-parameters and reference facts, and kept in the user's cache. The published code measures it with
+MEMIT's hyper-parameters and bare prompts for every method, and keeps skipped facts in MEMIT's batch with
+v* = v0; here it is measured as the method searches, and they are left out.
 """
 
 from __future__ import annotations
@@ -136,13 +138,11 @@ def with_reference_norms(
 def anchored(
     values: Tensor, hparams: NasHyperParameters, limit: float, index: int = 0
 ) -> tuple[Tensor, list[int]]:
-    """Values with the norm mu, and which facts are to be skipped; as they are, and none, without NAS.
+    """Values with the norm mu, and which facts are to be skipped.
 
     Args:
         values: v*, (facts, d_model). limit: of |v*| / mu. index: of the layer in ``nas_norm``.
     """
-    if not hparams.nas:
-        return values, []
     mu = hparams.nas_norm[index] if isinstance(hparams.nas_norm, list) else hparams.nas_norm
     if mu is None:
         raise ValueError("nas_norm is measured by the method's prepare")

@@ -35,7 +35,7 @@ from harness_rect.hparams import resolve_hparams
 from harness_rect.io import resume
 from harness_rect.io.progress import progress_bar
 from harness_rect.measure import averages, measure_baseline, probes
-from harness_rect.methods import METHODS, Context, check_edits
+from harness_rect.methods import METHODS, Context, Proposal, check_edits
 from harness_rect.models import EditableLM
 from harness_rect.moments import MomentProvider, SecondMoment
 from harness_rect.session.report import SCHEMA_VERSION, UNEDITED, EditReport
@@ -164,6 +164,12 @@ class EditSession:
         """Put the original weights back, bit for bit. Does nothing on an unedited model."""
         self._weights.revert()
 
+    def propose(self, edits: Sequence[Edit]) -> Proposal:
+        """What the method proposes for one batch of facts in the model as it is, which stays as it is."""
+        self.prepare()
+        with torch.inference_mode(False), self.lm.frozen():
+            return self.method.propose(self.lm, edits, self.hparams.values, self._context())
+
     @property
     def originals(self) -> dict[str, Tensor]:
         """The weights that are edited now, by name, as they were before; empty on an unedited model."""
@@ -221,17 +227,25 @@ class EditSession:
 
     def _start(self) -> Editing:
         """Sample the templates, tokenize what is measured, measure the unedited model, copy its weights."""
-        hparams, seed = self.hparams.values, self.config.edit_seed
-        templates = self.method.contexts(self.lm, hparams, seed)
-        moments, originals = self._moments.get if self._moments else _no_moments, self._weights.originals
-        context = Context(templates, moments, original=originals.__getitem__)
-        flat = [t for group in templates for t in ([group] if isinstance(group, str) else group)]
+        context = self._context()
+        flat = [t for group in context.templates for t in ([group] if isinstance(group, str) else group)]
         probed = {edit.id: probes(self.lm, edit, flat) for edit in self.edits}
         baseline = measure_baseline(self.lm, probed)
         answers = unedited_answers(self.lm, self.edits) if self.config.measure == "generated" else None
         self._weights.start()
+        hparams = self.hparams.values
         return Editing(
             self.lm, self.method, hparams, self.config, context, self._weights, probed, baseline, answers
+        )
+
+    def _context(self) -> Context:
+        """What the method is given at the start of a stream."""
+        templates = self.method.contexts(self.lm, self.hparams.values, self.config.edit_seed)
+        moments, originals = self._moments.get if self._moments else _no_moments, self._weights.originals
+        return Context(
+            templates,
+            moments,
+            original=lambda name: originals.get(name, self.lm.weight(name).detach()),
         )
 
     def _report(self, editing: Editing) -> EditReport:

@@ -126,7 +126,7 @@ def test_a_value_gets_the_norm_mu_and_keeps_its_direction(make_lm):
     assert torch.cosine_similarity(value(free), value(scaled), dim=0) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_memits_residual_leads_to_a_value_of_the_norm_mu(make_lm):
+def test_memits_residual_leads_to_an_mlp_output_of_the_norm_mu(make_lm):
     lm = make_lm("gpt2")
     h = {"mom2_update_weight": 1e-9, "context_templates": [["{}"]]}
     proposal = METHODS["memit"].propose(
@@ -137,7 +137,8 @@ def test_memits_residual_leads_to_a_value_of_the_norm_mu(make_lm):
         for edit in EDITS[:2]:
             last = lm.encoder.token_at(edit.text, edit.subject_span[1] - 1)
             batch = lm.batch([lm.encoder.ids(edit.text)[: last + 1]])
-            assert float(lm.block_output(0, batch, batch.last).norm()) == pytest.approx(9.0, rel=1e-3)
+            _, output = lm.down_projection_io([0], batch, batch.last)[0]
+            assert float(output.norm()) == pytest.approx(9.0, rel=1e-3)
 
 
 @pytest.mark.parametrize("method", LIMIT)

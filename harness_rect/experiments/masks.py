@@ -1,0 +1,88 @@
+"""What regularizers leave of single updates: what a mask does that a scale does not.
+
+``rows(session, regularizers)`` tries regularizers on the updates that a method proposes for the unedited
+model, and describes each result by :func:`what_is_left`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness_rect.precision import in_double
+from harness_rect.regularizers import Regularizer, WeightState
+from harness_rect.session import EditSession
+
+Row = dict[str, Any]
+
+
+def rows(session: EditSession, regularizers: Sequence[Regularizer]) -> list[Row]:
+    """One row for each batch of ``edit_batch_size`` edits of a session, edited weight and regularizer.
+
+    Each batch is proposed for the model as it is, which stays as it is, and trimmed as the first of a stream.
+    With a batch size of 1 these are single edits.
+
+    Columns: batch (1 is the first), edits (ids, joined by commas), weight, regularizer, the regularizer's
+    settings, update_norm (|dW|), and those of :func:`what_is_left`.
+    """
+    lm, size, found = session.lm, session.config.edit_batch_size, []
+    for start in range(0, len(session.edits), size):
+        edits = session.edits[start : start + size]
+        place = {"batch": start // size + 1, "edits": ",".join(edit.id for edit in edits)}
+        for name, update in session.propose(edits).updates.items():
+            original = lm.weight(name).detach()
+            weight = original.float()
+            proposed = update.dense().to(weight)
+            for regularizer in regularizers:
+                generator = torch.Generator().manual_seed(session.config.edit_seed + start)
+                state = WeightState({}, generator, lm.is_transposed(name))
+                trimmed = regularizer.trim(update, weight, original, state).dense().to(weight)
+                how = {"weight": name, "regularizer": regularizer.name} | regularizer.model_dump()
+                norm = {"update_norm": float(proposed.norm())}
+                found.append(place | how | norm | what_is_left(proposed, trimmed, weight))
+    return found
+
+
+def what_is_left(update: Tensor, trimmed: Tensor, weight: Tensor) -> dict[str, float | None]:
+    """Describe a trimmed update beside the update it is made of.
+
+    Args:
+        update: dW. trimmed: dW'. weight: W just before the edit. All of one shape.
+
+    Returns:
+        norm_kept: |dW'| / |dW| in Frobenius norms, None for dW = 0. kept: share of elements that are not 0.
+        kept_small_weight: share of the kept elements with |W| below the median of all |W|; where elements are
+            kept without looking at W, it is about one half.
+        overlap: |u^T dW' v| / |dW'| for the leading singular vectors u, v of dW. It is the same for dW and
+            any multiple of it: 1 if dW has rank one. Of a mask of such an update it is norm_kept.
+        rank_one_residual: |dW' - B| / |dW'| for the best approximation B of rank one; 0 for a multiple of an
+            update of rank one.
+        The last three are None where nothing is left.
+    """
+    dw, left = in_double(update), in_double(trimmed)
+    mask, small = left != 0, in_double(weight).abs()
+    whole, norm, count = float(dw.norm()), float(left.norm()), int(mask.sum())
+    found = {"norm_kept": norm / whole if whole else None, "kept": count / mask.numel()}
+    if not count:
+        return found | dict.fromkeys(("kept_small_weight", "overlap", "rank_one_residual"))
+    u, v = _leading(dw)
+    own_u, own_v = _leading(left)
+    best = torch.outer(own_u, own_v) * (own_u @ left @ own_v)
+    return found | {
+        "kept_small_weight": int((small < small.median())[mask].sum()) / count,
+        "overlap": abs(float(u @ left @ v)) / norm,
+        "rank_one_residual": float((left - best).norm()) / norm,
+    }
+
+
+def _leading(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The left and right singular vectors of the largest singular value, float64."""
+    wide = matrix.shape[0] <= matrix.shape[1]
+    a = matrix if wide else matrix.T
+    short = torch.linalg.eigh(a @ a.T).eigenvectors[:, -1]
+    long = short @ a
+    long = long / long.norm()
+    return (short, long) if wide else (long, short)
