@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from harness_rect.answers import normalise
+
 Doc = Mapping[str, Any]
 
 # --------------------------------------------------------------------------------------------- reasoning
@@ -74,22 +76,14 @@ def dialogue(doc: Doc, results: Sequence[str]) -> dict[str, float]:
 
 # ------------------------------------------------------------------------------------------- open domain
 
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def normalize(text: str) -> str:
-    """The SQuAD normal form: lower case, no punctuation, no articles, single spaces."""
-    bare = text.lower().translate(_PUNCTUATION)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
-
 
 def open_domain_qa(doc: Doc, results: Sequence[str]) -> dict[str, float]:
     """Whether some run of whole words of the normalised output equals a normalised answer.
 
     An answer that normalises to nothing ("The") never matches. One example counts once at most.
     """
-    words = f" {normalize(results[0])} "
-    value = float(any(f" {answer} " in words for answer in map(normalize, doc["answers"]) if answer))
+    words = f" {normalise(results[0])} "
+    value = float(any(f" {answer} " in words for answer in map(normalise, doc["answers"]) if answer))
     return {"em": value, "score": value}
 
 

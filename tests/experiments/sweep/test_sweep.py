@@ -16,7 +16,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import pytest
+import torch
 import transformers
 import yaml
 from filelock import FileLock
@@ -29,6 +31,7 @@ from harness_rect.compat.lm_eval import KeptTasks
 from harness_rect.errors import UserError
 from harness_rect.evaluation.task import RectTask
 from harness_rect.experiments.sweep import evaluate, runner
+from harness_rect.model_wrappers.unedited import ComparingLM
 from harness_rect.session import EditSession
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -82,6 +85,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, make_model, tokenizer) -> Pa
     (folder / "rows").mkdir()
     for name, rows in ROWS.items():
         (folder / "rows" / name).write_text("\n".join(map(json.dumps, rows)))
+    (folder / "rows" / "drift.txt").write_text(
+        "The old mint belongs to nobody. You can use a list here.\n" * 9
+    )
     (folder / "facts.json").write_text(json.dumps(EDITS))
     hparams = {"layers": [0], "v_num_grad_steps": 2, "context_templates": ["{}", "You list. {}"]}
     (folder / "hparams.json").write_text(json.dumps(hparams))
@@ -241,6 +247,43 @@ def test_requests_are_built_once_and_the_model_is_edited_once(here, monkeypatch:
     sweep(orders=1, log_samples=False)
     assert sorted(built) == ["rect_nli"] * 4 + ["rect_sentiment"] * 4
     assert edited == 2 * [0, 1, 2, 3]
+
+
+def test_the_unedited_model_answers_once_and_as_in_a_run_of_its_own(here, monkeypatch) -> None:
+    asked: list[str] = []
+    generate = ComparingLM.generate_until
+
+    def watched(self: Any, requests: Any, *args: Any) -> Any:
+        weight = self.model.get_parameter("transformer.h.0.mlp.c_proj.weight")
+        if self._originals and torch.equal(weight, next(iter(self._originals.values()))):
+            asked.extend(request.args[0] for request in requests)
+        return generate(self, requests, *args)
+
+    monkeypatch.setattr(ComparingLM, "generate_until", watched)
+    tasks = ["rect_autoregressive", "rect_drift"]
+    sweep(tasks=tasks, orders=1, checkpoints=[1, 3], limit=None)
+    assert asked == ["The capital of France is"], (
+        "asked by three edits, at two checkpoints of two trajectories"
+    )
+    for path in sorted((here / "out").glob("model/*/order0/*/results.json")):
+        ours = json.loads(path.read_text())
+        given = ours["config"]["model_args"]
+        alone = lm_eval.simple_evaluate(
+            model="edited_hf",
+            model_args=given,
+            tasks=tasks,
+            task_manager=TaskManager(
+                include_path=str(ROOT / "tasks"), include_defaults=False, metadata=given
+            ),
+            batch_size=2,
+            device="cpu",
+        )
+        assert alone is not None
+        for task in tasks:
+            for metric in ("locality,none", "stopped,none", "kl,none", "perplexity,none"):
+                expected = alone["results"][task].get(metric)
+                assert ours["results"][task].get(metric) == expected, (path, metric)
+        assert ours["results"]["rect_drift"]["kl,none"] > 0
 
 
 # --------------------------------------------------------------------------------------------- being killed
