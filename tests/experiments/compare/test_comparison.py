@@ -332,6 +332,8 @@ def test_a_gated_metric_gets_a_row(make: Make) -> None:
         (-0.2, -0.3, True, None, False),
         (10, 20, False, 0.5, False),  # of a perplexity, a rise is a loss
         (10, 5, False, 2, True),
+        (0, 0.5, False, None, False),  # of no errors nothing can be kept
+        (0.5, -0.1, True, None, False),  # less than nothing is no share
     ],
 )
 def test_a_gate_asks_for_a_share_of_the_base(make: Make, base, other, higher_is_better, kept, passed) -> None:

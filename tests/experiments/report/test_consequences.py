@@ -59,6 +59,10 @@ def about_edits(right: int, kl: float, perplexity: float) -> Tasks:
     }
 
 
+def generated_reliability(right: int) -> Tasks:
+    return {"rect_autoregressive": about_edits(right, 0.3, 25)["rect_autoregressive"]}
+
+
 def plates(study: Study) -> dict[str, Plate]:
     return {plate.name: plate for section in sections(study) for plate in section.plates}
 
@@ -128,18 +132,24 @@ def test_the_unedited_model_is_shown_only_where_it_was_asked_about_the_same_edit
     assert rows[f"{title('rect_drift')}: perplexity"] == "20.000"
 
 
-def test_edits_of_other_files_and_samples_count_too(save: Save, runs: Path) -> None:
-    """Tasks that were evaluated apart are one run; a metric without a standard error gets the samples'."""
-    report = edit(10, (1, 1))
-    general = {"rect_nli": mean_task("acc", [1, 0] * 5)}
-    save(general, report)
-    task = about_edits(4, 0.3, 25)["rect_autoregressive"] | {"stderr": None}
-    save({"rect_autoregressive": task}, report)
+@pytest.mark.parametrize("first", ["rect_nli", "rect_autoregressive"])
+def test_tasks_about_the_edits_that_were_evaluated_apart_are_of_one_run(
+    save: Save, runs: Path, first: str
+) -> None:
+    tasks = {"rect_nli": mean_task("acc", [1, 0] * 5), **generated_reliability(4)}
+    for name in sorted(tasks, key=lambda name: name != first):
+        save({name: tasks[name]}, edit(10, (1, 1)))
     study = read_study(runs)
     [run] = study.runs
     assert list(run.scores) == ["rect_nli"] and study.mean_of == ["rect_nli"]
+    assert run.measures["rect_autoregressive", "reliability"].value == 0.4
+
+
+def test_a_metric_without_a_standard_error_gets_that_of_its_samples(save: Save, runs: Path) -> None:
+    [task] = generated_reliability(4).values()
+    save({"rect_autoregressive": task | {"stderr": None}}, edit(10, (1, 1)))
+    [run] = read_study(runs).runs
     score = run.measures["rect_autoregressive", "reliability"]
-    assert score.value == 0.4
     assert score.stderr == pytest.approx(np.std([1] * 4 + [0] * 6, ddof=1) / np.sqrt(10))
 
 
