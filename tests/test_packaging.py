@@ -98,6 +98,11 @@ def test_wheel_holds_the_package_and_the_pth_only(wheel: Path, source: Path) -> 
         expected |= {inside + str(file.relative_to(source)) for file in files}
     assert {name for name in names if name.startswith("harness_rect/")} == expected
     assert {"harness_rect/tasks/rect_suite.yaml", "harness_rect/py.typed"} <= expected
+    assert {
+        "harness_rect/sweeps/paper/overfitting.yaml",
+        "harness_rect/presets/mend/gpt2-xl.yaml",
+    } <= expected
+    assert "harness_rect/experiments/report/paper.yaml" in expected
     assert f"{info}/licenses/LICENSE" in names
 
 

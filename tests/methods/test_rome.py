@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from support.tiny_models import D_MLP, FAMILIES, LENGTH, make_edit
 
 from harness_rect.errors import UserError
 from harness_rect.measure import teacher_force
-from harness_rect.methods import METHODS, Context
+from harness_rect.methods import METHODS, Context, value_search
 from harness_rect.methods.rome import RomeHyperParameters, _keys
 from harness_rect.methods.value_search import LOSS_FLOOR, search_value
 from harness_rect.models import EditableLM
@@ -324,6 +326,28 @@ def test_layers_that_need_second_moments_are_named():
 
 
 # -- options of follow-up work, off by default --------------------------------------------------------
+
+
+def test_what_a_search_holds_is_freed_at_its_end_and_not_by_a_later_collection(make_lm, monkeypatch):
+    lm, held = make_lm("gpt2"), []
+    opened = value_search.open_forward
+
+    def opening(*arguments):
+        forward, before = opened(*arguments)
+        held.append(weakref.ref(forward))
+        return forward, before
+
+    monkeypatch.setattr(value_search, "open_forward", opening)
+    h = RomeHyperParameters(layers=[0], v_num_grad_steps=2)
+    edit = make_edit("{} is in", "Vienna", "Paris")
+    gc.collect()
+    gc.disable()
+    try:
+        with lm.frozen():
+            search_value(lm, edit, ["{}"], 0, torch.ones(lm.architecture.d_model), h, at_block=False)
+        assert [forward() for forward in held] == [None]
+    finally:
+        gc.enable()
 
 
 def test_the_search_stops_as_soon_as_the_target_is_the_most_probable_token(make_lm):

@@ -113,6 +113,17 @@ def test_every_combination_is_a_trajectory_and_the_unedited_model_comes_once_for
     assert {trajectory.config.measure for trajectory in made.trajectories} == {"generated"}
 
 
+def test_a_method_may_have_checkpoints_of_its_own() -> None:
+    mine = {"method": "memit", "edit_batch_size": 4, "checkpoints": [8, 4], "name": "memit4"}
+    made = plan(methods=["rome", mine, {"method": "r_rome", "checkpoints": 0}])
+    assert [(t.label, t.checkpoints, len(t.edits)) for t in made.trajectories] == [
+        ("rome", (2, 5), 5),
+        ("memit4", (4, 8), 8),
+    ]
+    assert [e.n_edits for e in made.evaluations] == [0, 2, 5, 4, 8]
+    assert "checkpoints" not in made.evaluations[-1].model_args
+
+
 @pytest.mark.parametrize(
     ("entry", "label", "arguments"),
     [
@@ -249,6 +260,11 @@ def test_edits_that_a_method_cannot_use_are_refused() -> None:
         ({"methods": [{"method": "rome", "measure": "generated"}]}, "methods.0: unknown key 'measure'"),
         ({"measure": "spoken"}, "measure: Input should be"),
         ({"checkpoints": [-1]}, "checkpoints.0"),
+        ({"methods": [{"method": "rome", "checkpoints": 11}]}, "checkpoints: 11 edits asked for"),
+        (
+            {"methods": [{"method": "memit", "edit_batch_size": 2, "checkpoints": [3]}]},
+            "checkpoints: 3 edits do not fill batches of 2",
+        ),
         ({"edit_batch_size": 2}, "method=rome edits one fact at a time"),
         ({"methods": ["memit"], "edit_batch_size": 2}, "checkpoints: 5 edits do not fill batches of 2"),
         ({"limit": 2.5}, "limit: expected a whole number"),
