@@ -686,7 +686,7 @@ def test_prune_has_a_memory_for_each_layer_and_forgets_a_step_that_was_refused(s
     without = session([ROWS[0], ROWS[2]], large[:2], large[2:])
     for position, name in enumerate(refused.weight_names):
         assert torch.equal(weight(refused, name), weight(without, name))
-        expected, memory = weight(start(), name), {}
+        expected, memory = weight(start(), name), dict[str, Tensor]()
         original = expected.clone()
         for update in large[position::2]:
             state = WeightState(memory, torch.Generator(), transposed=True)

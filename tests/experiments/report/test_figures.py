@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from harness_rect.experiments.report.page import sections
 from harness_rect.experiments.report.reading import read_study
 from harness_rect.experiments.report.study import Study
 
-RECT = {"regularizer": "rect", "keep": 0.4}
-RANDOM = {"regularizer": "random", "keep": 0.4}
+RECT: dict[str, Any] = {"regularizer": "rect", "keep": 0.4}
+RANDOM: dict[str, Any] = {"regularizer": "random", "keep": 0.4}
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from harness_rect.experiments.report.study import TIMES, Estimate, estimate
 from harness_rect.experiments.results import Score
 from harness_rect.methods import METHODS
 
-RECT = {"regularizer": "rect", "keep": 0.4, "rect_convention": "paper"}
+RECT: dict[str, Any] = {"regularizer": "rect", "keep": 0.4, "rect_convention": "paper"}
 
 
 def test_curves_begin_at_the_unedited_model_and_go_by_number_of_edits(add, runs: Path) -> None:
@@ -93,7 +94,7 @@ def test_two_streams_span_their_range_and_no_spread_is_made_up() -> None:
 
 
 def test_batches_and_hyper_parameters_make_other_settings_and_series(add, runs: Path) -> None:
-    memit = {"method": "memit", "edit_batch_size": 10}
+    memit: dict[str, Any] = {"method": "memit", "edit_batch_size": 10}
     add(5, edit(10, (1, 1), **memit))
     add(4, edit(20, (1, 1), **memit))
     add(3, edit(50, (1, 1), method="memit", edit_batch_size=50))
