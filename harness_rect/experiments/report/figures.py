@@ -18,10 +18,10 @@ from harness_rect.experiments.report.drawing import (
     MUTED,
     PALETTE,
     PAPER,
+    FigureSpec,
     Fill,
     Look,
     Panel,
-    Plate,
     fitting,
 )
 from harness_rect.experiments.report.series import NO_REGULARIZER, Regularization, Series, Setting
@@ -140,7 +140,7 @@ def _rows_of(axes: Axes, labels: Mapping[Series, str]) -> None:
 # ------------------------------------------------------------------------------------------------- curves
 
 
-def curves(study: Study, name: str, title: str, lines: Mapping[Series, tuple[str, Look]]) -> Plate:
+def curves(study: Study, name: str, title: str, lines: Mapping[Series, tuple[str, Look]]) -> FigureSpec:
     """Score against number of edits, for series with their labels: the mean first, then each task."""
     panels: list[Panel] = []
     rows: list[list[str]] = []
@@ -162,7 +162,9 @@ def curves(study: Study, name: str, title: str, lines: Mapping[Series, tuple[str
             rows += [[heading, label, str(n), interval(point), axis] for n, point in curve]
             drawn += [point for _, point in curve]
     header = ("task", "series", "edits", "score", "metric")
-    return Plate(name, title, _spread_words(drawn), panels, list(lines.values()), header=header, rows=rows)
+    return FigureSpec(
+        name, title, _spread_words(drawn), panels, list(lines.values()), header=header, rows=rows
+    )
 
 
 def _curves(
@@ -193,7 +195,7 @@ def _curves(
 # -------------------------------------------------------------------------------- bars of editing metrics
 
 
-def editing_bars(study: Study, setting: Setting, name: str) -> Plate:
+def editing_bars(study: Study, setting: Setting, name: str) -> FigureSpec:
     """Reliability, generalization and locality of each series, right after each edit and at the end."""
     last = study.last(setting)
     labels = _labels(last)
@@ -219,7 +221,7 @@ def editing_bars(study: Study, setting: Setting, name: str) -> Plate:
             texts.append(f"{label}: {', '.join(values)}")
         draw = partial(_bars, points, labels)
         panels.append(Panel(metric, f"Bars. {'; '.join(texts)}.", draw, (4.2, 1.0 + 0.5 * len(last))))
-    return Plate(
+    return FigureSpec(
         name,
         f"Editing performance ({EDITING_PROTOCOL}), {setting.label}{_edits(last)}",
         "Means over the edits, right after each was made and of all of them at the end of the stream. "
@@ -261,7 +263,7 @@ class _Row:
     unedited: float | None
 
 
-def side_by_side(study: Study, setting: Setting, name: str) -> Plate:
+def side_by_side(study: Study, setting: Setting, name: str) -> FigureSpec:
     """Each task for each regularizer at one number of edits, beside the unedited model."""
     last = study.last(setting)
     base = study.base(setting.model)
@@ -276,7 +278,7 @@ def side_by_side(study: Study, setting: Setting, name: str) -> Plate:
     return _beside(study, setting, rows, name, title)
 
 
-def measures(study: Study, setting: Setting, protocol: Protocol | None, name: str) -> Plate:
+def measures(study: Study, setting: Setting, protocol: Protocol | None, name: str) -> FigureSpec:
     """The metrics of one protocol, of tasks that are not about abilities, for each series."""
     last = study.last(setting)
     rows = []
@@ -292,7 +294,7 @@ def measures(study: Study, setting: Setting, protocol: Protocol | None, name: st
     return _beside(study, setting, rows, name, title)
 
 
-def _beside(study: Study, setting: Setting, rows: Sequence[_Row], name: str, title: str) -> Plate:
+def _beside(study: Study, setting: Setting, rows: Sequence[_Row], name: str, title: str) -> FigureSpec:
     """A panel for each row, without the rows that no series has."""
     labels, styles = _labels(study.last(setting)), looks(study)
     rows = [row for row in rows if row.points]
@@ -303,7 +305,7 @@ def _beside(study: Study, setting: Setting, rows: Sequence[_Row], name: str, tit
         draw = partial(_dots, row, labels, styles)
         panels.append(Panel(row.title, description, draw, (4.2, 1.2 + 0.3 * len(labels))))
     dashed = any(row.unedited is not None for row in rows)
-    return Plate(
+    return FigureSpec(
         name,
         title,
         ("The dashed line is the unedited model. " if dashed else "")
@@ -338,7 +340,7 @@ def _dots(
 # --------------------------------------------------------------------------------- abilities and edits
 
 
-def trade_off(study: Study, setting: Setting, name: str) -> Plate:
+def trade_off(study: Study, setting: Setting, name: str) -> FigureSpec:
     """Mean ability against reliability, right after each edit and at the end: both must be high."""
     last = study.last(setting)
     base = study.base(setting.model)
@@ -365,7 +367,7 @@ def trade_off(study: Study, setting: Setting, name: str) -> Plate:
         draw = partial(_scatter, points, level, axis, styles)
         panels.append(Panel(words, f"Scatter. {text}.", draw, (4.2, 3.8)))
     of_plain = f"of {NO_REGULARIZER}"
-    return Plate(
+    return FigureSpec(
         name,
         f"Abilities and edits together, {setting.label}{_edits(last)}",
         "Up: abilities are kept. Right: the edits are there. Only the upper right corner is a success: a"
@@ -424,7 +426,7 @@ def _scatter(
 # ------------------------------------------------------------------------------------------ weight changes
 
 
-def histograms(study: Study, setting: Setting, name: str) -> Plate:
+def histograms(study: Study, setting: Setting, name: str) -> FigureSpec:
     """How delta = |dW / W_0| is distributed, for each series, at up to four numbers of edits."""
     from harness_rect.weight_change import LOG10_EDGES, THRESHOLDS
 
@@ -442,7 +444,7 @@ def histograms(study: Study, setting: Setting, name: str) -> Plate:
         draw = partial(_histogram, shares, shades, LOG10_EDGES, THRESHOLDS)
         panels.append(Panel(series.label, description, draw))
         drawn |= shares.keys()
-    return Plate(
+    return FigureSpec(
         name,
         f"How far each element moved, {setting.label}",
         "Share of all elements by delta = |dW / W|, against the unedited weight; dotted lines at the paper's"
@@ -499,7 +501,7 @@ def _power(value: float, _: Any) -> str:
     return f"{value:g}" if value >= 0.001 else f"{value:.0e}".replace("e-0", "e-")
 
 
-def heat_maps(study: Study, setting: Setting, name: str) -> Plate:
+def heat_maps(study: Study, setting: Setting, name: str) -> FigureSpec:
     """Where |dW| is large: the weight that changed most, for each series, on one colour scale."""
     last = study.last(setting)
     chosen: dict[Series, tuple[str, np.ndarray]] = {}
@@ -518,7 +520,7 @@ def heat_maps(study: Study, setting: Setting, name: str) -> Plate:
         draw = partial(_heat_map, label, grid, highest)
         panels.append(Panel(f"{label}: {weight}", description, draw, (4.2, 2.7)))
     names = ", ".join(dict.fromkeys(weight for weight, _ in chosen.values()))
-    return Plate(
+    return FigureSpec(
         name,
         f"Where the weights changed, {setting.label}{_edits(last)}",
         f"Mean |dW| over a coarse grid of {names}, rows as stored, of the first stream of each series."
