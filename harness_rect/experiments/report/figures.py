@@ -27,6 +27,7 @@ from harness_rect.experiments.report.drawing import (
 from harness_rect.experiments.report.series import NO_REGULARIZER, Regularization, Series, Setting
 from harness_rect.experiments.report.study import TIMES, Estimate, Run, Study
 from harness_rect.session.report import When
+from harness_rect.weight_change import LOG10_EDGES, THRESHOLDS
 
 #: Histograms of delta: the most numbers of edits in one panel.
 _MOST_LINES = 4
@@ -428,20 +429,18 @@ def _scatter(
 
 def histograms(study: Study, setting: Setting, name: str) -> FigureSpec:
     """How delta = |dW / W_0| is distributed, for each series, at up to four numbers of edits."""
-    from harness_rect.weight_change import LOG10_EDGES, THRESHOLDS
-
     numbers = _some(sorted({n for s in study.series(setting) for n in study.numbers(s)}))
     shades = {n: replace(Look.number(i), marker="") for i, n in enumerate(numbers)}
     panels = []
     drawn: set[int] = set()
     for series in study.series(setting):
-        found = {n: _shares(study.at(series, n), len(LOG10_EDGES) + 1) for n in numbers}
+        found = {n: _shares(study.at(series, n)) for n in numbers}
         shares = {n: share for n, share in found.items() if share is not None}
         if not shares:
             continue
-        text = "; ".join(f"{n} edits: {_median(share, LOG10_EDGES)}" for n, share in shares.items())
+        text = "; ".join(f"{n} edits: {_median(share)}" for n, share in shares.items())
         description = f"Distribution of the relative change. Half of the changed elements exceed: {text}."
-        draw = partial(_histogram, shares, shades, LOG10_EDGES, THRESHOLDS)
+        draw = partial(_histogram, shares, shades)
         panels.append(Panel(series.label, description, draw))
         drawn |= shares.keys()
     return FigureSpec(
@@ -461,33 +460,28 @@ def _some(numbers: Sequence[int]) -> list[int]:
     return [numbers[place] for place in places]
 
 
-def _shares(runs: Sequence[Run], bins: int) -> np.ndarray | None:
-    """(bins,) share of all elements, the mean over weights and streams."""
+def _shares(runs: Sequence[Run]) -> np.ndarray | None:
+    """Share of all elements in each bin, (bins,): the mean over weights and streams."""
     found = []
     for weight in (weight for run in runs for weight in run.edit.weights.values()):
         counts = np.asarray(weight.delta_histogram, dtype=float)
-        if counts.shape == (bins,) and counts.sum() > 0:
+        if counts.shape == (len(LOG10_EDGES) + 1,) and counts.sum() > 0:
             found.append(counts / counts.sum() * (weight.changed or 0))
     return np.mean(found, axis=0) if found else None
 
 
-def _median(shares: np.ndarray, edges: Sequence[float]) -> str:
+def _median(shares: np.ndarray) -> str:
     place = int(np.searchsorted(np.cumsum(shares), shares.sum() / 2))
-    return f"about {10 ** edges[min(place, len(edges) - 1)]:.2g}"
+    return f"about {10 ** LOG10_EDGES[min(place, len(LOG10_EDGES) - 1)]:.2g}"
 
 
-def _histogram(
-    shares: Mapping[int, np.ndarray],
-    shades: Mapping[int, Look],
-    edges: Sequence[float],
-    thresholds: Sequence[float],
-    axes: Axes,
-) -> None:
-    width = edges[1] - edges[0]
-    outer = [10**edge for edge in (edges[0] - width, *edges, edges[-1] + width)]
+def _histogram(shares: Mapping[int, np.ndarray], shades: Mapping[int, Look], axes: Axes) -> None:
+    first, second, *_, last = LOG10_EDGES
+    width = second - first
+    outer = [10**edge for edge in (first - width, *LOG10_EDGES, last + width)]
     for n, share in shares.items():
         axes.stairs(share, outer, color=shades[n].color, ls=shades[n].line, lw=1.8)
-    for threshold in thresholds:
+    for threshold in THRESHOLDS:
         axes.axvline(threshold, color=MUTED, ls=":", lw=1.2)
     axes.set_xscale("log")
     axes.set(xlabel="delta", ylabel="share of elements", ylim=(0, None))

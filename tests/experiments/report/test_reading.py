@@ -14,10 +14,9 @@ from support.report_files import EIGHT, edit
 
 from harness_rect.errors import UserError
 from harness_rect.experiments.report.reading import read_study
-from harness_rect.experiments.report.series import METHOD_TITLES, Regularization
+from harness_rect.experiments.report.series import Regularization
 from harness_rect.experiments.report.study import TIMES, Estimate, estimate
 from harness_rect.experiments.results import Score
-from harness_rect.methods import METHODS
 
 RECT: dict[str, Any] = {"regularizer": "rect", "keep": 0.4, "rect_convention": "paper"}
 
@@ -213,10 +212,6 @@ def test_labels_have_the_settings_that_are_not_defaults() -> None:
     assert regularizer("revive", keep=0.5, revive_spectrum="values").label == "REVIVE"
     assert regularizer("revive", keep=0.3, revive_spectrum="squares").label == "REVIVE 30% (squares)"
     assert regularizer("new", keep="most", x=2.5, y=[1]).label == "new (most, x 2.5, [1])"
-
-
-def test_the_titles_of_methods_are_those_of_the_methods() -> None:
-    assert {name: method.title for name, method in METHODS.items()} == METHOD_TITLES
 
 
 def test_runs_of_a_stock_lm_eval(evaluations: dict[str, Path]) -> None:
