@@ -157,9 +157,9 @@ def options_for_help() -> str:
     """The content of :data:`harness_rect.cli.HELP`: a line of JSON for each option of each command."""
     lines = []
     for name in cli.COMMANDS:
-        (commands,) = (a for a in cli.make_parser([name])._actions if isinstance(a.choices, dict))
-        options = [action for action in commands.choices[name]._actions if action.dest != "help"]
-        lines += [json.dumps([name, *_option(option)]) + "\n" for option in options]
+        parser = argparse.ArgumentParser(add_help=False)
+        cli.module_of(name).add_options(parser)
+        lines += [json.dumps([name, *_option(action)]) + "\n" for action in parser._actions]
     return "".join(lines)
 
 

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 from harness_rect import __version__
@@ -73,10 +74,14 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
                 if of == name:
                     command.add_argument(*flags, **settings)
         else:
-            module = importlib.import_module(f"harness_rect.cli.{name.replace('-', '_')}")
+            module = module_of(name)
             module.add_options(command)
             command.set_defaults(run=module.run)
     return parser
+
+
+def module_of(command: str) -> ModuleType:
+    return importlib.import_module(f"harness_rect.cli.{command.replace('-', '_')}")
 
 
 def _other_packages() -> bool:
