@@ -3,14 +3,14 @@
     python benchmarks/editing.py [--shape gpt2|gpt2-xl|llama-2-7b|all] [--device cpu|cuda] [--dtype float32]
     [--only rome,...]
 
-Random weights of the shape, random second moments, random facts. Every pair is checked to give the same
-result, else there is no figure; figures are medians (MEMIT: one run), ratios are published / ours. Written
-part by part to benchmarks/results/<shape>-<device>-<dtype>.json with the machine described, beside what was
-measured on the same machine before. What takes too long for the published loop is timed on fewer facts, and
-the table says so. On a CPU the larger shapes do less unless told otherwise (ON_CPU). `all` takes one shape
-after the other, each in a process of its own, and leaves out those that do not fit in memory.
+Weights, second moments and facts are random. Both sides must give the same result, otherwise nothing is
+reported. Times are medians (MEMIT: one run), ratios are published / ours. Results are written after each part
+to benchmarks/results/<shape>-<device>-<dtype>.json with a description of the machine; earlier results from
+the same machine are kept. Where the published loop takes too long it is timed on fewer facts, and the table
+says so. On a CPU the larger shapes run fewer parts and steps by default (ON_CPU). `all` runs every shape that
+fits in memory, each in its own process.
 
-`growth` times our side alone: how its cost grows with facts, length of contexts, layers and width.
+`growth` times our side only: how the cost grows with facts, length of contexts, layers and width.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ import numpy as np
 import psutil
 import torch
 import transformers
-from machine import describe
 from measuring import (
     RESULTS,
     Row,
+    describe,
     merged,
     peak_allocated,
     peak_resident,
@@ -73,13 +73,13 @@ MEMIT_LAYERS = {
     "gpt2-xl": [13, 14, 15, 16, 17],
     "llama-2-7b": [4, 5, 6, 7, 8],
 }
-#: What a shape does on a CPU, where all of it would take hours.
+#: Defaults of a shape on a CPU, where the full benchmark would take hours.
 ON_CPU: dict[str, dict[str, Any]] = {
     "gpt2-xl": {"only": "rome,history", "repeats": 1, "steps": 5},
     "llama-2-7b": {"only": "rome,history", "repeats": 1, "steps": 3, "dtype": "bfloat16"},
 }
-USUAL = {"only": "rome,memit,history,moments,rect,growth", "repeats": 3, "steps": 20, "dtype": "float32"}
-#: Memory a run needs: this multiple of its model's, and so many float64 matrices of d_mlp x d_mlp.
+DEFAULTS = {"only": "rome,memit,history,moments,rect,growth", "repeats": 3, "steps": 20, "dtype": "float32"}
+#: Memory that a run needs: a multiple of the model's, and a number of float64 matrices of d_mlp x d_mlp.
 ROOM, MATRICES = 1.1, 8
 WORDS = 1000
 
@@ -88,7 +88,7 @@ WORDS = 1000
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A word a token: prompts then have the lengths of real ones."""
+    """One token per word, so that prompts have realistic lengths."""
     vocabulary = {"[UNK]": 0} | {f"w{i}": i + 1 for i in range(WORDS)}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -148,7 +148,9 @@ def agree(ours: Tensor, theirs: Tensor, limit: float, what: str) -> float:
 # ----------------------------------------------------------------------------------------- the figures
 
 
-def bench_rome(lm: EditableLM, shape: str, device: str, repeats: int, loose: float, steps: int) -> list[Row]:
+def bench_rome(
+    lm: EditableLM, shape: str, device: str, repeats: int, tolerance: float, steps: int
+) -> list[Row]:
     layer = ROME_LAYER[shape]
     h = RomeHyperParameters(layers=[layer], v_num_grad_steps=steps, v_weight_decay=0.5, mom2_adjustment=True)
     templates, (edit,) = rome_templates(), facts(1)
@@ -164,9 +166,9 @@ def bench_rome(lm: EditableLM, shape: str, device: str, repeats: int, loose: flo
         left, right = lm.oriented(layer, v.unsqueeze(1), u.unsqueeze(1))
         return left @ right.T
 
-    # Memory first, before anything has grown the heap, and as the paper edits: without second moments.
+    # Memory is measured first, before the heap has grown, and without second moments, as the paper edits.
     plain = h.model_copy(update={"mom2_adjustment": False})
-    small = make_lm("tiny", device, "float32")  # what libraries take once for all
+    small = make_lm("tiny", device, "float32")  # so that what libraries allocate once is not counted
     METHODS["rome"].propose(small, [edit], plain.model_copy(update={"layers": [2]}), context)
 
     def edit_once() -> None:
@@ -181,9 +183,9 @@ def bench_rome(lm: EditableLM, shape: str, device: str, repeats: int, loose: flo
 
     keep(ours)
     if repeats > 1:
-        keep(theirs)  # neither side is timed cold, unless that would take too long
+        keep(theirs)  # a warm-up for this side too, unless it would take too long
     mine, published = side_by_side([ours, lambda: keep(theirs)], repeats, device)
-    off = agree(results[ours], results[theirs], loose, "rome")
+    off = agree(results[ours], results[theirs], tolerance, "rome")
     model = model_bytes(lm)
     note = "" if repeats > 1 else "one run each, the published one cold"
     rows = [_row(f"ROME, one edit, 21 contexts, {steps} steps", mine, published, off, note)]
@@ -201,7 +203,7 @@ def bench_rome(lm: EditableLM, shape: str, device: str, repeats: int, loose: flo
 
 
 def parts_of_an_edit(run: Callable[[], Any], device: str) -> list[Row]:
-    """Where the seconds of one edit go."""
+    """The time of one edit, split into its parts."""
     places: dict[str, tuple[Any, str]] = {
         "keys": (rome, "_keys"),
         "the full pass": (value_search, "open_forward"),
@@ -224,7 +226,7 @@ def parts_of_an_edit(run: Callable[[], Any], device: str) -> list[Row]:
 
 
 def bench_growth(device: str, dtype: str, repeats: int, steps: int = 5) -> list[Row]:
-    """GPT-2-small shape, searches of a few steps; one thing changes at a time."""
+    """GPT-2-small shape, searches of a few steps; one quantity is varied at a time."""
     rows: list[Row] = []
     rng = random.Random(2)
 
@@ -265,7 +267,7 @@ def no_moment(layer: int) -> SecondMoment:
 
 
 def bench_memit(
-    lm: EditableLM, shape: str, device: str, count: int, reference: int, loose: float
+    lm: EditableLM, shape: str, device: str, count: int, reference: int, tolerance: float
 ) -> list[Row]:
     h = MemitHyperParameters(layers=MEMIT_LAYERS[shape], v_num_grad_steps=25)
     groups = memit_templates()
@@ -284,7 +286,7 @@ def bench_memit(
         theirs.update(published_memit(lm, few, groups, h, means))
 
     published = seconds(run_theirs, 1, device)
-    off = max(agree(mine_few[name], theirs[name], loose, f"memit {name}") for name in mine_few)
+    off = max(agree(mine_few[name], theirs[name], tolerance, f"memit {name}") for name in mine_few)
     keys = torch.randn(lm.architecture.d_mlp, reference, dtype=torch.float64, device=device)
     c = means[h.layers[0]]
     solve = seconds(lambda: published_solve(c, keys, h.mom2_update_weight, None), 1, device)
@@ -300,7 +302,7 @@ def bench_memit(
 
 
 def bench_history(lm: EditableLM, device: str, repeats: int, batches: int = 10, size: int = 100) -> list[Row]:
-    """Solves of the tenth batch, one layer; both sides hold the earlier keys in the form they keep them."""
+    """The solve for the tenth batch in one layer; each side has the earlier keys in its own form."""
     d, weight = lm.architecture.d_mlp, 15_000.0
     c = moment(d, 0, device)
     keys = [torch.randn(d, size, dtype=torch.float64, device=device) for _ in range(batches)]
@@ -327,7 +329,7 @@ def bench_history(lm: EditableLM, device: str, repeats: int, batches: int = 10, 
     )
     row = _row(f"MEMIT, batch {batches} of {size} with history, solve of a layer", mine, published, off)
     remember = seconds(lambda: remember_keys(prior, keys[-1], dict(state), "0"), repeats, device)
-    # Any exact solve applies an inverse of that size once.
+    # A lower bound: any exact solve applies an inverse of that size once.
     return [
         row,
         {"work": "taking that batch into the history, ours", "seconds": remember},
@@ -336,9 +338,9 @@ def bench_history(lm: EditableLM, device: str, repeats: int, batches: int = 10, 
 
 
 def bench_moments(lm: EditableLM, shape: str, device: str, repeats: int, tokens: int = 4096) -> list[Row]:
-    """Five layers: a pass for each, against one pass for all.
+    """Five layers: one pass per layer against one pass for all.
 
-    The released code sorts documents by length and packs them, padded, up to three contexts of the model.
+    The released code sorts documents by length and pads them into batches of up to three model contexts.
     """
     layers = MEMIT_LAYERS[shape]
     rng = random.Random(0)
@@ -383,7 +385,7 @@ def bench_moments(lm: EditableLM, shape: str, device: str, repeats: int, tokens:
 
 
 def bench_rect(device: str, repeats: int) -> list[Row]:
-    """Independent elements, and a rank-one update, whose large elements stand in rows and columns."""
+    """An update of independent elements, and one of rank one, whose large elements form rows and columns."""
     rows, columns = 4096, 11008
     weight = torch.randn(rows, columns, device=device)
     dense = torch.randn(rows, columns, device=device)
@@ -434,8 +436,8 @@ def fits(shape: str, device: str, dtype: str) -> bool:
     return needed < (torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available)
 
 
-def one_after_the_other() -> None:
-    """This command for every shape."""
+def run_all_shapes() -> None:
+    """Run this command once for every shape."""
     for shape in SHAPES:
         if shape != "tiny":  # of an option that is given twice the last counts
             subprocess.run([sys.executable, *sys.argv, "--shape", shape, "--if-it-fits"], check=True)
@@ -448,20 +450,22 @@ def main() -> None:
     parser.add_argument("--shape", choices=[*SHAPES, "all"], default="gpt2")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype")
-    parser.add_argument("--facts", type=int, default=100, help="of the MEMIT batch")
-    parser.add_argument("--reference-facts", type=int, default=4, help="that the published MEMIT is timed on")
+    parser.add_argument("--facts", type=int, default=100, help="facts in the MEMIT batch")
+    parser.add_argument(
+        "--reference-facts", type=int, default=4, help="facts on which the published MEMIT is timed"
+    )
     parser.add_argument("--repeats", type=int)
-    parser.add_argument("--steps", type=int, help="of ROME's search")
+    parser.add_argument("--steps", type=int, help="steps of ROME's search")
     parser.add_argument("--only")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--if-it-fits", action="store_true", help="do nothing where memory is too small")
+    parser.add_argument("--if-it-fits", action="store_true", help="do nothing if memory is too small")
     arguments = parser.parse_args()
     if arguments.shape == "all":
         if arguments.output:
             parser.error("--output: one file for each shape; leave it out")
-        one_after_the_other()
+        run_all_shapes()
         return
-    usual = USUAL | (ON_CPU.get(arguments.shape, {}) if arguments.device == "cpu" else {})
+    usual = DEFAULTS | (ON_CPU.get(arguments.shape, {}) if arguments.device == "cpu" else {})
     for key, value in usual.items():
         if getattr(arguments, key) is None:
             setattr(arguments, key, value)
@@ -471,12 +475,14 @@ def main() -> None:
     wanted = arguments.only.split(",")
     runs_it = set(wanted) - {"history", "rect"}  # those ask for the shape alone
     lm = make_lm(arguments.shape, arguments.device if runs_it else "meta", arguments.dtype)
-    loose = 1e-3 if arguments.dtype == "float32" else 0.5
+    tolerance = 1e-3 if arguments.dtype == "float32" else 0.5
     rows: list[Row] = []
     device, shape, repeats = arguments.device, arguments.shape, arguments.repeats
     works: dict[str, Callable[[], list[Row]]] = {
-        "rome": lambda: bench_rome(lm, shape, device, repeats, loose, arguments.steps),
-        "memit": lambda: bench_memit(lm, shape, device, arguments.facts, arguments.reference_facts, loose),
+        "rome": lambda: bench_rome(lm, shape, device, repeats, tolerance, arguments.steps),
+        "memit": lambda: bench_memit(
+            lm, shape, device, arguments.facts, arguments.reference_facts, tolerance
+        ),
         "history": lambda: bench_history(lm, device, repeats),
         "moments": lambda: bench_moments(lm, shape, device, repeats),
         "rect": lambda: bench_rect(device, repeats),

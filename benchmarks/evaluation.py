@@ -1,13 +1,13 @@
-"""What evaluating with edited_hf costs beside lm-eval's own hf, without editing. Both in one process.
+"""The cost of evaluation by edited_hf, without editing, compared with lm-eval's own hf, in one process.
 
     python benchmarks/evaluation.py [--shape rect-tiny|gpt2] [--device cpu|cuda] [--limit ROWS] [--repeats N]
 
-Both models are loaded from one folder and evaluated by ``lm_eval.simple_evaluate`` on the same tasks in the
-same batches, in turn. A ratio is the median over pairs of neighbouring evaluations, edited_hf / hf; of CPU
-time, which other programs of the machine disturb less, and of wall time. Loading stands apart. Forward
-passes, their sequences and tokens (padding included) are counted at the model. Written to
-benchmarks/results/evaluation-<shape>-<device>.json with the machine described. Exit status 1 if the CPU time
-outside editing is 2% or more above hf's.
+Both models are loaded from one folder and evaluated alternately by ``lm_eval.simple_evaluate`` on the same
+tasks in the same batches. A ratio is the median over pairs of consecutive evaluations, edited_hf / hf, of
+wall time and of CPU time, which depends less on other load. Loading is timed separately. Forward passes,
+their sequences and tokens (padding included) are counted at the model. Results are written to
+benchmarks/results/evaluation-<shape>-<device>.json with a description of the machine. The exit status is 1
+if the CPU time is 2% or more above that of hf.
 
 The work: ``rect_general``; the rows of rect_sentiment as lm-eval's own multiple_choice; ``rect_editing`` on
 targets of one to four words. ``gpt2`` is a random model of GPT-2's shape with rect-tiny's tokenizer.
@@ -38,8 +38,7 @@ import transformers
 from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from machine import describe
-from measuring import RESULTS, Row, print_table, timed, write_results
+from measuring import RESULTS, Row, describe, print_table, timed, write_results
 from torch.utils import collect_env
 
 from harness_rect._autoload import tasks_folder
@@ -68,7 +67,7 @@ WORK: dict[str, list[Any]] = {
     "multiple_choice": [CHOICES],
     "rect_editing": ["rect_editing"],
 }
-#: work that the two classes do alike
+#: Work that both classes do in the same way.
 ALIKE = ("rect_general", "multiple_choice")
 
 
@@ -127,7 +126,7 @@ class Passes:
 
 
 def in_turn(run: Callable[[str], Any], repeats: int) -> Row:
-    """Medians of both classes, and of the ratios edited_hf / hf; who goes first changes every time."""
+    """Medians of both classes and of the ratios edited_hf / hf; the order of the two alternates."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in CLASSES}
     for name in CLASSES:
         run(name)  # warms up
@@ -183,10 +182,10 @@ def main() -> int:
                     tasks=list(tasks),
                     task_manager=manager,
                     limit=arguments.limit,
-                    bootstrap_iters=0,  # the same work for both, and much of it
+                    bootstrap_iters=0,  # it is the same for both and takes long
                 )
 
-            with (  # describing the machine starts other programs, for seconds
+            with (  # lm-eval starts other programs to describe the machine, which takes seconds
                 mock.patch.object(collect_env, "get_pretty_env_info", lambda: ""),
                 mock.patch.object(evaluator, "get_git_commit_hash", lambda: ""),
             ):

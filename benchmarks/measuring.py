@@ -1,8 +1,9 @@
-"""Time and memory of a function, and the files and tables of figures that all benchmarks write alike."""
+"""Time and memory of a function, the machine they were measured on, and files and tables of results."""
 
 from __future__ import annotations
 
 import json
+import platform
 import statistics
 import tempfile
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 
 import psutil
 import torch
+import transformers
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
@@ -39,13 +41,13 @@ def seconds(run: Callable[[], Any], repeats: int, device: str) -> float:
 
 
 def side_by_side(runs: Sequence[Callable[[], Any]], repeats: int, device: str) -> list[float]:
-    """Median seconds of each, taken in turns: what else the machine does then falls on all of them."""
+    """Median seconds of each, run alternately so that other load on the machine affects all of them."""
     rounds = [[timed(run, device)[0] for run in runs] for _ in range(repeats)]
     return [statistics.median(taken) for taken in zip(*rounds, strict=True)]
 
 
 def peak_allocated(run: Callable[[], Any], device: str) -> int:
-    """Largest sum of tensors held at a time while it runs, in bytes, above what was held at its start."""
+    """Largest total size of all tensors while it runs, in bytes, minus their size at its start."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         start = torch.cuda.memory_allocated()
@@ -63,7 +65,7 @@ def peak_allocated(run: Callable[[], Any], device: str) -> int:
 
 
 def peak_resident(run: Callable[[], Any]) -> int:
-    """Largest resident memory of this process while it runs, in bytes, above that at its start."""
+    """Largest resident memory of this process while it runs, in bytes, minus that at its start."""
     process, stop = psutil.Process(), threading.Event()
     start = top = process.memory_info().rss
 
@@ -82,6 +84,26 @@ def peak_resident(run: Callable[[], Any]) -> int:
     return top - start
 
 
+def describe(device: str) -> dict[str, Any]:
+    """The machine and the libraries, for results measured on ``device`` (cpu or cuda)."""
+    return {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
 def read_results(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": []}
 
@@ -92,12 +114,12 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
 
 
 def merged(old: Sequence[Row], new: Sequence[Row], key: Sequence[str]) -> list[Row]:
-    """Old rows, those with the ``key`` of a new one replaced by it, and the other new ones."""
+    """All rows; a new one replaces the old one that has the same values in the columns ``key``."""
     return list({tuple(row[k] for k in key): row for row in [*old, *new]}.values())
 
 
 def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """The first column and one without a heading to the left."""
+    """Print a table; the first column and those without a heading are aligned left, all others right."""
     table = Table(title=title)
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="right" if i and heading else "left")

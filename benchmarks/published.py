@@ -1,4 +1,4 @@
-"""The published loops of ROME and MEMIT, straightforward: what benchmarks/editing.py compares with."""
+"""Straightforward implementations of the published loops of ROME and MEMIT, for benchmarks/editing.py."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def published_search(
 def published_reading(
     lm: EditableLM, module: Any, prompts: list[tuple[Edit, str]], at_once: int = 128
 ) -> tuple[Tensor, Tensor]:
-    """(inputs, outputs) of a module at the subjects: whole passes over whole prompts, so many at once."""
+    """(inputs, outputs) of a module at the subjects, from full passes over whole prompts in batches."""
     found: list[tuple[Tensor, Tensor]] = []
     for start in range(0, len(prompts), at_once):
         some = prompts[start : start + at_once]
@@ -94,7 +94,7 @@ def published_reading(
 def published_rome(
     lm: EditableLM, edit: Edit, templates: list[str], h: RomeHyperParameters, c: SecondMoment
 ) -> tuple[Tensor, Tensor]:
-    """(v, u): the inverse of C is computed once by the released code too, so it is given."""
+    """(v, u). C comes factored, because the released code also inverts it only once."""
     (layer,) = h.layers
     u = published_reading(lm, lm.down_projection(layer), [(edit, t) for t in templates])[0].mean(0)
     if h.mom2_adjustment:
@@ -120,7 +120,7 @@ def published_memit(
     h: MemitHyperParameters,
     moments: dict[int, Tensor],
 ) -> dict[str, Tensor]:
-    """The dense update of each layer: a search for each fact alone, keys and outputs by whole passes."""
+    """The dense update of each layer: one search per fact, keys and outputs from full passes."""
     flat = [t for group in groups for t in group]
     last = h.layers[-1]
     z = torch.stack([published_search(lm, e, flat, last, h, at_block=True) for e in edits])

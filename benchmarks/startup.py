@@ -1,10 +1,9 @@
 """What harness-rect adds to every start of the Python interpreter. Run: python benchmarks/startup.py [runs]
 
-Makes throw-away virtual environments that differ only in our files, starts each of them in turn, many
-times, and compares medians: bare, with the hook, with the hook switched off, and with the hook where no
-bytecode can be kept (a read-only install, PYTHONDONTWRITEBYTECODE), so that every start would compile our
-source anew. Then what the hook adds to the first import of lm_eval, where its real work is done: a stand-in
-package, so nothing else counts.
+Makes temporary virtual environments that differ only in our files, starts them alternately and compares
+medians: without the import hook, with it, with it disabled, and with it where no bytecode can be kept (a
+read-only installation, PYTHONDONTWRITEBYTECODE), so that every start compiles our source again. Then the same
+for the first import of lm_eval, where the hook does its work, with a minimal package in place of lm-eval.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMIT_MS = 2.0
 
 
-LM_EVAL = {  # all of lm-eval that our hook touches
+LM_EVAL = {  # the parts of lm-eval that the hook uses
     "__init__.py": "",
     "api/__init__.py": "",
     "api/registry.py": (
@@ -41,7 +40,7 @@ LM_EVAL = {  # all of lm-eval that our hook touches
 
 
 def make_environment(folder: Path, hook: bool) -> Path:
-    """A bare environment, and in it what a wheel of ours puts there; returns its interpreter."""
+    """An environment, with the files that our wheel installs if ``hook``; returns its interpreter."""
     venv.create(folder, symlinks=True)
     site = next(folder.glob("lib/python*/site-packages"))
     for name, text in LM_EVAL.items():
@@ -82,10 +81,12 @@ def main(runs: int) -> int:
         check = (
             "import sys; sys.exit('HarnessRect' not in [getattr(f, '__name__', '') for f in sys.meta_path])"
         )
-        start_ms(hook, check, {})  # raises where the hook is not there, so there is something to measure
+        start_ms(hook, check, {})  # raises if the hook is not installed
         order = list(cases.items())
-        shuffle = random.Random(0).shuffle  # no case may always follow the same other one: it shows
-        for run in range(runs + 5):  # interleaved, so a busy moment hits all alike; the first five warm up
+        shuffle = random.Random(0).shuffle  # a start is affected by the one before it
+        for run in range(
+            runs + 5
+        ):  # interleaved, so that other load affects all; the first five are not counted
             shuffle(order)
             for name, case in order:
                 took = start_ms(*case)

@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 
-#: Packages whose arithmetic decides the bits of a result.
+#: Packages whose arithmetic determines the bits of a result.
 LIBRARIES = ("torch", "transformers", "numpy", "scikit-learn")
 
 _SIMPLE = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), torch.dtype)
-#: What counts of functions and of objects that wrap some; exception tables are there from Python 3.11 on.
+#: Attributes that are hashed, by type: of functions and of objects that wrap functions. Python 3.10 has no
+#: exception tables.
 _PARTS: dict[Any, str] = {
     FunctionType: "__code__ __defaults__ __kwdefaults__ __wrapped__",
     MethodType: "__func__",
@@ -41,13 +42,14 @@ _PARTS: dict[Any, str] = {
 def code_digest(modules: Iterable[str], *objects: Any) -> str:
     """sha256 (hex) of the code of modules and objects, and of the versions of Python and :data:`LIBRARIES`.
 
-    Functions and methods count by their byte code, constants (names in capitals) by their values. Docstrings,
-    file names, line numbers and other variables do not count.
+    The byte code of functions and methods and the values of constants (names in capitals) are hashed;
+    docstrings, file names, line numbers and other variables are not.
 
     Args:
-        modules: names of modules of this package, and of packages in it for all modules in those.
-        objects: classes, and instances that hold functions, such as a method. Of another package than this
-            one all source files count too; of a notebook its functions and its variables of simple types.
+        modules: names of modules of this package; a package stands for all its modules.
+        objects: classes, and instances that hold functions, such as a :class:`Method`. If they are from
+            another package, all its source files are hashed too; from a notebook, its functions and its
+            variables of simple types.
     """
     found: list[Any] = [platform.python_version(), *map(version, LIBRARIES)]
     found += [_members(module) for name in modules for module in _imported(f"harness_rect.{name}")]
@@ -100,7 +102,7 @@ def _plain(value: Any, above: tuple[Any, ...] = ()) -> Any:
 
 
 def _sources(module: str) -> list[Any]:
-    """What counts of a module of another package: the files of the package, or what a notebook holds."""
+    """Hashes of the source files of another package, or the functions and variables of a notebook."""
     package, loaded = module.partition(".")[0], sys.modules.get(module)
     if package in ("harness_rect", "builtins") or loaded is None:
         return []

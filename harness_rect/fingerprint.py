@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-#: Elements summed at a time: bounds the memory of the 64-bit copies.
+#: Elements summed at a time, to bound the memory of the 64-bit copies.
 CHUNK = 1 << 22
 #: Bytes of an element -> the integer type its bits are read as; 8 as two of 4, since sums of 64-bit words
 #: lose sign bits.

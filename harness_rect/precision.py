@@ -1,4 +1,4 @@
-"""Arithmetic in float64 where a device may have none, as Apple's GPU."""
+"""Arithmetic in float64, also for devices without it (Apple's GPU)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def has_double(device: torch.device) -> bool:
 
 
 def where_double_is(tensor: Tensor) -> Tensor:
-    """The tensor where it lies, or on the CPU if its device has no float64."""
+    """The tensor on its device, or on the CPU if that device has no float64."""
     return tensor if has_double(tensor.device) else tensor.cpu()
 
 

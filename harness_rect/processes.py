@@ -1,4 +1,4 @@
-"""Several processes that share one computation, as ``accelerate launch`` and ``torchrun`` start them."""
+"""Several processes that share one computation, started by ``accelerate launch`` or ``torchrun``."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from harness_rect.errors import UserError
 
 
 class Processes:
-    """This process (``rank``) among the ``number`` that compute together; rank 0 is the main one.
+    """This process (``rank``) among the ``number`` that share the computation; rank 0 is the main one.
 
     Args:
-        state: None for a process that computes alone, whatever it was launched with.
+        state: None for a process that computes alone.
     """
 
     def __init__(self, state: PartialState | None = None) -> None:
@@ -34,7 +34,7 @@ class Processes:
         """All processes of this command; sums are exchanged by NCCL with CUDA, else by gloo.
 
         Raises:
-            UserError: if there is no GPU for this process.
+            UserError: there is no GPU for this process.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
@@ -49,10 +49,10 @@ class Processes:
         return self.rank == 0
 
     def own_device(self, device: str | None) -> str | None:
-        """What ``--device`` means for this process: with CUDA each of several has a GPU of its own.
+        """The device of this process; with CUDA each of several processes has its own GPU.
 
         Raises:
-            UserError: if one GPU is asked for by number for all of several processes.
+            UserError: ``--device`` names one GPU for several processes.
         """
         if self._state is None or self._state.device.type != "cuda":
             return device
@@ -86,7 +86,7 @@ class Processes:
             raise SystemExit(2)
 
     def add_up(self, total: Tensor) -> Tensor:
-        """The sum of a tensor over all processes, on the CPU. May change ``total``."""
+        """The sum of a tensor over all processes, on the CPU; ``total`` may be changed in place."""
         if self._state is None:
             return total.cpu()
         total = total.to(self._state.device)
@@ -94,7 +94,7 @@ class Processes:
         return total.cpu()
 
     def leave(self) -> None:
-        """End the exchange with the others; all must call it."""
+        """Leave the process group; all processes must call it."""
         if self._state is not None:
             torch.distributed.destroy_process_group()
 

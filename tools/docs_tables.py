@@ -1,16 +1,20 @@
 """Write the tables of the documentation that are made from the code: python -m tools.docs_tables
 
-A table stands in README.md or docs/ between ``<!-- table: NAME -->`` and ``<!-- end of table -->``.
+A table stands in README.md or docs/ between ``<!-- table: NAME -->`` and ``<!-- end of table -->``. The
+options that ``harness-rect COMMAND --help`` shows are written as well.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from harness_rect import config
+from harness_rect import cli, config
 from harness_rect.edits.public import URLS
 from harness_rect.evaluation import catalogue
 from harness_rect.hparams import Preset, presets
@@ -149,6 +153,27 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
+def options_for_help() -> str:
+    """The content of :data:`harness_rect.cli.HELP`: a line of JSON for each option of each command."""
+    lines = []
+    for name in cli.COMMANDS:
+        parser = argparse.ArgumentParser(add_help=False)
+        cli.module_of(name).add_options(parser)
+        lines += [json.dumps([name, *_option(action)]) + "\n" for action in parser._actions]
+    return "".join(lines)
+
+
+def _option(action: argparse.Action) -> tuple[Sequence[str], dict[str, Any]]:
+    """The arguments of ``add_argument`` that decide what the help of an option looks like."""
+    settings = {name: getattr(action, name) for name in ("help", "nargs", "metavar", "choices")}
+    if action.option_strings:
+        settings |= {"dest": action.dest, "required": action.required or None}
+    if action.nargs == 0:
+        settings |= {"action": "store_true", "nargs": None}
+    return action.option_strings or [action.dest], {k: v for k, v in settings.items() if v is not None}
+
+
 if __name__ == "__main__":
+    cli.HELP.write_text(options_for_help(), encoding="utf-8")
     for page in pages():
         page.write_text(rewritten(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 from harness_rect import __version__
@@ -25,6 +28,10 @@ COMMANDS = {
     "train-mend": "train the networks that method mend edits with",
     "report": "one self-contained HTML page from a folder of results",
 }
+
+#: The options of each command as ``python -m tools.docs_tables`` writes them, for ``--help``: importing the
+#: command itself takes seconds.
+HELP = Path(__file__).with_name("help.jsonl")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,8 +66,26 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, purpose in COMMANDS.items():
         command = commands.add_parser(name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".")
-        if name in argv:
-            module = importlib.import_module(f"harness_rect.cli.{name.replace('-', '_')}")
+        if name not in argv:
+            continue
+        if {"-h", "--help"} & set(argv) and not _other_packages():
+            for line in HELP.read_text(encoding="utf-8").splitlines():
+                of, flags, settings = json.loads(line)
+                if of == name:
+                    command.add_argument(*flags, **settings)
+        else:
+            module = module_of(name)
             module.add_options(command)
             command.set_defaults(run=module.run)
     return parser
+
+
+def module_of(command: str) -> ModuleType:
+    return importlib.import_module(f"harness_rect.cli.{command.replace('-', '_')}")
+
+
+def _other_packages() -> bool:
+    """Whether another package may add methods, or regularizers with options of their own."""
+    from importlib.metadata import entry_points
+
+    return any(entry_points(group=f"harness_rect.{kind}") for kind in ("methods", "regularizers"))

@@ -43,19 +43,19 @@ def run(arguments: argparse.Namespace) -> None:
         study = read_study(arguments.results, lambda done, of: progress.update(bar, completed=done, total=of))
         for note in study.notes:
             log.warning("%s", note)
-        chapters = sections(study, reference)
-        page = render(study, chapters)
-        plates = [plate for chapter in chapters for plate in chapter.plates]
+        found = sections(study, reference)
+        page = render(study, found)
+        specs = [spec for section in found for spec in section.figures]
         target = output
         try:
             with written_whole(output) as temporary:
                 temporary.write_text(page, encoding="utf-8")
             if folder is not None:
                 target = folder
-                for plate in progress.track(plates, description="figures"):
-                    write(plate, folder)
+                for spec in progress.track(specs, description="figures"):
+                    write(spec, folder)
         except OSError as error:
             raise UserError(f"{target}: cannot be written: {error.strerror}") from None
     print(f"{output}: {len(study.runs)} evaluations")
     if folder is not None:
-        print(f"{folder}: {2 * len(plates)} files")
+        print(f"{folder}: {2 * len(specs)} files")

@@ -26,10 +26,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--text", required=True, help="a text file, a .jsonl with a text field, wikipedia or wikitext"
     )
     parser.add_argument(
-        "--tokens", type=int, default=DEFAULT_TOKENS, help="tokens to read (default %(default)s)"
+        "--tokens", type=int, default=DEFAULT_TOKENS, help=f"tokens to read (default {DEFAULT_TOKENS})"
     )
     parser.add_argument("--float64", action="store_true", help="keep the sums in float64")
-    parser.add_argument("--output", type=Path, required=True, help="folder for one npz file a layer")
+    parser.add_argument("--output", type=Path, required=True, help="folder for one npz file per layer")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -13,13 +13,7 @@ from harness_rect.edits import load_edits
 from harness_rect.io.files import check_output
 from harness_rect.models import EditableLM
 from harness_rect.moments.layout import layout_name
-from harness_rect.training.mend import (
-    MendTrainer,
-    MendTraining,
-    hold_out,
-    training_rows,
-    usual_settings,
-)
+from harness_rect.training.mend import MendTrainer, MendTraining, hold_out, training_rows, usual_settings
 from harness_rect.validation import validated
 
 log = logging.getLogger(__name__)

@@ -1,1 +1,1 @@
-"""The only files that touch what lm-eval and transformers do not promise."""
+"""All uses of names that lm-eval and transformers do not document as stable."""

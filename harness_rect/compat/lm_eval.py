@@ -1,4 +1,4 @@
-"""What tasks and sweeps need of lm-eval and lm-eval does not promise, for the releases 0.4.13 to 0.5.
+"""Names of lm-eval that tasks and sweeps use and that are not documented as stable, for 0.4.13 to 0.5.
 
 ``tests/contracts`` checks each name. Models are in :mod:`.lm_eval_model`, which imports lm-eval's own.
 """
@@ -59,7 +59,7 @@ class YamlTask(_Base):
     def __init__(self, config: dict[str, Any]) -> None:
         config = {key: value for key, value in config.items() if key != "class"}
         if not SCORERS:
-            config.setdefault("process_results", "process_results")  # any value keeps 0.4 from the hub
+            config.setdefault("process_results", "process_results")  # with any value 0.4 does not ask the hub
         super().__init__(config=config)
 
     def _build_scorers(self) -> list[Any]:
@@ -158,7 +158,7 @@ def request_fields(task: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sample_size(task: Any, limit: float | None) -> int | None:
-    """How many documents ``--limit`` leaves: a number of them, or below 1 a share."""
+    """The number of documents for ``--limit``, which is a number of them or, below 1, a share."""
     if limit is None:
         return None
     return math.ceil(len(task.eval_docs) * limit) if limit < 1 else int(limit)
@@ -178,13 +178,13 @@ class KeptTasks(TaskManager):
         return self._kept[names]
 
 
-# Facts about the machine and the working directory, for which lm-eval starts a dozen programs.
+# Descriptions of the machine and the working directory, for which lm-eval starts a dozen programs.
 _environment = functools.cache(collect_env.get_pretty_env_info)
 _commit = functools.cache(evaluator.get_git_commit_hash)
 
 
 def describe_machine() -> None:
-    """Find out what every results file says of this machine, and of the working directory of now."""
+    """Compute what results files record of the machine and of the current working directory."""
     _environment()
     _commit.cache_clear()
     _commit()
@@ -213,7 +213,7 @@ class Finished:
             written = sorted(temporary.iterdir(), key=lambda path: path.name.startswith("results"))
             lines = sum(path.read_bytes().count(b"\n") for path in written[:-1])
             complete = written and lines == sum(map(len, (samples or {}).values()))
-            if not complete or len(written) != 1 + len(samples or ()):  # its writer only logs what fails
+            if not complete or len(written) != 1 + len(samples or ()):  # its writer only logs failures
                 raise RuntimeError(f"lm-eval could not write the results of {folder}")
             for path in written:
                 with written_whole(folder / path.name.replace(ending, "")) as whole:

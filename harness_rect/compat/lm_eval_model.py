@@ -1,4 +1,4 @@
-"""What the model class needs of lm-eval's HFLM and HFLM does not promise."""
+"""The parts of lm-eval's HFLM that the model class overrides and that are not documented as stable."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class SharedPassLM(HFLM):
 
     @property
     def run_key(self) -> str | None:
-        """Names the weights in lm-eval's ``--use_cache`` file; None: they are as loaded."""
+        """Identifies the weights in lm-eval's ``--use_cache`` file; None for unedited weights."""
         return None
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Keep answers of this edited model apart from all others in lm-eval's ``--use_cache`` file.
+        """Store answers of this edited model separately in lm-eval's ``--use_cache`` file.
 
         lm-eval keys that file by the request text alone, so the model before and after editing would
         share answers.
@@ -90,10 +90,10 @@ class SharedPassLM(HFLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """HFLM's answers; from fewer passes for our editing tasks, which ask about prefixes of a sequence.
+        """HFLM's answers, with fewer passes for the editing tasks, whose requests share sequences.
 
-        All other requests go to HFLM, and so do those of which no pass can be saved or that must be cut at
-        the model's length.
+        All other requests are passed to HFLM, as are those where no pass can be saved or that exceed the
+        model's length.
         """
         disable_tqdm = disable_tqdm or self.quiet
         if self.backend == "causal" and self.logits_cache and all(isinstance(r, IdRequest) for r in requests):
@@ -113,8 +113,8 @@ class SharedPassLM(HFLM):
         """Answers in the order of ``requests``, from batches of the sequences of ``groups``."""
         auto = self.batch_size == "auto"
         if auto:
-            self.batch_sizes: dict[int, int] = {}  # as HFLM: those found for other requests do not apply
-        # Each sequence by the request that is all of it, which is what HFLM's scheduler reads.
+            self.batch_sizes: dict[int, int] = {}  # as in HFLM: sizes found for other requests do not apply
+        # HFLM's scheduler needs the request that consists of the whole sequence.
         longest = [(ids, *requests[which[0]][1:]) for ids, which in groups.items()]
         answers: dict[int, tuple[float, bool]] = {}
         quiet = disable_tqdm or self.rank != 0
@@ -124,7 +124,7 @@ class SharedPassLM(HFLM):
                 size = self._batch_scheduler(done, longest) if auto else self.batch_size
                 batch = [ids for ids, *_ in longest[done : done + size]]
                 done += len(batch)
-                # Padding on the right may be any token: none before it attends to it.
+                # Any token can be used as padding on the right: earlier tokens do not attend to it.
                 padded = pad_sequence([torch.tensor(ids) for ids in batch], batch_first=True)
                 logits = self._model_call(padded.to(self.device))
                 logits = logits[:, -padded.shape[1] :]  # without the virtual tokens of prompt tuning
@@ -180,10 +180,10 @@ class _Prefixed(SqliteDict):
 
 
 def separate_answers(store: SqliteDict, run_key: str) -> None:
-    """From now on ``store`` finds and keeps only the answers of the run ``run_key``.
+    """Restrict ``store`` to the answers of the run ``run_key``.
 
-    lm-eval opens the store and passes it on already in use; changing its class is the one way to reach its
-    look-ups without changing lm-eval.
+    lm-eval opens the store itself; without changing lm-eval, its look-ups can be changed only by changing the
+    class of the open store.
     """
     store.__class__ = _Prefixed
     store.answers_of = run_key

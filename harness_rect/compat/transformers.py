@@ -1,6 +1,6 @@
-"""What editing needs of transformers and transformers does not promise.
+"""Names of transformers that editing uses and that are not documented as stable.
 
-Everything else of the package uses the library's documented names. ``tests/contracts`` checks each name here.
+All other modules use documented names only. ``tests/contracts`` has a test for each name here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STEPWISE_GELU = (NewGELUActivation, FastGELUActivation)
 
 
 class _Layer(DynamicLayer):
-    """Keys and values of one block: those of earlier tokens, and room behind them for ``new`` tokens."""
+    """Keys and values of one block: those of earlier tokens, followed by space for ``new`` tokens."""
 
     def __init__(self, keys: Tensor, values: Tensor, new: int) -> None:
         super().__init__()
@@ -38,9 +38,10 @@ class _Layer(DynamicLayer):
 
 
 def cache_of(pairs: Sequence[tuple[Tensor, Tensor]], new: int) -> DynamicCache:
-    """A cache for one pass over ``new`` tokens, which writes its keys and values over the last of the given.
+    """A cache for one pass over ``new`` tokens, whose keys and values overwrite the last ones of ``pairs``.
 
-    transformers' own would copy those of the earlier tokens, and the backward pass would keep the copies.
+    The cache of transformers would copy the keys and values of earlier tokens, and the backward pass would
+    keep the copies.
 
     Args:
         pairs: keys and values of each block, (sequences, heads, earlier + new, head width). new: at least 1.

@@ -13,7 +13,7 @@ This file needs the standard library only, so that reading it costs nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from harness_rect.evaluation.aggregations import (
@@ -77,7 +77,7 @@ class Task:
     title: str
     metrics: tuple[Metric, ...]
     kind: Literal["general", "editing"] = "general"
-    group: str = "rect_general"
+    group: str = field(kw_only=True)
     file: str = ""
     paper_file: str = ""
     unit: str = "documents"
@@ -136,31 +136,34 @@ def _of_text(name: str, title: str, aggregation: Aggregation) -> Metric:
     return Metric(name, title, aggregation, higher_is_better=False, share=False, protocol="probability")
 
 
+def _paper(
+    name: str, title: str, metrics: tuple[Metric, ...], file: str, paper_file: str, unit: str = "documents"
+) -> Task:
+    """One of the eight general tasks of Gu et al. 2024."""
+    return Task(name, title, metrics, group="rect_general", file=file, paper_file=paper_file, unit=unit)
+
+
 _TASKS = (
-    Task(
+    _paper(
         "rect_reasoning",
         "Reasoning",
         (Metric("solve_rate", "share of problems whose number is in the answer"),),
-        file="gsm8k.jsonl",
-        paper_file="test-reasoning.jsonl",
+        "gsm8k.jsonl",
+        "test-reasoning.jsonl",
     ),
-    Task("rect_nli", "NLI", _ACCURACY, file="rte.jsonl", paper_file="test-NLI.tsv"),
-    Task(
+    _paper("rect_nli", "NLI", _ACCURACY, "rte.jsonl", "test-NLI.tsv"),
+    _paper(
         "rect_open_domain_qa",
         "Open-domain QA",
         (Metric("em", "share of answers that contain the expected one"),),
-        file="nq_open.jsonl",
-        paper_file="test-OpenDomainQA.jsonl",
+        "nq_open.jsonl",
+        "test-OpenDomainQA.jsonl",
     ),
-    Task(
-        "rect_closed_domain_qa",
-        "Closed-domain QA",
-        _ACCURACY,
-        file="boolq.jsonl",
-        paper_file="test-ClosedDomainQA.jsonl",
+    _paper(
+        "rect_closed_domain_qa", "Closed-domain QA", _ACCURACY, "boolq.jsonl", "test-ClosedDomainQA.jsonl"
     ),
-    Task("rect_dialogue", "Dialogue", _ACCURACY, file="mutual.jsonl", paper_file="test-dialogue"),
-    Task(
+    _paper("rect_dialogue", "Dialogue", _ACCURACY, "mutual.jsonl", "test-dialogue"),
+    _paper(
         "rect_summarization",
         "Summarization",
         (
@@ -169,23 +172,21 @@ _TASKS = (
             Metric("rouge2", "ROUGE-2 F-measure"),
             Metric("rougeL", "ROUGE-L F-measure"),
         ),
-        file="samsum.jsonl",
-        paper_file="test-summarization.json",
+        "samsum.jsonl",
+        "test-summarization.json",
     ),
-    Task(
+    _paper(
         "rect_ner",
         "NER",
         (
             Metric("f1", "micro F1 of entities", ENTITY_F1),
             Metric("recall_macro", "recall of entities in the text, mean over types", MACRO_RECALL),
         ),
-        file="conll2003.jsonl",
-        paper_file="test-NER.txt",
-        unit="sentences",
+        "conll2003.jsonl",
+        "test-NER.txt",
+        "sentences",
     ),
-    Task(
-        "rect_sentiment", "Sentiment", _ACCURACY, file="sst2.jsonl", paper_file="test-SentimentAnalysis.tsv"
-    ),
+    _paper("rect_sentiment", "Sentiment", _ACCURACY, "sst2.jsonl", "test-SentimentAnalysis.tsv"),
     _editing(
         "rect_zsre",
         "zsRE",

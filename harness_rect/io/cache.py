@@ -1,4 +1,4 @@
-"""Where finished work is kept between runs: ``$HARNESS_RECT_CACHE``, else the user's cache folder."""
+"""The cache folder for finished work: ``$HARNESS_RECT_CACHE``, else the user's cache folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all, and checks that they can be written."""
+"""Files and folders that are written atomically, and checks that they can be written."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from harness_rect.errors import UserError
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary file beside ``path`` to write to; renamed to ``path`` at the end, removed on failure.
 
-    The folder is created where it is missing. The content is on the disk before the file gets its name, and
-    the file has the permissions any new file has, so that a shared folder stays readable for others.
+    Missing folders are created. The content is flushed to the disk before the file is renamed, and the file
+    has the permissions of any new file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -25,7 +25,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        _settle(temporary)
+        _finish(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -36,13 +36,13 @@ def written_whole(path: Path) -> Iterator[Path]:
 def folder_written_whole(folder: Path) -> Iterator[Path]:
     """A temporary folder beside ``folder`` to write to; renamed at the end, removed on failure.
 
-    ``folder`` must not exist, or be empty: see :func:`check_output`. Permissions are those of new files.
+    ``folder`` must not exist, or must be empty (see :func:`check_output`).
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with temporary_folder(folder.parent, folder.name) as temporary:
         yield temporary
         for path in [*temporary.rglob("*"), temporary]:
-            _settle(path)
+            _finish(path)
         if folder.exists():
             folder.rmdir()
         temporary.rename(folder)
@@ -58,14 +58,14 @@ def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _settle(path: Path) -> None:
-    """Give a file or folder the permissions of a new one, and bring a file's content to the disk."""
+def _finish(path: Path) -> None:
+    """Give a file or folder the permissions of a new one, and flush a file's content to the disk."""
     umask = os.umask(0)
     os.umask(umask)
     if path.is_dir():
         path.chmod(0o777 & ~umask)
         return
-    path.chmod(0o666 & ~umask)  # tempfile and safetensors write files only their owner can read
+    path.chmod(0o666 & ~umask)  # files of tempfile and safetensors are readable by their owner only
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
@@ -74,10 +74,10 @@ def check_output(folder: Path, resumable: bool = False) -> None:
     """Check, before long work starts, that ``folder`` is new or empty and can be written.
 
     Args:
-        resumable: hidden files, the state of unfinished work, do not count.
+        resumable: hidden files, which hold the state of unfinished work, are allowed.
 
     Raises:
-        UserError: if not.
+        UserError: it is not.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: exists already and is a file; give a folder")
@@ -87,10 +87,10 @@ def check_output(folder: Path, resumable: bool = False) -> None:
 
 
 def check_parent(path: Path) -> None:
-    """Check that ``path`` can be created, with the folders that are missing above it.
+    """Check that ``path`` and missing folders above it can be created.
 
     Raises:
-        UserError: if not.
+        UserError: they cannot.
     """
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):

@@ -1,4 +1,4 @@
-"""What is said while long work goes on: the progress bar, and less of what libraries log."""
+"""Progress bars, and loggers that are muted for a while."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def progress_bar(shown: bool = True) -> Progress:
-    """A bar on stderr with the count and the time left, so that stdout stays what was asked for."""
+    """A progress bar with the count and the time left, on stderr."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -24,7 +24,7 @@ def progress_bar(shown: bool = True) -> Progress:
 
 @contextmanager
 def logging_only(level: int, *names: str) -> Iterator[None]:
-    """Loggers that say nothing below ``level`` meanwhile."""
+    """Mute messages of the named loggers below ``level`` within the block."""
     loggers = [logging.getLogger(name) for name in names]
     before = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""Long work that resumes where it was interrupted: its state in one safetensors file."""
+"""The state of long work, kept in one safetensors file so that it can resume after an interruption."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ State = tuple[dict[str, Tensor], Any]
 
 
 def save_state(path: Path, key: str, tensors: Mapping[str, Tensor], state: Any) -> None:
-    """Write tensors, and ``state`` as JSON, under a key that says what they belong to."""
+    """Write tensors, and ``state`` as JSON, with a key that identifies the work."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with written_whole(path) as temporary:
         save_file(plain, temporary, metadata={"key": key, "state": json.dumps(state)})
 
 
 def load_state(path: Path, key: str) -> State | None:
-    """What :func:`save_state` wrote; None if there is no file, or one of another key or damaged."""
+    """What :func:`save_state` wrote; None if the file is missing, damaged or has another key."""
     if not path.exists():
         return None
     try:
@@ -51,7 +51,7 @@ class Resumable:
 
     Args:
         path: the file that holds it.
-        key: everything that determines the work; a state of another key is not continued.
+        key: identifies everything that determines the work; a state with another key is not continued.
     """
 
     def __init__(self, path: Path, key: str) -> None:

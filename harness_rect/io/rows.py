@@ -1,8 +1,8 @@
 """Rows of text files: JSON lists, JSON Lines, tab-separated tables and plain text.
 
-All files are UTF-8; a byte-order mark is dropped. A row knows where it stands: rows are counted from 0, as in
-``facts.json[7]``, lines from 1, as in an editor. What cannot be read is a :class:`UserError` of one line that
-names the file and the row or line.
+All files are UTF-8; a byte-order mark is dropped. Each row has its position for messages: rows are counted
+from 0, as in ``facts.json[7]``, lines from 1, as in an editor. What cannot be read is a :class:`UserError` of
+one line that names the file and the row or line.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from harness_rect.errors import UserError
 class Row:
     """One row of a file.
 
-    value: the JSON value, or the cells of a table by column name. file: how messages call the file. line:
-    where the row begins, None where only its index is known (a JSON list).
+    value: the JSON value, or the cells of a table by column name. file: its name in messages. line: the first
+    line of the row; None where only its index is known (a JSON list).
     """
 
     value: Any
@@ -41,7 +41,7 @@ class Row:
         return f"{self.file}, {self.place}"
 
     def error(self, problem: str) -> UserError:
-        """To be raised for a row that is not as it should be."""
+        """An error about this row, to be raised."""
         return UserError(f"{self.where}: {problem}")
 
     def object(self) -> dict[str, Any]:
@@ -56,11 +56,11 @@ class Row:
 
 
 def json_rows(path: Path, name: str = "", hint: str = "") -> list[Row]:
-    """All rows of a JSON file: JSON Lines if it is called ``.jsonl``, else a list of rows or JSON Lines.
+    """All rows of a JSON file: JSON Lines if its name ends in ``.jsonl``, else a list of rows or JSON Lines.
 
     Args:
-        name: how messages call the file; its path by default. Its ending decides.
-        hint: what to do about a malformed file, for the end of the message.
+        name: of the file, in messages and for its ending; by default its path.
+        hint: advice for a malformed file, added to the message.
     """
     name = name or str(path)
     text = "" if name.lower().endswith(".jsonl") else read_text(path, name)
@@ -171,6 +171,6 @@ def as_text(value: Any, name: str) -> str:
 
 
 def kind(value: object) -> str:
-    """What a JSON value is, for messages."""
+    """The kind of a JSON value, for messages."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "true/false", type(None): "null"}
     return names.get(type(value), f"a number ({value})")

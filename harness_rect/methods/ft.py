@@ -8,8 +8,8 @@
   and an end-of-text token after every target. It is meant for a large ``edit_batch_size``; with 1 it
   differs from ``ft`` by that token only.
 
-W_before is the weight just before the edit. The published FT of the ROME repository scores all tokens of a
-target from one position; every token is scored at its own here.
+W_before is the weight just before the edit. The FT of the ROME repository reads the probabilities of all
+target tokens at one position; here each token is scored at its own.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LOSS_FLOOR = 1e-2
 class FtHyperParameters(HyperParameters):
     """Hyper-parameters of fine-tuning, named as in the published files.
 
-    num_steps: epochs over the facts of an edit. batch_size: facts a gradient step.
+    num_steps: epochs over the facts of an edit. batch_size: facts per gradient step.
     norm_constraint: epsilon, the largest change of an element; None or false for no limit.
     kl_factor, wd_power_law: keys of published files; only the values that switch them off are accepted.
     """
@@ -66,7 +66,7 @@ class FtLHyperParameters(FtHyperParameters):
 
     @field_validator("norm_constraint")
     @classmethod
-    def _there(cls, epsilon: float | None) -> float | None:
+    def _required(cls, epsilon: float | None) -> float | None:
         if epsilon is None:
             raise ValueError("ft_l limits the change of each element; without a limit use method=ft")
         return epsilon
@@ -80,7 +80,7 @@ def propose(
     *,
     end_of_text: bool,
 ) -> Proposal:
-    """The change of the weights after training on these facts; the model is as it was when this returns."""
+    """The change of the weights by training on these facts; the model's own weights are restored."""
     pairs = [_pair(lm, edit, end_of_text) for edit in edits]
     names = down_projections(lm, hparams)
     parameters = [lm.weight(name) for name in names]
@@ -123,7 +123,7 @@ def propose(
 
 @contextmanager
 def _trainable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Gradients for these parameters of a frozen model."""
+    """Enable gradients of these parameters of a frozen model within the block."""
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:

@@ -1,4 +1,4 @@
-"""Likelihood of targets and its gradients, for methods that learn from them (FT, MEND, UltraEdit)."""
+"""The likelihood of targets and its gradients (FT, MEND, UltraEdit)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Pair = tuple[list[int], list[int]]
 class Targets:
     """Prompts with their targets as one batch.
 
-    rows, positions: (n,) int64 on the CPU, the places whose logits predict the n target tokens. tokens: (n,)
-    those tokens. weights: (n,) float32, 1 / length of the token's target. tokens and weights are on the input
+    rows, positions: (n,) int64 on the CPU, the positions whose logits predict the n target tokens. tokens:
+    (n,) int64. weights: (n,) float32, 1 / length of the token's target. tokens and weights are on the input
     device.
     """
 
@@ -98,12 +98,12 @@ def target_gradients(
 def inputs_and_gradients(
     lm: EditableLM, weights: Sequence[str], batch: Batch, loss: Callable[[], Tensor]
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """What flows through linear modules when ``loss`` is computed, and its gradient at their outputs.
+    """Inputs of linear modules in the computation of ``loss``, and its gradients at their outputs.
 
-    Works with every parameter frozen: a zero that requires gradients is added to each output.
+    All parameters may be frozen: a zero tensor that requires gradients is added to each output.
 
     Args:
-        weights: names of the modules' parameters. batch: what ``loss`` runs the model on, once.
+        weights: names of the modules' parameters. batch: the one on which ``loss`` runs the model once.
 
     Returns:
         weight -> (x (sequences, longest, inputs), g (sequences, longest, outputs)), detached, float32.

@@ -1,4 +1,4 @@
-"""KN: Knowledge Neurons (Dai et al., ACL 2022), as the published editing code runs it.
+"""KN: Knowledge Neurons (Dai et al., ACL 2022), as in the published editing code.
 
 With a the output of the first MLP projection of block l at the last prompt token, before the nonlinearity,
 and T_1..T_n the tokens of the ground truth (the answer to be replaced), every neuron of every block is scored
@@ -35,7 +35,7 @@ from harness_rect.models import EditableLM
 from harness_rect.models.lm import unflatten
 from harness_rect.updates import LowRank, Update
 
-#: Tokens a batched pass may hold (all blocks and all steps of one prompt are independent rows).
+#: Largest number of tokens in a batch; all blocks and steps of a prompt are rows of the same batches.
 PASS_TOKENS = 4096
 
 
@@ -123,7 +123,7 @@ def _gradient(
 
 @torch.no_grad()
 def continuation(lm: EditableLM, text: str, length: int) -> list[int]:
-    """``length`` greedy tokens after a text, which is tokenised anew after each of them."""
+    """``length`` greedy tokens after a text; the text is tokenised again after each token."""
     tokens: list[int] = []
     for _ in range(length):
         ids = lm.encoder.ids(text)
@@ -140,7 +140,7 @@ def value_change(embedding: Tensor, old: Sequence[int], new: Sequence[int]) -> T
 
 
 def propose(lm: EditableLM, edits: Sequence[Edit], hparams: KnHyperParameters, context: Context) -> Proposal:
-    """The change of the knowledge neurons' value vectors: of rank one in every block that has any."""
+    """The change of the value vectors of the knowledge neurons, of rank one in each block that has some."""
     (edit,) = edits
     plain = lm.encoder.tokenizer
     truth, new = (

@@ -1,4 +1,4 @@
-"""MEND: Fast Model Editing at Scale (Mitchell et al., ICLR 2022, arXiv 2110.11309), as its code runs it.
+"""MEND: Fast Model Editing at Scale (Mitchell et al., ICLR 2022, arXiv 2110.11309), as in its code.
 
 One forward and one backward pass of the edit loss (mean NLL over all target tokens of the batch) give, at
 every token, the input x of an edited weight W and the gradient g at its output. Their outer products, summed
@@ -10,9 +10,9 @@ over tokens, are W's gradient. A trained hypernetwork changes the pair before th
     dW = sum over tokens of g~ x~^T,        W <- W + lr_W dW
 
 with one network for each distinct (width of x, width of g), shared by the weights of that shape; m is a
-weight's mode, its number among them. Tokens whose x or g is zero (padding, and in the last block all but the
-places that predict the target) take no part. Nothing is un-whitened. Note the sign: it is a plus, so with
-x~, g~ near the whitened pair an edit goes down the loss only where lr_W is negative, as it starts in
+weight's mode, its index among them. Tokens whose x or g is zero (padding, and in the last block all positions
+that do not predict the target) are left out. The whitening is not undone. The update is added, so while
+x~, g~ are near the whitened pair an edit lowers the loss only if lr_W is negative, as it is initially in
 ``harness-rect train-mend``.
 
 :func:`update` is this rule on plain tensors, without gradients; training calls the networks itself.
@@ -50,7 +50,7 @@ def factors(x: Tensor, g: Tensor, network: HyperNetwork, mode: int) -> tuple[Ten
     Args:
         x: (..., a), inputs of the weight. g: (..., b), gradients of the loss at its outputs; the leading
             dimensions are the same and are pooled. network: for these widths, of the same dtype and device.
-        mode: the weight's number among those that share the network.
+        mode: the weight's index among those that share the network.
     """
     used = active(x, g)
     return network(x[used], g[used], mode)
@@ -71,7 +71,7 @@ def update(
     *,
     transposed: bool = False,
 ) -> Tensor:
-    """What MEND adds to one weight: lr * dW (see the module's text; with lr = 1 dW itself).
+    """What MEND adds to one weight, lr * dW.
 
     Args:
         x, g, network, mode: as for :func:`factors`. lr: the weight's learned scalar.
@@ -85,7 +85,7 @@ def update(
 
 
 class MendHyperParameters(HyperParameters):
-    """What editing with MEND needs; what the network looks like is fixed by its training.
+    """Hyper-parameters of an edit with MEND; the shape of the networks is fixed by their training.
 
     weights: folder written by ``harness-rect train-mend``, or ``rect-tiny`` for the embedded one.
     inner_params: names of the edited weights, as in published files; compared with the trained ones.
@@ -131,7 +131,7 @@ class MendHyperParameters(HyperParameters):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def weights_sha256(self) -> str:
-        """Names the trained network in reports and cached runs, wherever its folder lies."""
+        """Identifies the trained networks in reports and kept runs, independently of their folder."""
         return self.description.sha256
 
 
@@ -174,7 +174,7 @@ def propose(
     return Proposal(updates, details)
 
 
-#: Keys of published files that describe the training, or a network that is as it was trained.
+#: Keys of published files that describe the training or the trained network.
 PUBLISHED_KEYS = frozenset(
     (
         *("alg", "archive", "edit_lr", "lr", "lr_lr", "seed", "debug", "cedit", "cloc", "cbase", "dropout"),

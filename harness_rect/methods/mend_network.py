@@ -1,4 +1,4 @@
-"""The hypernetworks of MEND: the equations stand in :mod:`harness_rect.methods.mend`."""
+"""The hypernetworks of MEND; the equations are in :mod:`harness_rect.methods.mend`."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class ResidualLayer(nn.Module):
 
     def forward(self, h: Tensor, mode: int) -> Tensor:
         inner = h @ self.v.T @ self.u.T + self.bias
-        # clamp_min, not relu: at the start everything is exactly 0, where relu would pass no gradient.
+        # clamp_min, not relu: initially everything is exactly 0, where the gradient of relu is 0.
         return h + (self.mode_scale[mode] * inner + self.mode_shift[mode]).clamp_min(0)
 
 
 class HyperNetwork(nn.Module):
-    """Turns pairs (x, g) into pairs (x~, g~), for all weights of one shape.
+    """Maps pairs (x, g) to pairs (x~, g~), for all weights of one shape.
 
     Args:
         layers: in order, each the arguments of :class:`ResidualLayer` with d = a + b.
@@ -62,7 +62,7 @@ class HyperNetwork(nn.Module):
     def identity(
         cls, x_width: int, g_width: int, modes: int, rank: int, generator: torch.Generator | None = None
     ) -> HyperNetwork:
-        """As training starts: U = 0, so that x~ and g~ are x and g, which statistics of 0 and 1 leave alone.
+        """The initial network: U = 0, means of 0 and deviations of 1, so that x~ and g~ are x and g.
 
         V is random with rows of unit length on average; r = min(rank, x_width + g_width). float32, on the
         CPU.
@@ -93,11 +93,11 @@ class HyperNetwork(nn.Module):
 
 
 class Editor(nn.Module):
-    """Everything that is trained: a network for each distinct shape, a scalar for each weight.
+    """All that is trained: a network for each distinct shape and a scalar for each weight.
 
     Args:
-        inner_params: weight name -> (inputs, outputs); the order gives each weight its mode among those of
-            its shape.
+        inner_params: weight name -> (inputs, outputs); a weight's mode is its index among those of its
+            shape.
         networks: "x{inputs}_g{outputs}" -> network. lr: (weights,), in the order of ``inner_params``.
     """
 
@@ -113,7 +113,7 @@ class Editor(nn.Module):
     def identity(
         cls, inner_params: Mapping[str, tuple[int, int]], rank: int, lr: float, seed: int = 0
     ) -> Editor:
-        """As training starts: see :meth:`HyperNetwork.identity`."""
+        """The initial networks, see :meth:`HyperNetwork.identity`."""
         generator = torch.Generator().manual_seed(seed)
         networks = {
             network_key(widths): HyperNetwork.identity(*widths, modes, rank, generator)

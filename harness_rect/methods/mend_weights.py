@@ -1,6 +1,6 @@
-"""The folder a trained MEND lies in: ``mend.safetensors`` and ``mend.yaml``, which describes it.
+"""The folder of a trained MEND: the tensors, ``mend.safetensors``, and their description, ``mend.yaml``.
 
-The description is written last and names the tensors' hash, so a folder that was not finished is not read.
+The description is written last and has the hash of the tensors, so an incomplete folder is not read.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ TENSORS, DESCRIPTION = "mend.safetensors", "mend.yaml"
 class Description(BaseModel):
     """inner_params: weight name -> (inputs, outputs), in the order of the modes. sha256: of the tensors.
 
-    model, dtype, model_fingerprint: what it was trained for. training, validation: settings and scores, for
-    the reader.
+    model, dtype, model_fingerprint: the model it was trained for. training, validation: settings and scores,
+    for information only.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -44,15 +44,15 @@ class Description(BaseModel):
 
 
 def weights_folder(name: str) -> Path:
-    """The folder for what a user calls it: a path, or ``rect-tiny`` for the embedded weights."""
+    """The folder of a path, or of ``rect-tiny`` for the embedded weights."""
     return embedded.MEND if name == embedded.NAME else Path(name).expanduser()
 
 
 def read_description(folder: Path) -> Description:
-    """What ``mend.yaml`` says.
+    """The content of ``mend.yaml``.
 
     Raises:
-        UserError: naming the folder, if it was not made by ``harness-rect train-mend`` or is damaged.
+        UserError: the folder was not written by ``harness-rect train-mend``, or is damaged.
     """
     path = folder / DESCRIPTION
     if not path.is_file():
@@ -68,10 +68,10 @@ def read_description(folder: Path) -> Description:
 
 
 def load_editor(folder: Path) -> Editor:
-    """The trained networks, float32, in the state of the folder now; kept for the next call.
+    """The trained networks in float32; kept in memory until another folder or content is loaded.
 
     Raises:
-        UserError: naming the file, if it is missing, damaged, or not the one described.
+        UserError: the file is missing, damaged, or not the one described.
     """
     return _load(folder, read_description(folder).sha256)
 
@@ -96,7 +96,11 @@ def _load(folder: Path, sha256: str) -> Editor:
 
 
 def save_editor(folder: Path, editor: Editor, **description: Any) -> Description:
-    """Write tensors, then their description (its fields but ``sha256`` and ``inner_params``)."""
+    """Write the tensors, then their description.
+
+    Args:
+        description: the fields of :class:`Description` except ``sha256`` and ``inner_params``.
+    """
     data = save({name: tensor.detach().cpu() for name, tensor in editor.state_dict().items()})
     described = Description(
         inner_params=editor.weights, sha256=hashlib.sha256(data).hexdigest(), **description

@@ -39,7 +39,7 @@ class UltraEditHyperParameters(HyperParameters):
 
     layers: blocks whose down projections are edited, unless inner_params names MLP matrices. lr: eta of the
     paper.
-    token: the places whose rows are used: those that predict the target (``ans``), or all (``mask``).
+    token: the positions whose rows are used: those that predict the target (``ans``), or all (``mask``).
     """
 
     layers: list[int] = Field(default_factory=list)
@@ -48,7 +48,7 @@ class UltraEditHyperParameters(HyperParameters):
     token: Literal["ans", "mask"] = "ans"
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> UltraEditHyperParameters:
+    def _either(self) -> UltraEditHyperParameters:
         if bool(self.layers) == bool(self.inner_params):
             raise ValueError("expected either layers or inner_params")
         return self
@@ -117,7 +117,7 @@ def propose(
 
 
 def _statistics(state: dict[str, Tensor], rows: Tensor) -> Running:
-    """Those of all earlier rows (n, d) of this width, where ``rows`` lie."""
+    """The statistics of all earlier rows of this width, on the device of ``rows`` (n, d)."""
     width = rows.shape[1]
     if f"{width}.count" not in state:
         return Running.empty(width, rows.device)

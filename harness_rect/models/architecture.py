@@ -1,8 +1,8 @@
 """Find the parts of a causal LM that editing touches, from its module tree.
 
-Every decoder of the families we know is a list of equal blocks; each block holds attention and an MLP
-whose last matrix, the down projection, maps d_mlp back to d_model. That shape is looked for, not model
-names; the two short tables below only break ties.
+In all supported families the decoder is a list of equal blocks, each with attention and an MLP whose last
+matrix, the down projection, maps d_mlp to d_model. This structure is searched for, not the name of the model;
+the three tables of names below decide where several modules fit.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Architecture:
     """Names (as in ``model.named_modules()``) of what editing needs.
 
     Attributes:
-        blocks: one name a decoder block, in order.
-        down_projections: one name a block: the matrix d_mlp -> d_model.
+        blocks: one name per decoder block, in order.
+        down_projections: one name per block: the matrix d_mlp -> d_model.
         mlp_matrices: for each block the names of all its MLP matrices, the down projection last.
-        first_projections: one name a block: the MLP matrix whose output enters the nonlinearity, in its first
-            d_mlp columns (Phi-3 keeps gate and up projection in one matrix).
+        first_projections: one name per block: the MLP matrix whose output enters the nonlinearity, in its
+            first d_mlp columns (Phi-3 keeps gate and up projection in one matrix).
         norm: the norm after the last block, or None where the model has none.
         head: the output embedding (unembedding), or None where it is not a module of the tree.
         d_model: width of the residual stream.
@@ -76,7 +76,9 @@ def _down_projection(block: nn.Module, d_model: int) -> str | None:
     """Name within ``block`` of its only MLP matrix that maps to d_model, or None if that is not unique."""
     found = []
     for name, module in block.named_modules():
-        if name.rpartition(".")[2] == "experts":  # a shared expert's matrix would pass for the only one
+        if (
+            name.rpartition(".")[2] == "experts"
+        ):  # the matrix of a shared expert would be taken for the only one
             return None
         widths = _widths(module)
         if widths is None or widths[1] != d_model:
@@ -116,7 +118,7 @@ def check_editable(model: PreTrainedModel) -> None:
 
 
 def refuse_config(config: object) -> None:
-    """The part of :func:`check_editable` that a configuration shows before any weight is loaded."""
+    """The checks of :func:`check_editable` that need only the configuration, not the weights."""
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(
             f"model type {getattr(config, 'model_type', '?')!r} is an encoder-decoder; editing is defined"

@@ -1,11 +1,11 @@
-"""Logits of a model in which one hidden state of each sequence changes, again and again.
+"""Logits of a model as a function of a vector added to one hidden state of each sequence.
 
-A search for a value adds a vector d to the hidden state of one token in one block and reads the logits behind
+A search for a value adds a vector d to the hidden state of one token in one block and reads the logits after
 it, a few dozen times. :class:`FullForward` is the definition: the whole model on whole sequences each time.
-:class:`PrefixForward` gives the same and runs only once what cannot change: the blocks below the change and,
-since attention is causal, all tokens before the changed one, of which keys and values are kept. Both run the
-model's own forward, so both hold for every family, with hooks, and with weights spread over devices.
-:func:`open_forward` takes the fast one if it agrees with a full run.
+:class:`PrefixForward` gives the same logits but runs only once what cannot change: the blocks below the
+changed one and, since attention is causal, all tokens before the changed one, whose keys and values are kept.
+Both call the model's own forward, so both work for every family, with hooks, and with weights on several
+devices. :func:`open_forward` returns the fast one if it agrees with a full pass.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from harness_rect.models.lm import EditableLM, hidden_of
 
 log = logging.getLogger(__name__)
 
-#: Largest difference of log-probabilities, by dtype, up to which a partial run agrees with a full one.
+#: Largest difference of log-probabilities between a partial and a full pass, by dtype.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 0.3}
-#: Logged when a model is searched by full runs: several times the cost.
-FULL_RUN_WARNING = "%s cannot be run from the middle (%s); searches run it in full"
+#: Logged when full passes have to be used, at several times the cost.
+FULL_RUN_WARNING = "%s cannot be run from an inner block (%s); value searches use full passes"
 _FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, IndexError)
 
 
@@ -77,25 +77,25 @@ class FullForward:
 
 
 class PrefixForward:
-    """Runs the model from the changed block and, in each sequence, from the first token that matters on.
+    """Runs the model from the changed block and, in each sequence, from the first token needed.
 
-    That token is the changed one, or one that is read before it. Sequences are aligned at it by padding on
-    both sides. What is kept comes from one full run, made by the constructor.
+    That is the changed token, or an earlier one whose logits are read. Sequences are aligned at it by padding
+    on both sides. The constructor makes one full pass, whose results are kept.
 
     Attributes:
-        before: (n, vocabulary) logits of that run, with nothing added; taken out by :func:`open_forward`.
-        start: (sequences,) int64, index of the first token that matters.
+        before: (n, vocabulary) logits of that pass, with nothing added; removed by :func:`open_forward`.
+        start: (sequences,) int64, index of the first token needed.
         ids, position_ids: (sequences, width), from that token on. mask: (sequences, earlier + width).
         entry: what the block below the change returned at these tokens, None if there is no such block.
-        cache: keys and values of all tokens, a pair for each block; each pass writes over those of the tokens
-            that it runs, so a pass ends what can be done with the gradients of the one before.
+        cache: keys and values of all tokens, a pair for each block; each pass overwrites those of the tokens
+            that it runs, so gradients of a pass cannot be computed after the next one.
     """
 
     @torch.no_grad()
     def __init__(self, lm: EditableLM, prompts: Prompts) -> None:
         self.lm, self.prompts = lm, prompts
         self.start = prompts.changed.scatter_reduce(0, prompts.rows, prompts.positions, "amin")
-        self.skipped = prompts.layer + prompts.at_block  # blocks that the change cannot reach
+        self.skipped = prompts.layer + prompts.at_block  # blocks before the change
         earlier = int(self.start.max())
         batch = lm.batch(prompts.sequences, (earlier - self.start).tolist())
         position_ids = (batch.mask.cumsum(1) - 1) * batch.mask
@@ -125,7 +125,7 @@ class PrefixForward:
         with (
             skipping(self.lm, self.skipped, self.entry),
             _adding(self.lm, self.prompts, added, self.ids.shape, self.start),
-            self._last_mlp_at_places(),  # looks for hooks, so after the one above
+            self._last_mlp_at_places(),  # after the hook above, since it looks for hooks
         ):
             return _read(self.lm, self.prompts, self.start, lambda: run().logits)
 
@@ -136,7 +136,7 @@ class PrefixForward:
         name = down.rpartition(".")[0]
         mlp = self.lm.model.get_submodule(name)
         if name == block or any(m._forward_hooks or m._forward_pre_hooks for m in mlp.modules()):
-            yield  # hooks are to see all tokens
+            yield  # hooks get all tokens
             return
         run, shape = mlp.forward, self.ids.shape
         rows, columns = self.prompts.rows, self.prompts.positions - self.start[self.prompts.rows]
@@ -154,10 +154,10 @@ class PrefixForward:
 
 
 def open_forward(lm: EditableLM, prompts: Prompts) -> tuple[Forward, Tensor]:
-    """The fast forward if it agrees with a full run, else the full one and a warning.
+    """The fast forward if it agrees with a full pass, else the full one, with a warning.
 
     Returns:
-        the forward, and the logits (n, vocabulary) of a full run with nothing added, without gradient.
+        the forward, and the logits (n, vocabulary) of a full pass with nothing added, without gradient.
 
     Raises:
         UserError: if a sequence is longer than the model can read.
@@ -170,7 +170,7 @@ def open_forward(lm: EditableLM, prompts: Prompts) -> tuple[Forward, Tensor]:
             before = fast.before
             del fast.before  # as large as the logits of a step
             off = _difference(fast.logits(nothing), before)
-            broken = not bool(before.isfinite().all())  # so is a full run of this model
+            broken = not bool(before.isfinite().all())  # a full pass is not finite either
             if off <= _TOLERANCE.get(before.dtype, 0.0) or broken:
                 return fast, before
             reason = f"log-probabilities differ by {off:.2g}"
@@ -211,7 +211,7 @@ def _adding(
 
 
 def _read(lm: EditableLM, prompts: Prompts, shift: Tensor, run: Callable[[], Tensor]) -> Tensor:
-    """(n, vocabulary) logits at the places. run: one pass of the model. shift: as in :func:`_adding`."""
+    """(n, vocabulary) logits at the positions read, from one pass ``run``. shift: as in :func:`_adding`."""
     rows, columns = prompts.rows, prompts.positions - shift[prompts.rows]
     if prompts.loss_layer is None:
         return lm.with_head_at(rows, columns, run)

@@ -1,4 +1,4 @@
-"""Replacing modules' forwards for a while: to skip blocks, to see what one returns, for a faster GELU."""
+"""Temporary replacements of ``forward``: to skip blocks, to record return values, for a fused GELU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from harness_rect.models.lm import EditableLM
 
 @contextmanager
 def forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Give a module another forward; then what it had, its class's or (accelerate) one of its own."""
+    """Replace a module's ``forward`` within the block.
+
+    Afterwards it has that of its class again, or the one that was set on the module (by accelerate).
+    """
     before = module.__dict__.get("forward")
     module.__dict__["forward"] = forward
     try:
@@ -30,9 +33,9 @@ def forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]
 
 @contextmanager
 def skipping(lm: EditableLM, count: int, entry: Any) -> Iterator[None]:
-    """The first ``count`` blocks return ``entry``, what the last of them returned, without computing it.
+    """Let the first ``count`` blocks return ``entry``, a return value of the last of them, at once.
 
-    Hooks on them still run.
+    Their hooks still run.
     """
     with ExitStack() as stack:
         for layer in range(count):
@@ -42,7 +45,7 @@ def skipping(lm: EditableLM, count: int, entry: Any) -> Iterator[None]:
 
 @contextmanager
 def returned_by(block: nn.Module | None) -> Iterator[list[Any]]:
-    """Collects what a block's forward returns, before any hook on the block sees it."""
+    """Record the return values of a block's forward, before hooks on the block change them."""
     found: list[Any] = []
     if block is None:
         yield found
@@ -58,16 +61,16 @@ def returned_by(block: nn.Module | None) -> Iterator[list[Any]]:
 
 
 def with_hidden(output: Any, hidden: Tensor) -> Any:
-    """What a block returned, with other hidden states."""
+    """The return value of a block with its hidden states replaced."""
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
 @contextmanager
 def fused_gelu(model: nn.Module) -> Iterator[None]:
-    """GELU's tanh approximation runs as one kernel, which keeps one tensor for the backward pass.
+    """Compute GELU's tanh approximation by one kernel, which keeps one tensor for the backward pass.
 
-    GPT-2, GPT-J, Phi and others write it out in nine operations. Equal within rounding, so in 32 and 64 bits
-    only.
+    transformers computes it in nine operations for GPT-2, GPT-J, Phi and others. The results differ by
+    rounding, so it is replaced in 32 and 64 bits only.
     """
     with ExitStack() as stack:
         for module in model.modules():

@@ -1,6 +1,6 @@
-"""A step of a search recorded as a CUDA graph: launching its thousands of small kernels one by one is slow.
+"""Steps of a search recorded as CUDA graphs, since launching thousands of small kernels one by one is slow.
 
-A recording is compared with what the function returned when it was called, and not used if they differ.
+The result of a recording is compared with that of the call, and the recording is not used if they differ.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ log = logging.getLogger(__name__)
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 TOLERANCE_16_BITS = 5e-2
 
-#: Only steps with at most so many tokens are recorded: in larger ones launching does not matter.
+#: Steps with more tokens are not recorded: in them the time to launch kernels is negligible.
 GRAPH_TOKENS = 2048
 
 Run = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 def recorded_after_first_call(run: Run, lm: EditableLM, tokens: int) -> Run:
-    """``run``, recorded when it is first called; ``run`` itself where that is impossible or does not pay.
+    """``run``, recorded at its first call; ``run`` itself where that is impossible or of no use.
 
     Args:
-        run: as in :func:`recorded`. tokens: how many the model processes in it.
+        run: as in :func:`recorded`. tokens: the number of tokens that the model processes in it.
     """
     devices = {parameter.device for parameter in lm.model.parameters()}
     if lm.input_device.type != "cuda" or len(devices) > 1 or tokens > GRAPH_TOKENS:
@@ -51,9 +51,9 @@ def recorded(run: Run, given: Tensor, expected: Sequence[Tensor], dtype: torch.d
     """Replays of ``run``, or None if it cannot be recorded.
 
     Args:
-        run: made of CUDA operations on fixed shapes, none of which looks at a value. What it reads beside its
-            argument must stay where it is for as long as the result is used.
-        given: an argument it was called with. expected: what it returned. dtype: of its arithmetic.
+        run: consists of CUDA operations on fixed shapes that do not depend on values. Tensors that it reads
+            besides its argument must keep their memory for as long as the result is used.
+        given: an argument it was called with. expected: its results. dtype: of its arithmetic.
 
     Returns:
         A function like ``run`` whose results are overwritten by its next call.

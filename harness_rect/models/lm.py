@@ -1,4 +1,4 @@
-"""A causal LM with its tokenizer, run on prompts the way editing methods need it.
+"""A causal LM with its tokenizer, and the forward passes that editing methods need.
 
 Token positions are always counted from the start of the sequence: batches are padded on the right,
 which leaves every real token's position id and attention unchanged.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from harness_rect.models.architecture import check_floating, is_transposed, loca
 
 
 class _StopForward(Exception):
-    """Ends a forward pass once everything wanted has been computed."""
+    """Raised in a hook to end a forward pass early; see :func:`stop_forward`."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class EditableLM:
 
     Attributes:
         model: the transformers model, in evaluation mode.
-        pad_id: a token that has an embedding, for places that are masked.
+        pad_id: the token id of padding, which is masked.
         encoder: the :class:`TextEncoder`.
         architecture: names of blocks, down projections, norm and head.
     """
@@ -105,7 +106,7 @@ class EditableLM:
         pad = tokenizer.pad_token_id
         rows = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
         readable = pad is not None and pad < rows
-        self.pad_id = pad if readable else 0  # masked, so any id serves that has an embedding
+        self.pad_id = pad if readable else 0  # masked, so any id that has an embedding can be used
 
     # -- parts ------------------------------------------------------------------------------------
 
@@ -117,16 +118,17 @@ class EditableLM:
         return device
 
     def down_projection(self, layer: int) -> nn.Module:
-        self.check_layers([layer])
-        return self._modules[self.architecture.down_projections[layer]]
+        return self._of_block(layer, self.architecture.down_projections)
 
     def first_projection(self, layer: int) -> nn.Module:
-        self.check_layers([layer])
-        return self._modules[self.architecture.first_projections[layer]]
+        return self._of_block(layer, self.architecture.first_projections)
 
     def block(self, layer: int) -> nn.Module:
+        return self._of_block(layer, self.architecture.blocks)
+
+    def _of_block(self, layer: int, names: Sequence[str]) -> nn.Module:
         self.check_layers([layer])
-        return self._modules[self.architecture.blocks[layer]]
+        return self._modules[names[layer]]
 
     def weight(self, name: str) -> nn.Parameter:
         """The parameter ``name``, checked to be editable in place."""
@@ -180,7 +182,7 @@ class EditableLM:
             )
 
     def batch(self, sequences: Sequence[Sequence[int]], shifts: Sequence[int] | None = None) -> Batch:
-        """Padded on the right; ``shifts``: with so many padding tokens on the left of each sequence, too."""
+        """Pad on the right; ``shifts``: the number of padding tokens on the left of each sequence."""
         self.check_length(sequences)
         begin = shifts or [0] * len(sequences)
         longest = max(start + len(sequence) for start, sequence in zip(begin, sequences, strict=True))
@@ -206,7 +208,7 @@ class EditableLM:
         return self.with_head_at(rows, positions, lambda: self.logits(batch))
 
     def with_head_at(self, rows: Tensor, columns: Tensor, run: Callable[[], Tensor]) -> Tensor:
-        """What :meth:`logits_at` gives, for logits that ``run`` computes by one forward pass of the model."""
+        """As :meth:`logits_at`, of the logits that ``run`` computes in one forward pass of the model."""
         if self.architecture.head is None:
             logits = run()
             return logits[rows.to(logits.device), columns.to(logits.device)]
@@ -236,50 +238,44 @@ class EditableLM:
     def down_projection_io(
         self, layers: Sequence[int], batch: Batch, positions: Sequence[int] | Tensor
     ) -> dict[int, tuple[Tensor, Tensor]]:
-        """Keys and outputs of down projections at one position a sequence, from one forward pass.
+        """Keys and outputs of down projections at one position per sequence, from one forward pass.
 
-        The pass ends at the deepest layer asked for.
+        The pass ends at the deepest of ``layers``.
 
         Returns:
             layer -> (keys (sequences, d_mlp), outputs (sequences, d_model)), float32, outputs with bias.
         """
         found: dict[int, tuple[Tensor, Tensor]] = {}
-        rows = torch.arange(batch.ids.shape[0])
-        where = torch.as_tensor(positions)
-        deepest = max(layers)
+        rows, where = torch.arange(len(batch.lengths)), torch.as_tensor(positions).cpu()
 
-        def hook_for(layer: int) -> Callable[..., None]:
-            def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-                key = unflatten(args[0], batch)[rows, where.to("cpu")]
-                out = unflatten(output, batch)[rows, where.to("cpu")]
-                found[layer] = (key.float(), out.float())
-                if layer == deepest:
-                    raise _StopForward
+        def keep(layer: int, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            key, value = (unflatten(tensor, batch)[rows, where].float() for tensor in (args[0], output))
+            found[layer] = key, value
+            if layer == max(layers):
+                stop_forward()
 
-            return hook
-
-        self.run_hooked({layer: hook_for(layer) for layer in layers}, batch)
+        self.run_hooked({layer: partial(keep, layer) for layer in layers}, batch)
         return found
 
     @torch.no_grad()
     def block_output(self, layer: int, batch: Batch, positions: Sequence[int]) -> Tensor:
-        """(sequences, d_model) float32: output of a block at one position a sequence; the pass ends there."""
+        """Output of a block at one position per sequence: (sequences, d_model), float32."""
         found: list[Tensor] = []
-        rows, where = torch.arange(batch.ids.shape[0]), torch.as_tensor(positions)
+        rows, where = torch.arange(len(batch.lengths)), torch.as_tensor(positions)
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             found.append(hidden_of(output)[rows, where].float())
-            raise _StopForward
+            stop_forward()
 
         self._run({self.block(layer): hook}, batch)
         return found[0]
 
     @torch.no_grad()
     def writes_to_stream(self, layer: int) -> bool:
-        """Whether what is added to the down projection's output comes out of the block as it is.
+        """Whether a vector added to the down projection's output is added to the block's output unchanged.
 
-        So it is where the MLP's output is added to the residual stream without a norm behind it. Tried once a
-        layer, in float32; False for models in 16 bits, where the two sums are rounded differently.
+        This holds if the MLP's output is added to the residual stream without a norm in between. It is tested
+        once per layer, in float32; False for models in 16 bits, where the two sums are rounded differently.
         """
         if layer not in self._writes:
             batch = self.batch([self.encoder.ids("The city is large")])
@@ -300,7 +296,7 @@ class EditableLM:
         return self._writes[layer]
 
     def run_hooked(self, hooks: dict[int, Callable[..., object]], batch: Batch) -> None:
-        """Forward pass with a hook on the down projection of each given layer; ends early if one says so."""
+        """Forward pass with a hook on the down projection of each given layer; a hook may end the pass."""
         self._run({self.down_projection(layer): hook for layer, hook in hooks.items()}, batch)
 
     def _run(self, hooks: Mapping[nn.Module, Callable[..., object]], batch: Batch) -> None:
@@ -312,7 +308,7 @@ class EditableLM:
 
     @contextmanager
     def hooked(self, hooks: Mapping[nn.Module, Callable[..., object]]) -> Iterator[None]:
-        """Forward hooks on modules, removed at the end whatever happens."""
+        """Register forward hooks on modules within the block."""
         handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
         try:
             yield
@@ -322,7 +318,7 @@ class EditableLM:
 
     @contextmanager
     def weights_restored(self, names: Sequence[str]) -> Iterator[None]:
-        """Lets a method change the named weights for its own measurements; puts them back, bit for bit."""
+        """Restore the named weights bit for bit at the end of the block, in which they may be changed."""
         before = {name: self.weight(name).data.clone() for name in names}
         try:
             yield
@@ -332,7 +328,7 @@ class EditableLM:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Evaluation mode and no gradients for weights while a method searches for a value."""
+        """Evaluation mode, and no gradients for weights, within the block."""
         flags = [(p, p.requires_grad) for p in self.model.parameters()]
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
@@ -348,9 +344,9 @@ class EditableLM:
 
 
 def chunks(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Indices of sequences of these lengths, in batches of at most so many tokens, padding included.
+    """Indices of sequences with these lengths, in batches of at most ``tokens`` tokens, padding included.
 
-    Sequences of like length come together; one that is longer than ``tokens`` is a batch of its own.
+    Sequences of similar length share a batch; one that is longer than ``tokens`` is a batch of its own.
     """
     found: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
@@ -362,7 +358,7 @@ def chunks(lengths: Sequence[int], tokens: int) -> list[list[int]]:
 
 
 def hidden_of(output: Any) -> Tensor:
-    """The hidden states in what a block returns: itself, or first in a tuple."""
+    """The hidden states in the return value of a block: the value itself, or the first of a tuple."""
     return output[0] if isinstance(output, tuple) else output
 
 
@@ -372,5 +368,5 @@ def unflatten(hidden: Tensor, batch: Batch) -> Tensor:
 
 
 def stop_forward() -> None:
-    """Called inside a hook: nothing after this module is needed."""
+    """End the forward pass from within a hook of :meth:`EditableLM.run_hooked`."""
     raise _StopForward

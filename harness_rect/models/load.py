@@ -1,4 +1,4 @@
-"""Loading what users name, with one line for whatever cannot be loaded."""
+"""One-line errors for models that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def load_errors(what: str) -> Iterator[None]:
     """Turn what transformers raises for a missing or damaged checkpoint into a :class:`UserError`.
 
     Args:
-        what: how the user named it, for the message: ``pretrained=gpt3-xl``.
+        what: the argument that names it, for the message: ``pretrained=gpt3-xl``.
     """
     try:
         yield

@@ -40,10 +40,10 @@ def accumulate(
     """Sum k k^T over all tokens of the windows for each layer, in one pass that ends at the deepest.
 
     Args:
-        partial: file that holds the unfinished sums; removed at the end. Each of several processes has one of
-            its own beside it.
-        fingerprint: of the model and the text; a file of another one is not continued.
-        processes: process r of n, all called alike, takes every n-th batch from the r-th on.
+        partial: file of the unfinished sums, removed at the end. Several processes have one file each, whose
+            names are made from this one.
+        fingerprint: of the model and the text; a file with another fingerprint is not continued.
+        processes: process r of n takes batches r, r + n, r + 2n, ...; all must be called alike.
 
     Returns:
         layer -> sum (d_mlp, d_mlp) float64 on the CPU, and the number of tokens, over all processes.
@@ -65,7 +65,7 @@ def accumulate(
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             keys = unflatten(args[0], batch)[batch.mask.bool().to(args[0].device)].float()
             total = sums[layer]
-            # k k^T is symmetric: what lies above the diagonal blocks is not computed.
+            # k k^T is symmetric: only the diagonal blocks and those below them are computed.
             for start in range(0, width, BLOCK):
                 block = slice(start, start + BLOCK)
                 total[start:, block] += (keys[:, start:].T @ keys[:, block]).to(total)
@@ -96,7 +96,7 @@ def accumulate(
 
 
 def _batches(sequences: list[list[int]]) -> list[list[list[int]]]:
-    """Windows of similar length together, the longest first, so that running out of memory shows at once."""
+    """Batches of windows of similar length; the longest first, so that a lack of memory shows at once."""
     found = chunks([len(ids) for ids in sequences], BATCH_TOKENS)
     return [[sequences[i] for i in chunk] for chunk in reversed(found)]
 

@@ -1,8 +1,8 @@
-"""The public layout of second moments (ROME's statistics): names of folders and files, and what a file holds.
+"""The public layout of second moments (ROME's statistics): names of folders and files, and their content.
 
 ``<model>/<dataset>_stats/<module>_<dtype>_mom2_<n>.npz`` holds ``mom2.mom2``, the SUM of outer products
 (d_mlp, d_mlp); ``mom2.count``, the number of tokens; and ``sample_size``, the number of documents. Ours add
-``fingerprint``, a JSON text that says what was sampled. Nothing is ever unpickled.
+``fingerprint``, a JSON text that describes the sample. Pickled data is never loaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from harness_rect.moments.second_moment import SecondMoment
 
 
 def layout_name(model: str) -> str:
-    """What the layout calls a model: its hub name, or the last part of a local path."""
+    """The name of a model in the layout: its hub name, or the last part of a local path."""
     return Path(model).name if Path(model).is_dir() else model
 
 
@@ -32,21 +32,21 @@ def folder_name(model: str) -> str:
 
 
 def file_name(module: str, dtype: str, samples: int) -> str:
-    """The file of one module. samples: ``mom2_n_samples``, or the tokens asked for where we compute it."""
+    """The file of one module. samples: ``mom2_n_samples``, or the number of tokens if we computed it."""
     return f"{module}_{dtype}_mom2_{samples}.npz"
 
 
 def find_moment(folder: Path, module: str, model: str, dataset: str, dtype: str, samples: int) -> Path | None:
-    """The file of one module under a user's folder, the most exact match first.
+    """The file of one module in a user's folder.
 
-    Looked for in ``<folder>/<model>/<dataset>_stats/``, ``<folder>/<dataset>_stats/`` and ``<folder>/``; a
-    file of another sample size or dtype serves where there is exactly one.
+    Searched for in ``<folder>/<model>/<dataset>_stats/``, ``<folder>/<dataset>_stats/`` and ``<folder>/``; a
+    file of another sample size or dtype is used if it is the only one.
 
     Args:
         model: :func:`layout_name`.
 
     Raises:
-        UserError: if several fit equally well.
+        UserError: several fit equally well.
     """
     # The public cache names a model without its owner ("gpt2-xl"), the hub with it.
     models = [folder_name(model), model.rpartition("/")[2]]
@@ -72,7 +72,7 @@ def read_moment(path: Path, d_mlp: int) -> SecondMoment:
     """Read one file.
 
     Raises:
-        UserError: naming the file and what is wrong with it (not an npz, arrays missing, another width).
+        UserError: it is no npz file, lacks arrays, or has another width; the message names the file.
     """
     try:
         arrays = np.load(path, allow_pickle=False)
@@ -97,7 +97,7 @@ def read_moment(path: Path, d_mlp: int) -> SecondMoment:
 
 
 def write_moment(path: Path, total: Tensor, count: int, documents: int, fingerprint: str) -> None:
-    """Write one file, which appears under its name only when complete."""
+    """Write one file atomically."""
     arrays = {
         "mom2.mom2": total.numpy(),
         "mom2.count": np.asarray(count),

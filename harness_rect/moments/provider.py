@@ -1,4 +1,4 @@
-"""Where second moments come from: a folder the user gives, our cache, or a computation that fills it."""
+"""Second moments from a folder of the user, from the cache, or computed and kept in the cache."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from harness_rect.processes import ALONE, Processes
 
 log = logging.getLogger(__name__)
 
-#: What decides the second moments of a model and a text.
+#: Modules that determine the second moments of a model and a text.
 CODE = ("compat", "models", "moments.accumulate", "moments.running", "moments.text", "precision", "processes")
 
 
 class MomentProvider:
-    """Second moments of the layers a run needs, of the unedited model.
+    """Second moments of the unedited model for the layers of a run.
 
     Args:
-        folder: the user's ``stats`` folder, or None for the cache only. That it lacks a layer is an error: a
-            typo must not start a long computation.
+        folder: the user's ``stats`` folder, or None for the cache. A layer that is missing in the folder is
+            an error and not computed.
         model_name: as in the public layout's folder names.
         model_fingerprint: identifies the weights the moments are of.
         dataset, dtype, samples: ``mom2_dataset``, ``mom2_dtype``, ``mom2_n_samples``; the dataset may be a
             path to a text file.
-        tokens: of the text, where moments are computed.
+        tokens: the number of tokens of the text to read, if moments are computed.
 
     Raises:
-        UserError: if there is no such folder.
+        UserError: there is no such folder.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class MomentProvider:
         return {str(layer): moment.sha256 for layer, moment in sorted(self._moments.items())}
 
     def provenance(self) -> dict[str, object]:
-        """For the results file: layer -> origin, tokens and a hash of the numbers used."""
+        """layer -> file, tokens and hash of the numbers used, for the results file."""
         return {
             str(layer): {"file": moment.origin, "tokens": moment.count, "sha256": moment.sha256}
             for layer, moment in sorted(self._moments.items())
@@ -104,7 +104,7 @@ class MomentProvider:
         return found
 
     def _cached(self, layers: Sequence[int]) -> dict[int, Path]:
-        """layer -> its file in the cache, computed if it is not there."""
+        """layer -> its file in the cache, computed if it is missing."""
         key = hashlib.sha256(json.dumps(self._sample(), sort_keys=True).encode()).hexdigest()[:16]
         folder = cache_folder("stats") / key
         paths = self.paths_in(folder, layers)
@@ -118,7 +118,7 @@ class MomentProvider:
         return paths
 
     def _sample(self) -> dict[str, object]:
-        """What identifies a computed sample."""
+        """Everything that determines computed moments, except the layers."""
         path, encoder = Path(self.dataset), self.lm.encoder
         plain = encoder.tokenizer("a", add_special_tokens=False)["input_ids"]
         source = {"text": self.dataset}

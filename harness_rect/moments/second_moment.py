@@ -85,7 +85,7 @@ def factor_moment(moment: Tensor) -> Tensor:
         moment: C, (d_mlp, d_mlp), symmetric.
 
     Raises:
-        UserError: if C is not positive semi-definite.
+        UserError: C is not positive semi-definite.
     """
     c = moment.double()
     scale = float(c.diagonal().mean())

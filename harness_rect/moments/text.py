@@ -1,4 +1,4 @@
-"""The text that second moments are computed from, and its sample of token windows."""
+"""Texts from which second moments are computed, split into windows of tokens."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from harness_rect.models import EditableLM
 
 log = logging.getLogger(__name__)
 
-#: Tokens read by default: several times the width of a 7B model's MLP, minutes rather than days.
+#: Number of tokens read by default: several times the width of a 7B model's MLP; takes minutes.
 DEFAULT_TOKENS = 50_000
-#: Tokens of a window at most.
+#: Maximum number of tokens in a window.
 WINDOW = 512
 HUB_TEXTS = {
     "wikipedia": ("wikimedia/wikipedia", "20231101.en"),
@@ -30,7 +30,7 @@ def texts_of(source: str) -> Iterator[str]:
             a ``text`` field, or ``wikipedia`` / ``wikitext``, which are streamed from the hub.
 
     Raises:
-        UserError: naming the source and what is accepted; at once, for what is no source at all.
+        UserError: it is none of these; raised before the first document is read.
     """
     path = Path(source)
     if path.is_file():
@@ -59,12 +59,12 @@ def _hub_texts(name: str) -> Iterator[str]:
 
 
 def windows(lm: EditableLM, texts: Iterable[str], tokens: int) -> tuple[list[list[int]], int]:
-    """Token windows of the first ``tokens`` tokens of the texts, and how many documents they came from.
+    """Windows of the first ``tokens`` tokens of the texts, and the number of documents they are from.
 
-    No window spans two documents, or is longer than the model can read.
+    A window is part of one document and at most as long as the model can read.
 
     Raises:
-        UserError: if the texts hold no tokens at all.
+        UserError: the texts have no tokens.
     """
     length = min(WINDOW, lm.max_length)
     found: list[list[int]] = []

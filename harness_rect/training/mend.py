@@ -1,7 +1,7 @@
 """Training MEND's hypernetworks for a frozen model (``harness-rect train-mend``).
 
-One step takes a batch of facts, each a separate edit. Their x and g come from one forward and one backward
-pass. One forward pass through the edited model, in which each sequence uses its own fact's update, gives the
+One step takes a batch of facts, each an edit of its own. Their x and g come from one forward and one backward
+pass. One forward pass of the edited model, in which each sequence uses the update of its own fact, gives the
 loss, the mean over facts of
 
     c_edit * NLL of the target at a paraphrase + c_loc * KL(unedited || edited) at a locality prompt
@@ -52,15 +52,15 @@ from harness_rect.moments.running import Running
 
 log = logging.getLogger(__name__)
 
-#: What decides the trained networks.
+#: Modules that determine the trained networks.
 CODE = ("compat", "edits.edit", "measure", "methods", "models", "moments.running", "training")
 #: The state of an unfinished training, in the output folder.
 PARTIAL = ".training.safetensors"
 #: Validations in a training that is not stopped early.
 VALIDATIONS = 40
-#: Maximum number of facts held out for validation where no file is given (otherwise a tenth).
+#: Without a validation file a tenth of the training facts is held out, at most this many.
 HELD_OUT = 500
-#: The learning rate of a weight's scalar, as a share of its starting value.
+#: Learning rate of the scalar of a weight, relative to its initial value.
 LR_SHARE = 0.02
 GRADIENT_CLIP = 100.0
 
@@ -76,7 +76,7 @@ class MendTraining(BaseModel):
     layers: list[int] = Field(min_length=1, description="blocks whose MLP matrices are edited")
     rank: int = Field(default=32, ge=1, description="rank of the networks' layers")
     steps: int = Field(default=1000, ge=1, description="maximum number of steps")
-    batch_size: int = Field(default=16, ge=1, description="facts a step, each an edit of its own")
+    batch_size: int = Field(default=16, ge=1, description="facts per step, each an edit of its own")
     lr: float = Field(default=1e-3, gt=0, description="learning rate of Adam for the networks")
     edit_lr: float = Field(default=1e-3, gt=0, description="minus the initial value of every weight's scalar")
     c_edit: float = Field(default=1.0, ge=0, description="weight of the edit loss at paraphrases")
@@ -134,8 +134,8 @@ class Episode:
 class Progress:
     """The state of a training without its tensors.
 
-    step: steps done. best, best_step: lowest validation loss so far and where; scores: everything measured
-    there. waited: validations since then.
+    step: steps done. best, best_step: lowest validation loss and the step it was reached at. waited:
+    validations since then. scores: all scores of that validation.
     """
 
     step: int = 0
@@ -226,14 +226,14 @@ class MendTrainer:
         self.optimiser.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.editor.parameters(), GRADIENT_CLIP)
-        if torch.isfinite(norm):  # one bad batch must not spoil the networks
+        if torch.isfinite(norm):
             self.optimiser.step()
         else:
             log.warning("step %d: the gradient is not finite; the step is skipped", self.progress.step)
         self.progress.step += 1
 
     def _validated(self) -> dict[str, float]:
-        """Measure the held-out facts; remember the state if it is the best so far."""
+        """Measure the held-out facts; keep the networks if their loss is the lowest so far."""
         scores = self.validate()
         if scores["loss"] < self.progress.best:
             self.best = self._snapshot()
@@ -244,7 +244,7 @@ class MendTrainer:
         return scores
 
     def _episodes(self, step: int) -> list[Episode]:
-        """The facts of a step: epoch after epoch in new orders, which depend on seed and step alone."""
+        """The facts of a step. Each epoch has a new order; it depends on the seed and the epoch only."""
         n, size, seed = len(self.train), self.settings.batch_size, self.settings.seed
         chosen: list[EditProbes] = []
         for place in range(step * size, (step + 1) * size):
@@ -259,7 +259,7 @@ class MendTrainer:
     # -- loss -------------------------------------------------------------------------------------
 
     def _loss(self, episodes: Sequence[Episode], training: bool) -> tuple[Tensor, dict[str, float]]:
-        """The mean loss of some edits, and sums over them: edit, kl, and shares of argmax tokens."""
+        """The mean loss of the edits, and sums over them of its parts and of the accuracies."""
         targets = targets_of(self.lm, [e.rewrite for e in episodes])
         found = inputs_and_gradients(
             self.lm,
@@ -313,7 +313,7 @@ class MendTrainer:
                 getattr(network, f"g_{target}").copy_(g)
 
     def _factors(self, found: Mapping[str, tuple[Tensor, Tensor]]) -> Factors:
-        """Each fact's update of each module; rows of unused tokens are zero."""
+        """The factors of each fact's update of each weight; rows of tokens that take no part are zero."""
         factors: Factors = {}
         for name, pair in found.items():
             network, mode, lr = self.editor.of(name)
@@ -326,7 +326,7 @@ class MendTrainer:
     def _log_probs(
         self, pairs: Sequence[Pair], factors: Factors | None = None, owners: Sequence[int] = ()
     ) -> tuple[Tensor, Any]:
-        """(n, vocabulary) float32 log-probabilities where target tokens are predicted, and these positions.
+        """(n, vocabulary) float32 log-probabilities of the target tokens' positions, and the targets.
 
         Args:
             factors, owners: updates, and the fact whose update each pair uses; None for the unedited model.
@@ -342,7 +342,7 @@ class MendTrainer:
         """
         sums: dict[str, float] = {}
         size = self.settings.batch_size
-        draw = random.Random("validation")  # the same prompts every time
+        draw = random.Random("validation")  # the same prompts in every validation
         chosen = [episode(p, draw.choice) for p in self.validation]
         for start in range(0, len(chosen), size):
             part = chosen[start : start + size]
@@ -417,7 +417,7 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def episode(p: EditProbes, choose: Callable[[Sequence[Pair]], Pair]) -> Episode:
-    """An edit with one of its paraphrases (its own prompt where it has none) and of its locality prompts."""
+    """An edit with one of its paraphrases (or its own prompt, if it has none) and of its locality prompts."""
     return Episode(
         p.rewrite, choose(p.paraphrases or [p.rewrite]), choose(p.locality) if p.locality else None
     )
@@ -430,11 +430,11 @@ def _accuracy(log_probs: Tensor, places: Any) -> float:
 
 @contextmanager
 def edited(lm: EditableLM, factors: Factors, owners: Sequence[int], batch: Batch) -> Iterator[None]:
-    """Run each sequence of a batch through an edited model of its own.
+    """Apply to each sequence of a batch the update of its own fact, within the block.
 
     Args:
-        factors: module -> (x~ (facts, tokens, inputs), lr * g~ (facts, tokens, outputs)). owners: for each
-            sequence the fact whose update it uses.
+        factors: weight -> (x~ (facts, tokens, inputs), lr * g~ (facts, tokens, outputs)).
+        owners: for each sequence the index of its fact.
     """
 
     def hook(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:

@@ -9,13 +9,7 @@ import torch
 from support.tiny_models import FAMILIES
 from torch import nn
 
-from harness_rect.compat.transformers import (
-    STEPWISE_GELU,
-    Conv1D,
-    DynamicCache,
-    cache_arguments,
-    cache_of,
-)
+from harness_rect.compat.transformers import STEPWISE_GELU, Conv1D, DynamicCache, cache_arguments, cache_of
 
 
 @pytest.mark.parametrize("family", FAMILIES)

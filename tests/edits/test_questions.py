@@ -207,7 +207,7 @@ def rewrite(subject: str, new: str, **more: Any) -> Row:
     }
 
 
-def case(*edits: Row, **changes: Any) -> Row:
+def case(*edits: Row | str, **changes: Any) -> Row:
     return {
         "case_id": 7,
         "requested_rewrite": list(edits),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,6 +84,6 @@ def test_proposing_changes_nothing(method, make_model, tokenizer, moments, tmp_p
         return proposal
 
     monkeypatch.setitem(METHODS, method, replace(tried, propose=propose))
-    layers = {"layers": [0, 1]} if "layers" in HPARAMS[method] else {}
+    layers: dict[str, Any] = {"layers": [0, 1]} if "layers" in HPARAMS[method] else {}
     config = config_of(method, tmp_path, moments, **layers)
     EditSession(model, tokenizer, config, EDITS[: config.edit_batch_size]).run()

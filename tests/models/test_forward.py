@@ -164,7 +164,7 @@ def test_a_model_that_partial_runs_get_wrong_is_searched_in_full_and_says_so(
 
     change(lm, monkeypatch)
     ((found, trace),) = search()
-    assert caplog.text.count("searches run it in full") == 1
+    assert caplog.text.count("value searches use full passes") == 1
     monkeypatch.setattr(value_search, "open_forward", in_full)
     ((wanted, reference),) = search()
     assert (found - wanted).norm() / wanted.norm() < 1e-4

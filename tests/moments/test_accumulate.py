@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,16 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from support.tiny_models import D_MLP, FAMILIES, TEXT
 
 from harness_rect.errors import UserError
 from harness_rect.models import EditableLM
-from harness_rect.moments import MomentProvider, read_moment
+from harness_rect.moments import MomentProvider
 from harness_rect.moments import accumulate as module
+from harness_rect.moments import provider as provider_module
 from harness_rect.moments.accumulate import accumulate
 from harness_rect.moments.text import texts_of, windows
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [*TEXT.splitlines(), "A short one.", "🦜 東京 " * 30]
 PARTIAL = "partial.safetensors"
 
@@ -308,53 +306,23 @@ def test_what_is_computed_says_what_it_is_of(make_lm, text_file, cache):
     assert description["model"] == "f" and description["tokens"] == 250 and len(description["sha256"]) == 64
 
 
-PROCESS = """
-import sys
-sys.path[:0] = [{root!r}, {tests!r}]
-import time, torch
-torch.set_num_threads(1)
-from support.tiny_models import make_model, train_tokenizer
-from harness_rect.models import EditableLM
-from harness_rect.moments import MomentProvider, provider
-compute = provider.accumulate
-def slow(*args):
-    print("computing", flush=True)
-    time.sleep(1)
-    return compute(*args)
-provider.accumulate = slow
-lm = EditableLM(make_model("gpt2"), train_tokenizer(False))
-print("ready", flush=True)
-sys.stdin.readline()
-moments = MomentProvider(lm, None, "m", "f", {text!r}, tokens=250)
-moments.load([0, 1])
-print(moments.provenance()["1"]["sha256"])
-"""
+def test_moments_that_another_process_computed_meanwhile_are_not_computed(
+    make_lm, text_file, monkeypatch, no_computing
+) -> None:
+    first = provider(make_lm("gpt2"), text_file)
+    computed: list[Path] = []
 
+    class Lock(FileLock):
+        """One for which the other process has the lock first, and computes."""
 
-def test_two_processes_at_once_compute_once(text_file, cache):
-    code = PROCESS.format(root=str(ROOT), tests=str(ROOT / "tests"), text=str(text_file))
-    environment = os.environ | {"HARNESS_RECT_CACHE": str(cache)}
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for _ in range(2)
-    ]
-    for process in both:
-        assert process.stdout and process.stdout.readline() == "ready\n"
-    for process in both:
-        assert process.stdin
-        process.stdin.write("\n")
-        process.stdin.flush()
-    outputs = [process.communicate(timeout=120)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert sum("computing" in output for output in outputs) == 1
-    assert outputs[0].split()[-1] == outputs[1].split()[-1]
-    files = list(cache.rglob("*.npz"))
-    assert len(files) == 2
-    for path in files:
-        read_moment(path, D_MLP)
+        def acquire(self, *args: Any, **more: Any) -> Any:
+            paths = first.paths_in(Path(self.lock_file).parent, [0, 1])
+            first.compute_into(paths)
+            computed.extend(paths.values())
+            no_computing()
+            return super().acquire(*args, **more)
+
+    monkeypatch.setattr(provider_module, "FileLock", Lock)
+    second = provider(make_lm("gpt2"), text_file)
+    second.load([0, 1])
+    assert [Path(second.get(layer).origin) for layer in (0, 1)] == computed

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from harness_rect.edits import load_edits
 from harness_rect.errors import UserError
 from harness_rect.measure import measure, measure_baseline, probes
 from harness_rect.methods import METHODS, Dense, LowRank, Proposal
-from harness_rect.regularizers import rect
+from harness_rect.regularizers import NoRegularizer, Prune, WeightState, rect
 from harness_rect.session import EditSession
 from harness_rect.session.runs import EditCache
 from harness_rect.updates import Update
@@ -615,6 +615,83 @@ def enlarged(session: EditSession, factor: float = 30) -> EditSession:
     """Its updates are large enough to be restrained by PRUNE."""
     watch(session, lambda call, proposal: scaled(proposal, factor))
     return session
+
+
+LAYERS = {"layers": [0, 1]}
+
+
+def with_updates(session: EditSession, *steps: Sequence[Update]) -> EditSession:
+    """A session whose method proposes these updates of the two layers instead, step by step."""
+
+    def replaced(call: int, proposal: Proposal) -> Proposal:
+        return Proposal(dict(zip(proposal.updates, steps[call], strict=True)), proposal.details)
+
+    watch(session, replaced)
+    return session
+
+
+def test_each_layer_has_a_random_mask_of_its_own(start) -> None:
+    ones = Dense(torch.ones(48, 32))
+    session = with_updates(start(ROWS[:1], LAYERS, regularizer="random", keep=0.5), [ones, ones])
+    before = [weight(session, name) for name in session.weight_names]
+    session.run()
+    masks = [weight(session, n) != old for n, old in zip(session.weight_names, before, strict=True)]
+    assert not torch.equal(*masks)
+
+
+@pytest.mark.parametrize(("family", "transposed"), [("gpt2", True), ("llama", False)])
+def test_a_regularizer_is_told_how_the_weight_is_stored(start, family: str, transposed: bool) -> None:
+    seen: list[bool] = []
+
+    class Recording(NoRegularizer):
+        def trim(self, update: Update, weight: Tensor, original: Tensor, state: WeightState) -> Update:
+            seen.append(state.transposed)
+            return update
+
+    session = start(ROWS[:1], family=family)
+    session.config = session.config.model_copy(update={"regularizer": Recording()})
+    session.run()
+    assert seen == [transposed]
+
+
+def test_an_edit_that_changes_one_of_two_layers_has_changed_a_weight(start) -> None:
+    session = with_updates(start(ROWS[:1], LAYERS), [Dense(torch.zeros(48, 32)), Dense(torch.ones(48, 32))])
+    assert "no_change" not in session.run()["flagged"]
+
+
+def test_an_edit_that_leaves_the_probability_of_its_target_as_it_was_is_flagged(start) -> None:
+    session = start(ROWS[:1])
+    first = session.lm.model.transformer.h[0].mlp.c_fc
+    with torch.no_grad():
+        first.bias[0] = -1e4  # this neuron is never active, so its row of the weight has no effect
+    update = LowRank(torch.eye(48)[:, :1], torch.ones(32, 1))
+    watch(session, lambda call, proposal: Proposal({WEIGHT: update}, proposal.details))
+    assert session.run()["flagged"] == {"no_gain": ["lamp"]}
+
+
+def test_prune_has_a_memory_for_each_layer_and_forgets_a_step_that_was_refused(start) -> None:
+    def session(rows: list[dict[str, Any]], *steps: Sequence[Update]) -> EditSession:
+        run = with_updates(start(rows, LAYERS, regularizer="prune"), *steps)
+        run.run()
+        return run
+
+    generator = torch.Generator().manual_seed(0)
+    large = [
+        LowRank(3 * torch.randn(48, 1, generator=generator), torch.randn(32, 1, generator=generator))
+        for _ in range(4)
+    ]
+    infinite = LowRank(large[0].left * torch.inf, large[0].right)
+    refused = session(ROWS, large[:2], [large[3], infinite], large[2:])
+    assert refused.report.flagged["not_finite"] == ["ferry"]
+    without = session([ROWS[0], ROWS[2]], large[:2], large[2:])
+    for position, name in enumerate(refused.weight_names):
+        assert torch.equal(weight(refused, name), weight(without, name))
+        expected, memory = weight(start(), name), dict[str, Tensor]()
+        original = expected.clone()
+        for update in large[position::2]:
+            state = WeightState(memory, torch.Generator(), transposed=True)
+            expected += Prune().trim(update, expected, original, state).dense()
+        torch.testing.assert_close(weight(without, name), expected)
 
 
 @pytest.mark.parametrize("name", ["prune", "revive"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ def without_groups(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def mean_task(metric: str, values: Sequence[float], **more: Any) -> dict[str, Any]:
+def mean_task(metric: str, values: Iterable[float], **more: Any) -> dict[str, Any]:
     """A task with one metric that is a mean of documents."""
     values = [float(v) for v in values]
     stderr = float(np.std(values, ddof=1) / np.sqrt(len(values)))
@@ -86,7 +86,7 @@ def content(tasks: Mapping[str, dict[str, Any]], **more: Any) -> dict[str, Any]:
     return made | more
 
 
-def with_group(made: dict[str, Any], group: str, members: Sequence[str], score: float) -> dict[str, Any]:
+def with_group(made: dict[str, Any], group: str, members: Sequence[str], score: Any) -> dict[str, Any]:
     """Add a group with the metric ``score`` to a results file's JSON."""
     entry = {"alias": group, "score,none": score, "score_stderr,none": "N/A"}
     made["results"][group] = made["groups"][group] = entry

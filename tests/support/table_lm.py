@@ -80,7 +80,8 @@ def evaluate(model: LM, task: str, edits: Path, **metadata: Any) -> dict[str, An
     return found and dict(found)
 
 
-def metrics(results: Mapping[str, Any], task: str) -> dict[str, float]:
+def metrics(results: Mapping[str, Any] | None, task: str) -> dict[str, float]:
+    assert results is not None
     found = {name.removesuffix(",none"): value for name, value in results["results"][task].items()}
     return {n: v for n, v in found.items() if isinstance(v, int | float) and n not in {"sample_len"}}
 

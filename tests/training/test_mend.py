@@ -25,7 +25,7 @@ from harness_rect.methods.mend import active
 from harness_rect.methods.mend_weights import load_editor, read_description
 from harness_rect.models import EditableLM
 from harness_rect.training import mend as module
-from harness_rect.training.mend import MendTrainer, MendTraining, inner_params, training_rows
+from harness_rect.training.mend import MendTrainer, inner_params, training_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -334,14 +334,3 @@ def test_what_is_wrong_is_said_in_one_line(more, message, place, capsys):
 )
 def test_zsre_means_its_training_rows(spec, read):
     assert training_rows(spec) == read
-
-
-def test_the_help_names_the_defaults(capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["train-mend", "--help"])
-    shown = " ".join(capsys.readouterr().out.split())
-    for name, field in MendTraining.model_fields.items():
-        if name != "layers":
-            option = "--" + name.replace("_", "-")
-            rest = shown.rpartition(f" {option} ")[2]
-            assert f"(default {field.default:g})" in rest.partition(" --")[0], option

@@ -101,7 +101,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Plate:
+class FigureSpec:
     """Panels that belong together, with one legend and one caption.
 
     name: of the file. columns: of the whole figure. header, rows: the numbers drawn, as a table.
@@ -190,30 +190,30 @@ def _element(figure: Figure, name: str, title: str | None, description: str) -> 
     return Markup(re.sub(r"<svg[^>]*>", lambda _: opening + named, text, count=1).strip())
 
 
-def _whole(plate: Plate) -> Figure:
+def _whole(spec: FigureSpec) -> Figure:
     """All panels with the legend below them, for a paper."""
-    columns = min(plate.columns, len(plate.panels))
-    rows = math.ceil(len(plate.panels) / columns)
-    width = max(panel.size[0] for panel in plate.panels) * columns
-    height = max(panel.size[1] for panel in plate.panels) * rows
-    entries = math.ceil(len(plate.legend) / max(1, columns * 2))
+    columns = min(spec.columns, len(spec.panels))
+    rows = math.ceil(len(spec.panels) / columns)
+    width = max(panel.size[0] for panel in spec.panels) * columns
+    height = max(panel.size[1] for panel in spec.panels) * rows
+    entries = math.ceil(len(spec.legend) / max(1, columns * 2))
     figure = Figure(figsize=(width, height + 0.35 * entries), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flat
-    for panel in plate.panels:
+    for panel in spec.panels:
         panel.draw_on(next(axes))
     for unused in axes:
         unused.set_axis_off()
-    if plate.legend:
-        handles = [_handle(label, look) for label, look in plate.legend]
+    if spec.legend:
+        handles = [_handle(label, look) for label, look in spec.legend]
         figure.legend(handles=handles, loc="outside lower center", ncols=columns * 2, frameon=False)
     return figure
 
 
-def write(plate: Plate, folder: Path) -> list[Path]:
+def write(spec: FigureSpec, folder: Path) -> list[Path]:
     """``NAME.svg`` and ``NAME.png`` (200 dpi) in ``folder``."""
-    paths = [folder / f"{plate.name}.{form}" for form in ("svg", "png")]
+    paths = [folder / f"{spec.name}.{form}" for form in ("svg", "png")]
     with _style():
-        figure = _whole(plate)
+        figure = _whole(spec)
         for path in paths:
             with written_whole(path) as temporary:
                 _save(figure, temporary, path.suffix[1:])

@@ -18,15 +18,16 @@ from harness_rect.experiments.report.drawing import (
     MUTED,
     PALETTE,
     PAPER,
+    FigureSpec,
     Fill,
     Look,
     Panel,
-    Plate,
     fitting,
 )
 from harness_rect.experiments.report.series import NO_REGULARIZER, Regularization, Series, Setting
 from harness_rect.experiments.report.study import TIMES, Estimate, Run, Study
 from harness_rect.session.report import When
+from harness_rect.weight_change import LOG10_EDGES, THRESHOLDS
 
 #: Histograms of delta: the most numbers of edits in one panel.
 _MOST_LINES = 4
@@ -140,7 +141,7 @@ def _rows_of(axes: Axes, labels: Mapping[Series, str]) -> None:
 # ------------------------------------------------------------------------------------------------- curves
 
 
-def curves(study: Study, name: str, title: str, lines: Mapping[Series, tuple[str, Look]]) -> Plate:
+def curves(study: Study, name: str, title: str, lines: Mapping[Series, tuple[str, Look]]) -> FigureSpec:
     """Score against number of edits, for series with their labels: the mean first, then each task."""
     panels: list[Panel] = []
     rows: list[list[str]] = []
@@ -162,7 +163,9 @@ def curves(study: Study, name: str, title: str, lines: Mapping[Series, tuple[str
             rows += [[heading, label, str(n), interval(point), axis] for n, point in curve]
             drawn += [point for _, point in curve]
     header = ("task", "series", "edits", "score", "metric")
-    return Plate(name, title, _spread_words(drawn), panels, list(lines.values()), header=header, rows=rows)
+    return FigureSpec(
+        name, title, _spread_words(drawn), panels, list(lines.values()), header=header, rows=rows
+    )
 
 
 def _curves(
@@ -193,7 +196,7 @@ def _curves(
 # -------------------------------------------------------------------------------- bars of editing metrics
 
 
-def editing_bars(study: Study, setting: Setting, name: str) -> Plate:
+def editing_bars(study: Study, setting: Setting, name: str) -> FigureSpec:
     """Reliability, generalization and locality of each series, right after each edit and at the end."""
     last = study.last(setting)
     labels = _labels(last)
@@ -219,7 +222,7 @@ def editing_bars(study: Study, setting: Setting, name: str) -> Plate:
             texts.append(f"{label}: {', '.join(values)}")
         draw = partial(_bars, points, labels)
         panels.append(Panel(metric, f"Bars. {'; '.join(texts)}.", draw, (4.2, 1.0 + 0.5 * len(last))))
-    return Plate(
+    return FigureSpec(
         name,
         f"Editing performance ({EDITING_PROTOCOL}), {setting.label}{_edits(last)}",
         "Means over the edits, right after each was made and of all of them at the end of the stream. "
@@ -261,7 +264,7 @@ class _Row:
     unedited: float | None
 
 
-def side_by_side(study: Study, setting: Setting, name: str) -> Plate:
+def side_by_side(study: Study, setting: Setting, name: str) -> FigureSpec:
     """Each task for each regularizer at one number of edits, beside the unedited model."""
     last = study.last(setting)
     base = study.base(setting.model)
@@ -276,7 +279,7 @@ def side_by_side(study: Study, setting: Setting, name: str) -> Plate:
     return _beside(study, setting, rows, name, title)
 
 
-def measures(study: Study, setting: Setting, protocol: Protocol | None, name: str) -> Plate:
+def measures(study: Study, setting: Setting, protocol: Protocol | None, name: str) -> FigureSpec:
     """The metrics of one protocol, of tasks that are not about abilities, for each series."""
     last = study.last(setting)
     rows = []
@@ -292,7 +295,7 @@ def measures(study: Study, setting: Setting, protocol: Protocol | None, name: st
     return _beside(study, setting, rows, name, title)
 
 
-def _beside(study: Study, setting: Setting, rows: Sequence[_Row], name: str, title: str) -> Plate:
+def _beside(study: Study, setting: Setting, rows: Sequence[_Row], name: str, title: str) -> FigureSpec:
     """A panel for each row, without the rows that no series has."""
     labels, styles = _labels(study.last(setting)), looks(study)
     rows = [row for row in rows if row.points]
@@ -303,7 +306,7 @@ def _beside(study: Study, setting: Setting, rows: Sequence[_Row], name: str, tit
         draw = partial(_dots, row, labels, styles)
         panels.append(Panel(row.title, description, draw, (4.2, 1.2 + 0.3 * len(labels))))
     dashed = any(row.unedited is not None for row in rows)
-    return Plate(
+    return FigureSpec(
         name,
         title,
         ("The dashed line is the unedited model. " if dashed else "")
@@ -338,7 +341,7 @@ def _dots(
 # --------------------------------------------------------------------------------- abilities and edits
 
 
-def trade_off(study: Study, setting: Setting, name: str) -> Plate:
+def trade_off(study: Study, setting: Setting, name: str) -> FigureSpec:
     """Mean ability against reliability, right after each edit and at the end: both must be high."""
     last = study.last(setting)
     base = study.base(setting.model)
@@ -365,7 +368,7 @@ def trade_off(study: Study, setting: Setting, name: str) -> Plate:
         draw = partial(_scatter, points, level, axis, styles)
         panels.append(Panel(words, f"Scatter. {text}.", draw, (4.2, 3.8)))
     of_plain = f"of {NO_REGULARIZER}"
-    return Plate(
+    return FigureSpec(
         name,
         f"Abilities and edits together, {setting.label}{_edits(last)}",
         "Up: abilities are kept. Right: the edits are there. Only the upper right corner is a success: a"
@@ -424,25 +427,23 @@ def _scatter(
 # ------------------------------------------------------------------------------------------ weight changes
 
 
-def histograms(study: Study, setting: Setting, name: str) -> Plate:
+def histograms(study: Study, setting: Setting, name: str) -> FigureSpec:
     """How delta = |dW / W_0| is distributed, for each series, at up to four numbers of edits."""
-    from harness_rect.weight_change import LOG10_EDGES, THRESHOLDS
-
     numbers = _some(sorted({n for s in study.series(setting) for n in study.numbers(s)}))
     shades = {n: replace(Look.number(i), marker="") for i, n in enumerate(numbers)}
     panels = []
     drawn: set[int] = set()
     for series in study.series(setting):
-        found = {n: _shares(study.at(series, n), len(LOG10_EDGES) + 1) for n in numbers}
+        found = {n: _shares(study.at(series, n)) for n in numbers}
         shares = {n: share for n, share in found.items() if share is not None}
         if not shares:
             continue
-        text = "; ".join(f"{n} edits: {_median(share, LOG10_EDGES)}" for n, share in shares.items())
+        text = "; ".join(f"{n} edits: {_median(share)}" for n, share in shares.items())
         description = f"Distribution of the relative change. Half of the changed elements exceed: {text}."
-        draw = partial(_histogram, shares, shades, LOG10_EDGES, THRESHOLDS)
+        draw = partial(_histogram, shares, shades)
         panels.append(Panel(series.label, description, draw))
         drawn |= shares.keys()
-    return Plate(
+    return FigureSpec(
         name,
         f"How far each element moved, {setting.label}",
         "Share of all elements by delta = |dW / W|, against the unedited weight; dotted lines at the paper's"
@@ -459,33 +460,28 @@ def _some(numbers: Sequence[int]) -> list[int]:
     return [numbers[place] for place in places]
 
 
-def _shares(runs: Sequence[Run], bins: int) -> np.ndarray | None:
-    """(bins,) share of all elements, the mean over weights and streams."""
+def _shares(runs: Sequence[Run]) -> np.ndarray | None:
+    """Share of all elements in each bin, (bins,): the mean over weights and streams."""
     found = []
     for weight in (weight for run in runs for weight in run.edit.weights.values()):
         counts = np.asarray(weight.delta_histogram, dtype=float)
-        if counts.shape == (bins,) and counts.sum() > 0:
+        if counts.shape == (len(LOG10_EDGES) + 1,) and counts.sum() > 0:
             found.append(counts / counts.sum() * (weight.changed or 0))
     return np.mean(found, axis=0) if found else None
 
 
-def _median(shares: np.ndarray, edges: Sequence[float]) -> str:
+def _median(shares: np.ndarray) -> str:
     place = int(np.searchsorted(np.cumsum(shares), shares.sum() / 2))
-    return f"about {10 ** edges[min(place, len(edges) - 1)]:.2g}"
+    return f"about {10 ** LOG10_EDGES[min(place, len(LOG10_EDGES) - 1)]:.2g}"
 
 
-def _histogram(
-    shares: Mapping[int, np.ndarray],
-    shades: Mapping[int, Look],
-    edges: Sequence[float],
-    thresholds: Sequence[float],
-    axes: Axes,
-) -> None:
-    width = edges[1] - edges[0]
-    outer = [10**edge for edge in (edges[0] - width, *edges, edges[-1] + width)]
+def _histogram(shares: Mapping[int, np.ndarray], shades: Mapping[int, Look], axes: Axes) -> None:
+    first, second, *_, last = LOG10_EDGES
+    width = second - first
+    outer = [10**edge for edge in (first - width, *LOG10_EDGES, last + width)]
     for n, share in shares.items():
         axes.stairs(share, outer, color=shades[n].color, ls=shades[n].line, lw=1.8)
-    for threshold in thresholds:
+    for threshold in THRESHOLDS:
         axes.axvline(threshold, color=MUTED, ls=":", lw=1.2)
     axes.set_xscale("log")
     axes.set(xlabel="delta", ylabel="share of elements", ylim=(0, None))
@@ -499,7 +495,7 @@ def _power(value: float, _: Any) -> str:
     return f"{value:g}" if value >= 0.001 else f"{value:.0e}".replace("e-0", "e-")
 
 
-def heat_maps(study: Study, setting: Setting, name: str) -> Plate:
+def heat_maps(study: Study, setting: Setting, name: str) -> FigureSpec:
     """Where |dW| is large: the weight that changed most, for each series, on one colour scale."""
     last = study.last(setting)
     chosen: dict[Series, tuple[str, np.ndarray]] = {}
@@ -518,7 +514,7 @@ def heat_maps(study: Study, setting: Setting, name: str) -> Plate:
         draw = partial(_heat_map, label, grid, highest)
         panels.append(Panel(f"{label}: {weight}", description, draw, (4.2, 2.7)))
     names = ", ".join(dict.fromkeys(weight for weight, _ in chosen.values()))
-    return Plate(
+    return FigureSpec(
         name,
         f"Where the weights changed, {setting.label}{_edits(last)}",
         f"Mean |dW| over a coarse grid of {names}, rows as stored, of the first stream of each series."

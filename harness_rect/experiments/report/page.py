@@ -1,4 +1,4 @@
-"""The page: chapters of figures and tables in one self-contained HTML file."""
+"""The page: sections of figures and tables in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import harness_rect
 from harness_rect.evaluation.catalogue import title as task_title
 from harness_rect.experiments.report import figures, reference
-from harness_rect.experiments.report.drawing import Plate, inline_svg, swatch
+from harness_rect.experiments.report.drawing import FigureSpec, inline_svg, swatch
 from harness_rect.experiments.report.figures import count, interval, number, percent, reliability_label
 from harness_rect.experiments.report.series import Series, Setting
 from harness_rect.experiments.report.study import TIMES, Flips, Run, Study
@@ -31,30 +31,30 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A chapter of the page. missing: what is needed, shown where the chapter is empty."""
+    """A section of the page. missing: what is needed, shown where the section is empty."""
 
     anchor: str
     title: str
     missing: str
-    plates: Sequence[Plate] = ()
+    figures: Sequence[FigureSpec] = ()
     tables: Sequence[Table] = ()
     intro: str = ""
 
     @property
     def empty(self) -> bool:
-        return not (self.plates or self.tables)
+        return not (self.figures or self.tables)
 
 
 def sections(study: Study, published: reference.Reference | None = None) -> list[Section]:
-    """The page's chapters in their order, with figures and tables; an empty one says what it needs.
+    """The page's sections in their order, with figures and tables; an empty one says what it needs.
 
     Args:
-        published: numbers to set ours beside, in a chapter of their own.
+        published: numbers to set ours beside, in a section of their own.
     """
 
-    def plates(draw: Callable[[Study, Setting, str], Plate], name: str) -> list[Plate]:
+    def specs(draw: Callable[[Study, Setting, str], FigureSpec], name: str) -> list[FigureSpec]:
         drawn = [draw(study, setting, f"{name}-{i}") for i, setting in enumerate(study.settings)]
-        return [plate for plate in drawn if plate.panels]
+        return [spec for spec in drawn if spec.panels]
 
     changes = _weight_changes(study)
     return [
@@ -68,13 +68,13 @@ def sections(study: Study, published: reference.Reference | None = None) -> list
             "regularizers",
             "Regularizers side by side",
             "two regularizers of one method: regularizer=rect,keep=0.4 and others in --model_args.",
-            plates(figures.side_by_side, "regularizers"),
+            specs(figures.side_by_side, "regularizers"),
         ),
         Section(
             "editing",
             "Editing performance",
             "runs of the model class edited_hf, which measures its own edits.",
-            plates(figures.editing_bars, "editing"),
+            specs(figures.editing_bars, "editing"),
         ),
         Section(
             "consequences",
@@ -89,13 +89,13 @@ def sections(study: Study, published: reference.Reference | None = None) -> list
             "together",
             "Abilities and edits together",
             "runs of edited_hf that evaluate the same general tasks (a mean, and reliability).",
-            plates(figures.trade_off, "together"),
+            specs(figures.trade_off, "together"),
         ),
         Section(
             "overfitting",
             "How much the weights changed",
             "runs of edited_hf of this version, whose results hold the change of each edited weight.",
-            plates(figures.histograms, "delta"),
+            specs(figures.histograms, "delta"),
             changes,
             _WEIGHT_CHANGES if changes else "",
         ),
@@ -103,13 +103,13 @@ def sections(study: Study, published: reference.Reference | None = None) -> list
             "heat-maps",
             "Heat maps of |dW|",
             "runs of edited_hf of this version, whose results hold a coarse picture of |dW|.",
-            plates(figures.heat_maps, "heat-maps"),
+            specs(figures.heat_maps, "heat-maps"),
         ),
         *([_beside(study, published)] if published else []),
     ]
 
 
-def render(study: Study, chapters: Sequence[Section]) -> str:
+def render(study: Study, found: Sequence[Section]) -> str:
     """The whole HTML document."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -127,7 +127,7 @@ def render(study: Study, chapters: Sequence[Section]) -> str:
         headline=headline(study),
         glance=_glance(study),
         runs=_runs(study),
-        sections=chapters,
+        sections=found,
         flips=study.flips,
         flip_table=_flip_table(study),
         common=_common(study),
@@ -207,31 +207,31 @@ def _points(study: Study) -> list[tuple[Series, int]]:
     return [(series, n) for series in every for n in study.numbers(series)]
 
 
-# ----------------------------------------------------------------------------------------------- chapters
+# ----------------------------------------------------------------------------------------------- sections
 
 
-def _abilities(study: Study) -> list[Plate]:
+def _abilities(study: Study) -> list[FigureSpec]:
     """One figure of all methods without a regularizer, then one for each setting."""
     styles = figures.looks(study)
     every = [series for setting in study.settings for series in study.series(setting)]
     plain = {s: (_setting_label(study, s.setting), styles[s.setting]) for s in every if s.is_plain}
-    plates = []
+    specs = []
     if len(plain) > 1:
-        plates.append(figures.curves(study, "methods", "Methods without a regularizer", plain))
+        specs.append(figures.curves(study, "methods", "Methods without a regularizer", plain))
     for i, setting in enumerate(study.settings):
         lines = {series: (series.label, styles[series]) for series in study.series(setting)}
-        plates.append(figures.curves(study, f"abilities-{i}", setting.label, lines))
-    return [plate for plate in plates if plate.panels]
+        specs.append(figures.curves(study, f"abilities-{i}", setting.label, lines))
+    return [spec for spec in specs if spec.panels]
 
 
-def _consequences(study: Study) -> list[Plate]:
+def _consequences(study: Study) -> list[FigureSpec]:
     """One figure for each setting and protocol."""
-    plates = [
+    specs = [
         figures.measures(study, setting, protocol, f"consequences-{i}-{j}")
         for i, setting in enumerate(study.settings)
         for j, protocol in enumerate(study.protocols())
     ]
-    return [plate for plate in plates if plate.panels]
+    return [spec for spec in specs if spec.panels]
 
 
 _THRESHOLDS = ("0.077", "0.171")
@@ -242,7 +242,7 @@ _WEIGHT_CHANGES = (
 
 
 def _beside(study: Study, published: reference.Reference) -> Section:
-    """The chapter of published numbers."""
+    """The section of published numbers."""
     rows = reference.compared(study, published)
     settings = sorted({f"{p.method} on {p.model}" for p in published.values if p.edits})
     known = [list(pair) for pair in published.differences.items()]
@@ -254,7 +254,7 @@ def _beside(study: Study, published: reference.Reference) -> Section:
         "reference",
         f"Beside the numbers of {published.title}",
         f"runs of a published setting, one fact an edit: {', '.join(settings)}, or the unedited model.",
-        reference.plates(study, rows),
+        reference.specs(study, rows),
         tables if rows else [],
         "Scores of tasks at the number of edits; editing performance right after each edit.",
     )

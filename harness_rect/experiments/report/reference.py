@@ -18,7 +18,7 @@ from harness_rect.errors import UserError, did_you_mean
 from harness_rect.evaluation.catalogue import TASKS
 from harness_rect.evaluation.catalogue import title as task_title
 from harness_rect.experiments import results
-from harness_rect.experiments.report.drawing import Look, Panel, Plate
+from harness_rect.experiments.report.drawing import FigureSpec, Look, Panel
 from harness_rect.experiments.report.figures import interval, looks, number
 from harness_rect.experiments.report.series import Regularization, Series
 from harness_rect.experiments.report.study import Estimate, Run, Study, estimate
@@ -203,7 +203,7 @@ def _differs(published: Published, runs: Sequence[Run]) -> str:
     return "; ".join(found)
 
 
-def plates(study: Study, rows: Sequence[Row]) -> list[Plate]:
+def specs(study: Study, rows: Sequence[Row]) -> list[FigureSpec]:
     """For each model and method our curves with the published points, of the headlines of tasks."""
     drawn = [r for r in rows if r.task and r.metric == TASKS[r.task].headline.name]
     styles, found = looks(study), []
@@ -228,7 +228,7 @@ def plates(study: Study, rows: Sequence[Row]) -> list[Plate]:
         if panels:
             legend = [(s.label, styles[s]) for s in dict.fromkeys(r.series for r in here if r.series)]
             found.append(
-                Plate(
+                FigureSpec(
                     f"reference-{i}",
                     setting.label,
                     "Lines are ours; open circles with the reading error are the published numbers.",

@@ -7,22 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-#: Titles of the methods in the order of figures. ``METHODS`` has them too, but takes 3 s to import.
-METHOD_TITLES = {
-    "rome": "ROME",
-    "r_rome": "r-ROME",
-    "memit": "MEMIT",
-    "emmet": "EMMET",
-    "lyaplock": "LyapLock",
-    "alphaedit": "AlphaEdit",
-    "evoedit": "EvoEdit",
-    "kn": "KN",
-    "mend": "MEND",
-    "ft": "FT",
-    "ft_l": "FT-L",
-    "locft_bf": "LocFT-BF",
-    "ultraedit": "UltraEdit",
-}
+from harness_rect.methods import METHODS
+from harness_rect.regularizers import REGULARIZERS
+
 NO_REGULARIZER = "no regularizer"
 
 
@@ -39,7 +26,7 @@ class Setting:
 
     @property
     def method_label(self) -> str:
-        title = METHOD_TITLES.get(self.method, self.method)
+        title = getattr(METHODS.get(self.method), "title", self.method)
         arrangement = "one batch" if self.batch is None else f"batches of {self.batch}"
         return title if self.batch == 1 else f"{title}, {arrangement}"
 
@@ -49,7 +36,7 @@ class Setting:
 
     @property
     def order(self) -> tuple[Any, ...]:
-        methods = [*METHOD_TITLES, self.method]
+        methods = [*METHODS, self.method]
         return methods.index(self.method), self.method, self.batch is None, self.batch or 0
 
 
@@ -62,7 +49,7 @@ class Regularization:
 
     @classmethod
     def of(cls, name: str, settings: Mapping[str, Any]) -> Regularization:
-        fields = getattr(_kinds(name).get(name), "model_fields", {})
+        fields = getattr(REGULARIZERS.get(name), "model_fields", {})
         given = {
             setting: value if isinstance(value, str | int | float) else json.dumps(value)
             for setting, value in settings.items()
@@ -75,7 +62,7 @@ class Regularization:
         """``RECT 40%``, ``RECT 40% (alphaedit)``, ``PRUNE``."""
         if self.name == "none":
             return NO_REGULARIZER
-        parts = [getattr(_kinds(self.name).get(self.name), "title", self.name)]
+        parts = [getattr(REGULARIZERS.get(self.name), "title", self.name)]
         if self._kept is not None:
             parts.append(f"{100 * self._kept:g}%")
         others = [(name, value) for name, value in self.settings if name != "keep" or self._kept is None]
@@ -87,22 +74,13 @@ class Regularization:
     @property
     def order(self) -> tuple[Any, ...]:
         """No regularizer first, then as they are registered; of one, the largest share kept first."""
-        names = [*_kinds(self.name), self.name]
+        names = [*REGULARIZERS, self.name]
         return names.index(self.name), -(self._kept or 0), self.label
 
     @property
     def _kept(self) -> float | None:
         value = dict(self.settings).get("keep")
         return value if isinstance(value, int | float) else None
-
-
-def _kinds(name: str) -> Mapping[str, Any]:
-    """The registered regularizers; importing them imports torch, which ``none`` does not need."""
-    if name == "none":
-        return {"none": None}
-    from harness_rect.regularizers import REGULARIZERS
-
-    return REGULARIZERS
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which evaluations of a sweep are done, and what determines the results of each."""
+"""The evaluations of a sweep that are done, and everything that determines the results of each."""
 
 from __future__ import annotations
 
@@ -21,10 +21,16 @@ from harness_rect.session import EditSession
 
 
 class Checked:
-    """Which evaluations of a model are done, and what the others will be made of.
+    """The evaluations of one model, done and to do.
+
+    Attributes:
+        made_of: folder of an evaluation -> everything that determines its results, as plain JSON.
+
+    Args:
+        planning: do not load or compute second moments.
 
     Raises:
-        UserError: a results file is there that something else went into than would now.
+        UserError: an existing results file was made with other settings, data, code or versions.
     """
 
     def __init__(
@@ -48,7 +54,7 @@ class Checked:
                 of = evaluation.trajectory
                 session = make_session(lm, of)  # also checks its hyper-parameters
                 moments = (of.config.method, of.config.hparams, of.config.stats)
-                if moments not in read and not planning:  # what is missing is found now, not after hours
+                if moments not in read and not planning:  # what is missing is an error now, not after hours
                     session.prepare()
                     read.add(moments)
             results = read_results(evaluation.file)
@@ -92,10 +98,10 @@ def load_model(entry: ModelEntry, config: SweepConfig) -> QuietHF:
 
 
 def make_session(lm: EditedHF, trajectory: Trajectory, n_edits: int | None = None) -> EditSession:
-    """The editing of a trajectory, up to its last checkpoint or the first ``n_edits``.
+    """The session of a trajectory: all its edits, or the first ``n_edits``.
 
     Raises:
-        UserError: the model cannot be edited so.
+        UserError: the model cannot be edited in this way.
     """
     edits = EditStream(trajectory.edits[:n_edits], trajectory.config.edits or "")
     name = layout_name(trajectory.model.pretrained)
@@ -105,7 +111,7 @@ def make_session(lm: EditedHF, trajectory: Trajectory, n_edits: int | None = Non
 
 
 def coordinates(evaluation: Evaluation) -> dict[str, Any]:
-    """Where an evaluation stands in its sweep."""
+    """The place of an evaluation in its sweep, as written into its results file."""
     trajectory = evaluation.trajectory
     where: dict[str, Any] = {"model": evaluation.model.label, "n_edits": evaluation.n_edits}
     if trajectory is None:
@@ -122,7 +128,7 @@ def coordinates(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def row_name(plan: Plan, evaluation: Evaluation) -> str:
-    """One row of the table: the folder above ``edits_NNN``, or the unedited model's."""
+    """The name of an evaluation's row in tables: the folder above ``edits_NNN``, or the unedited model's."""
     folder = evaluation.folder.parent if evaluation.trajectory else evaluation.folder
     return folder.relative_to(plan.output).as_posix()
 

@@ -1,4 +1,4 @@
-"""Where the time of a sweep goes."""
+"""The time that a sweep spends on each kind of work."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Timing = dict[str, dict[str, float]]
 
 
 def read_timing(index: Path) -> Timing:
-    """What earlier runs took, as ``sweep.json`` keeps it; empty where it cannot be read."""
+    """The times of earlier runs from ``sweep.json``; empty if it cannot be read."""
     try:
         timing = json.loads(index.read_text(encoding="utf-8"))["timing"]
         return {row: {kind: float(kept[kind]) for kind in kept} for row, kept in timing.items()}
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return {}  # it is only good for estimates
+        return {}  # times are used for estimates only
 
 
 class Clock:
@@ -39,7 +39,7 @@ class Clock:
 
     @contextmanager
     def running(self, kind: str) -> Iterator[None]:
-        """Count what happens inside for ``kind``."""
+        """Count the time within the block as ``kind``."""
         self._switch()
         self._running.append(kind)
         try:

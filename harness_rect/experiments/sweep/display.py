@@ -1,4 +1,4 @@
-"""What a sweep shows: a live table, or plain lines where there is no terminal, and its time at the end."""
+"""What a sweep prints: a live table, or log lines without a terminal, and a table of times at the end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Row:
     evaluations_total: int
     edits: int = 0
     evaluations: int = 0
-    #: of this process, as the two below
+    # In this process:
     seconds: dict[str, float] = field(default_factory=lambda: {EDITING: 0.0, EVALUATING: 0.0})
     edits_made: int = 0
     evaluations_made: int = 0
@@ -40,81 +40,72 @@ class Row:
         return self.evaluations == self.evaluations_total
 
 
-class Progress:
-    """Rows of a sweep, and how long it will still take."""
+def seconds_left(rows: Sequence[Row]) -> float | None:
+    """An estimate from the mean times so far; None before anything was timed.
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = list(rows)
-
-    @property
-    def evaluations(self) -> tuple[int, int]:
-        """(done, all)"""
-        return sum(row.evaluations for row in self.rows), sum(row.evaluations_total for row in self.rows)
-
-    def seconds_left(self) -> float | None:
-        """From the mean times so far (of all methods, for one not timed yet); None if there are none."""
-        evaluation = _mean(self.rows, EVALUATING)
-        if evaluation is None:
-            return None
-        done, total = self.evaluations
-        left = evaluation * (total - done)
-        for row in self.rows:
-            if row.done or row.edits >= row.edits_total:
-                continue
-            same = [other for other in self.rows if other.method == row.method]
-            each = _mean(same, EDITING) or _mean(self.rows, EDITING)
+    A method that was not timed yet is assumed to take the mean time of all methods for an edit.
+    """
+    evaluation = _mean(rows, EVALUATING)
+    if evaluation is None:
+        return None
+    left = evaluation * sum(row.evaluations_total - row.evaluations for row in rows)
+    for row in rows:
+        if not row.done and row.edits < row.edits_total:
+            each = _mean([other for other in rows if other.method == row.method], EDITING)
+            each = each or _mean(rows, EDITING)
             if each is None:
                 return None
             left += each * (row.edits_total - row.edits)
-        return left
+    return left
 
 
 def _mean(rows: Sequence[Row], kind: str) -> float | None:
-    """Seconds for each edit or evaluation, over what was timed."""
+    """Mean seconds of an edit or an evaluation; None if none was timed."""
     made = sum(row.edits_made if kind == EDITING else row.evaluations_made for row in rows)
     seconds = sum(row.seconds[kind] for row in rows)
     return seconds / made if made else None
 
 
 class Display:
-    """Shows a :class:`Progress` while it changes. ``say`` adds a line that stays."""
+    """Shows the rows of a sweep while they change: a live table in a terminal, else lines of the log."""
 
-    def __init__(self, progress: Progress, console: Console) -> None:
-        self.progress, self.console = progress, console
-        self._live: Live | None = None
+    def __init__(self, rows: Sequence[Row], console: Console) -> None:
+        self.rows, self.console = rows, console
 
     @contextmanager
     def shown(self) -> Iterator[None]:
+        """Keep the live table on the screen."""
         if not self.console.is_terminal:
             yield
             return
         root = logging.getLogger()
         handlers = list(root.handlers)
-        with Live(console=self.console, get_renderable=self._render, refresh_per_second=2) as live:
-            self._live = live
-            # Lines that other handlers print would break up the live table.
-            root.handlers[:] = [RichHandler(console=self.console, show_path=False, markup=False)]
-            try:
+        # Lines that other handlers print would break up the live table.
+        root.handlers[:] = [RichHandler(console=self.console, show_path=False, markup=False)]
+        try:
+            with Live(console=self.console, get_renderable=self._render, refresh_per_second=2):
                 yield
-            finally:
-                root.handlers[:] = handlers
-                self._live = None
+        finally:
+            root.handlers[:] = handlers
 
-    def say(self, line: str) -> None:
-        """Log a line about what happened, and how far the sweep is."""
-        done, total = self.progress.evaluations
-        log.info("%s; %d of %d evaluations done, %s", line, done, total, self._left())
+    def log(self, line: str) -> None:
+        """Log a line, followed by the state of the sweep."""
+        log.info("%s; %s", line, self._state())
 
-    def _left(self) -> str:
-        left = self.progress.seconds_left()
-        return "time left not known yet" if left is None else f"about {duration(left)} left"
+    def _state(self) -> str:
+        done, total = (
+            sum(getattr(row, n) for row in self.rows) for n in ("evaluations", "evaluations_total")
+        )
+        left = seconds_left(self.rows)
+        text = "time left not known yet" if left is None else f"about {duration(left)} left"
+        return f"{done} of {total} evaluations done, {text}"
 
     def _render(self) -> Group:
         table = Table(box=None, pad_edge=False)
         for heading in ("", "edits", "evaluations", "editing", "evaluating", ""):
             table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
         room = max(self.console.height - 4, 5)
-        rows = self.progress.rows
+        rows = self.rows
         first = next((i for i, row in enumerate(rows) if not row.done), len(rows))
         start = max(0, min(first - room // 3, len(rows) - room))
         for row in rows[start : start + room]:
@@ -126,15 +117,14 @@ class Display:
                 row.doing,
                 style="dim" if row.done else "bold" if row.doing else None,
             )
-        done, total = self.progress.evaluations
-        return Group(table, f"{done} of {total} evaluations done, {self._left()}")
+        return Group(table, self._state())
 
 
 def timing_table(rows: Sequence[Row], overhead: Mapping[str, float]) -> Group:
-    """Editing, evaluating, and everything else, in seconds of this process.
+    """Seconds of this process for editing, evaluating and everything else.
 
     Args:
-        overhead: kind of work -> seconds, of all that is neither editing nor evaluating.
+        overhead: seconds of each kind of work that is neither editing nor evaluating.
     """
     table = Table(title="seconds of this run")
     for heading in ("", "edits", "editing", "evaluations", "evaluating"):

@@ -1,4 +1,4 @@
-"""What a sweep would do and what that would cost, from earlier runs or a short probe."""
+"""What a sweep would do, and an estimate of the time from earlier runs or a short measurement."""
 
 from __future__ import annotations
 
@@ -11,12 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness_rect.errors import UserError
-from harness_rect.experiments.sweep.checked import (
-    Checked,
-    by_row,
-    load_model,
-    make_session,
-)
+from harness_rect.experiments.sweep.checked import Checked, by_row, load_model, make_session
 from harness_rect.experiments.sweep.clock import Timing
 from harness_rect.experiments.sweep.display import duration
 from harness_rect.experiments.sweep.evaluate import Evaluator
@@ -27,7 +22,7 @@ from harness_rect.io.progress import logging_only
 from harness_rect.model_wrappers.edited_hf import EditedHF
 from harness_rect.models import EditableLM
 
-#: A dry run of a sweep that was never timed evaluates this many documents of each task.
+#: Documents of each task that a dry run evaluates to estimate the time, if there are no earlier runs.
 PROBE_DOCUMENTS = 8
 
 
@@ -35,7 +30,7 @@ def show_dry_run(plan: Plan, timing: Timing, console: Console) -> None:
     """Print what a sweep would do and what that would cost: memory, and time where the model can be loaded.
 
     Args:
-        timing: of earlier runs; rows it lacks are estimated from a short probe.
+        timing: of earlier runs; for rows that it lacks a few edits and documents are timed.
     """
     config = plan.config
     weights = _show_memory(plan, console)
@@ -95,7 +90,7 @@ def show_dry_run(plan: Plan, timing: Timing, console: Console) -> None:
     for note in notes:
         console.print(note, soft_wrap=True)
     if totals[3]:
-        how = "from earlier runs in this folder" if measured else "from a short probe"
+        how = "from earlier runs in this folder" if measured else "from a short measurement"
         console.print(
             f"About {duration(totals[3])}, {how}; edited models often generate longer answers.",
             soft_wrap=True,
@@ -143,7 +138,7 @@ def _check_room(entry: ModelEntry, weights: int, device: torch.device) -> None:
 
 
 class Probe:
-    """Seconds per request and per edit, each measured once on a few."""
+    """Measures seconds per request and per edit, once each, on a few of them."""
 
     def __init__(self, plan: Plan, entry: ModelEntry, lm: EditedHF, evaluator: Evaluator) -> None:
         self._plan, self._entry, self._lm, self._evaluator = plan, entry, lm, evaluator
@@ -167,7 +162,7 @@ class Probe:
         return self._request
 
     def seconds_per_edit(self, trajectory: Trajectory) -> float:
-        """Of one step of the method, without what a run does once before its first step."""
+        """From one step of the method, without the work that a run does only once."""
         if self.untrained and trajectory.config.method == "mend":
             return 0.0
         if trajectory.label not in self._edit:

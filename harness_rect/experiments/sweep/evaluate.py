@@ -1,9 +1,8 @@
-"""Evaluating one model again and again, as a stock ``lm_eval --model edited_hf`` would each time.
+"""Repeated evaluation of one model, each with the results of a stock ``lm_eval --model edited_hf``.
 
-lm-eval builds every task and every request anew for each evaluation. Here the tasks are loaded once for a
-model and their requests are built once; before each further evaluation only the answers are removed from the
-requests. The two editing tasks ask about other edits each time: their requests are built anew, from token ids
-that are kept.
+lm-eval builds all tasks and requests for each evaluation. Here they are built once per model; before each
+further evaluation only the answers are removed from the requests. The editing tasks are about other edits
+each time: their requests are rebuilt, from token ids that are kept.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Evaluator:
     """The tasks of a sweep, loaded for one model.
 
     Args:
-        model: the model that will be evaluated, in whatever state it is then.
+        model: evaluated in the state that it has at the time of each evaluation.
         config: the sweep.
         model_args: of the unedited model; they reach the tasks as metadata.
 
@@ -78,7 +77,7 @@ class Evaluator:
         return matches
 
     def build(self) -> None:
-        """Build all requests that do not depend on the edits, as simple_evaluate will ask for them."""
+        """Build all requests that do not depend on the edits, with the arguments of simple_evaluate."""
         for task in self.tasks.values():
             if task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
@@ -87,20 +86,20 @@ class Evaluator:
                 task.build_all_requests(**build_arguments(sample_size(task, self.config.limit)))
 
     def requests(self, edits: Sequence[Edit]) -> int:
-        """How many requests one evaluation makes, where ``edits`` are those asked about."""
+        """The number of requests of one evaluation whose editing tasks are about ``edits``."""
         for task in self.editing:
             task.score_edits(edits)
             task.build_all_requests(**build_arguments(sample_size(task, self.config.limit)))
         return sum(len(task.instances) for task in self.tasks.values())
 
     def identity(self) -> dict[str, Any]:
-        """What the scores of these tasks depend on, beside the model and the edits."""
+        """Everything except the model and the edits that determines the scores of these tasks."""
         tasks = {}
         for name, task in self.tasks.items():
             tasks[name] = {"version": task.VERSION, "n-shot": task.get_config("num_fewshot")}
             if not isinstance(task, EditingTask):  # edits are part of the trajectory's identity
-                asked = [[i.doc_id, i.idx, i.request_type, i.args, i.doc] for i in task.instances]
-                tasks[name]["requests_sha256"] = digest({"requests": asked})
+                requests = [[i.doc_id, i.idx, i.request_type, i.args, i.doc] for i in task.instances]
+                tasks[name]["requests_sha256"] = digest({"requests": requests})
         config = self.config
         return {
             "limit": config.limit,
@@ -164,7 +163,7 @@ def read_results(path: Path) -> dict[str, Any] | None:
 
 
 def _build_once(task: Any) -> None:
-    """Let ``task`` build its requests on the first call, and clear their answers on later ones."""
+    """Make ``task`` build its requests on the first call only, and remove their answers on later ones."""
     build: Callable[..., None] = task.build_all_requests
     built_for: list[dict[str, Any]] = []
 

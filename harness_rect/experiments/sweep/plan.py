@@ -31,7 +31,7 @@ from harness_rect.validation import validated
 
 #: lm-eval's own seeds of random, numpy, torch and few-shot sampling.
 SEEDS = (0, 1234, 1234, 1234)
-#: Arguments of a run that are keys of the sweep itself, not of one entry.
+#: Arguments of a run that are keys of the sweep and not of an entry.
 _OF_THE_SWEEP = frozenset({"edits", "edit_seed", "measure", "edit_cache", "data", "save_edited"})
 
 
@@ -40,15 +40,15 @@ def _a_list(value: Any) -> Any:
 
 
 T = TypeVar("T")
-#: A list that is not empty; one value alone stands for a list of it.
-Some = Annotated[list[T], Field(min_length=1), BeforeValidator(_a_list)]
+#: A list that is not empty; a single value stands for a list of one.
+OneOrMore = Annotated[list[T], Field(min_length=1), BeforeValidator(_a_list)]
 Count = Annotated[int, Field(ge=0)]
 
 
 class _Entry(BaseModel):
-    """A mapping of arguments, with a name for folders and tables. What they mean is checked with the rest.
+    """A mapping of arguments, with a name for folders and tables; the arguments are validated later.
 
-    The value of its main key alone stands for the entry; an empty one is the value none.
+    The value of the main key can stand for the whole entry; an empty value means ``none``.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -63,7 +63,7 @@ class _Entry(BaseModel):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What is given, without the name."""
+        """The given arguments, without the name."""
         given = self.model_dump(exclude={"name"})
         return {key: value for key, value in given.items() if value is not None}
 
@@ -100,7 +100,7 @@ class MethodEntry(_Entry):
     main_key = "method"
 
     method: str
-    checkpoints: Some[Count] | None = None
+    checkpoints: OneOrMore[Count] | None = None
 
     @model_validator(mode="after")
     def _arguments(self) -> MethodEntry:
@@ -147,22 +147,22 @@ class SweepConfig(BaseModel):
 
     title: str = ""
     output: str = Field(min_length=1)
-    models: Some[ModelEntry]
+    models: OneOrMore[ModelEntry]
     edits: str
     data: str | None = None
-    methods: Some[MethodEntry]
-    regularizers: Some[RegularizerEntry] = [RegularizerEntry()]
-    checkpoints: Some[Count]
-    tasks: Some[str]
+    methods: OneOrMore[MethodEntry]
+    regularizers: OneOrMore[RegularizerEntry] = [RegularizerEntry()]
+    checkpoints: OneOrMore[Count]
+    tasks: OneOrMore[str]
     train_mend: TrainMend | None = None
     edit_batch_size: int = Field(default=1, ge=1)
     orders: int = Field(default=1, ge=1)
-    edit_seeds: Some[Count] = [0]
+    edit_seeds: OneOrMore[Count] = [0]
     measure: Measured = "teacher_forced"
     limit: float | None = Field(default=None, gt=0)
     batch_size: int | str = 1
     device: str | None = None
-    seed: Some[int] = list(SEEDS)
+    seed: OneOrMore[int] = list(SEEDS)
     log_samples: bool = False
 
     @model_validator(mode="before")
@@ -213,11 +213,14 @@ class SweepConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Order:
-    """One order of the edits: how a stock lm_eval names it, and the edits in it."""
+    """One order of the edits.
+
+    name, selection: the file, or another value of ``edits=``, and its rows in this order.
+    """
 
     number: int
-    name: str  # what stands before the slice
-    selection: range  # rows of the file
+    name: str
+    selection: range
     edits: tuple[Edit, ...]
     written: bool  # whether the sweep writes the file, with one edit a row
 
@@ -239,7 +242,7 @@ class Trajectory:
     config: EditConfig
     checkpoints: tuple[int, ...]
     folder: Path
-    edit_arguments: dict[str, Any]  # of model_args, without method and edits
+    edit_arguments: dict[str, Any]  # of model_args, except method and edits
 
     @property
     def edits(self) -> tuple[Edit, ...]:
@@ -417,7 +420,7 @@ def _regularizer_label(config: EditConfig) -> str:
 
 
 def _check_folders(names: Sequence[str], where: str) -> None:
-    """Refuse two entries with one folder. Case is ignored, as some file systems do."""
+    """Refuse two entries with the same folder; case is ignored, as on some file systems."""
     seen: set[str] = set()
     for name in names:
         if name.casefold() in seen:
@@ -438,8 +441,8 @@ def _order(number: int, config: SweepConfig, stream: EditStream, output: Path) -
 def _rows(spec: str, length: int) -> tuple[str, range]:
     """The name in an edits spec, and the row numbers that its slice selects.
 
-    ``length`` is the number of selected rows. A slice that counts from the end needs the length of the file,
-    which is then read once as a whole.
+    ``length`` is the number of selected rows. A slice that counts from the end needs the number of all rows,
+    for which the file is read once more.
     """
     name, rows = split_spec(spec)
     rows = rows or slice(None)

@@ -1,8 +1,9 @@
 """``harness-rect sweep``: every trajectory edits once and is evaluated at its checkpoints, in place.
 
-A sweep can be killed at any moment and resumed by the same command: an evaluation is done when its
-``results.json`` exists, and a trajectory resumes from its last saved state, at a checkpoint or at most half a
-minute old. A results file records everything that determines it, and is reused only if all of that is equal.
+A sweep can be killed at any moment and resumed by the same command. An evaluation is done when its
+``results.json`` exists; a trajectory resumes from its last saved state, at a checkpoint or at most half a
+minute old. A results file records everything that determines its scores and is reused only if none of that
+has changed.
 """
 
 from __future__ import annotations
@@ -32,26 +33,12 @@ from harness_rect.experiments.sweep.checked import (
     row_name,
 )
 from harness_rect.experiments.sweep.clock import Clock, read_timing
-from harness_rect.experiments.sweep.display import (
-    EDITING,
-    EVALUATING,
-    Display,
-    Progress,
-    Row,
-    duration,
-    timing_table,
-)
+from harness_rect.experiments.sweep.display import EDITING, EVALUATING, Display, Row, duration, timing_table
 from harness_rect.experiments.sweep.dry_run import show_dry_run
 from harness_rect.experiments.sweep.evaluate import Evaluator
 from harness_rect.experiments.sweep.named import read_sweep
 from harness_rect.experiments.sweep.networks import train_networks
-from harness_rect.experiments.sweep.plan import (
-    Evaluation,
-    ModelEntry,
-    Plan,
-    Trajectory,
-    make_plan,
-)
+from harness_rect.experiments.sweep.plan import Evaluation, ModelEntry, Plan, Trajectory, make_plan
 from harness_rect.io.files import check_parent, written_whole
 from harness_rect.io.progress import logging_only
 from harness_rect.model_wrappers.edited_hf import EditedHF
@@ -76,8 +63,8 @@ def run_sweep(
 
     Args:
         asked, output, models: see :func:`~harness_rect.experiments.sweep.named.read_sweep`.
-        dry_run: only print what would be done and what it would cost.
-        started: ``time.perf_counter()`` from which time is counted.
+        dry_run: only print what would be done and how long it would take.
+        started: ``time.perf_counter()`` at the start of the command.
 
     Raises:
         UserError: one line; what was finished before is unchanged.
@@ -99,14 +86,14 @@ def run_sweep(
 
 
 class Sweep:
-    """One process's work on a plan. The output folder must be locked."""
+    """Runs a plan in this process; the output folder must be locked."""
 
     def __init__(self, plan: Plan, clock: Clock) -> None:
         self.plan, self.clock = plan, clock
         self.rows = {row.name: row for row in _rows(plan)}
-        self.display = Display(Progress(list(self.rows.values())), Console(stderr=True))
+        self.display = Display(list(self.rows.values()), Console(stderr=True))
         self._timing = read_timing(plan.output / INDEX)
-        self._warnings: dict[str, list[str]] = {}  # of the edits an edits= names
+        self._warnings: dict[str, list[str]] = {}  # value of edits= -> warnings of its reader
 
     def run(self) -> None:
         _remove_leftovers(self.plan)
@@ -118,7 +105,7 @@ class Sweep:
                 self._model(model)
         shutil.rmtree(self.plan.output / STATES, ignore_errors=True)
         overhead = {k: s for k, s in self.clock.seconds.items() if k not in (EDITING, EVALUATING)}
-        Console().print(timing_table(list(self.rows.values()), overhead))
+        Console().print(timing_table(self.display.rows, overhead))
         print(f"results: {self.plan.output}")
 
     def _model(self, entry: ModelEntry) -> None:
@@ -140,7 +127,7 @@ class Sweep:
             row.evaluations += 1
             row.edits = max(row.edits, evaluation.n_edits)
         if checked.done:
-            self.display.say(f"{entry.label}: {len(checked.done)} evaluations found")
+            self.display.log(f"{entry.label}: {len(checked.done)} evaluations found")
         for evaluation in checked.todo:
             if evaluation.trajectory is None:
                 self._evaluate(evaluator, evaluation, None, {}, checked.made_of[evaluation.folder])
@@ -170,7 +157,7 @@ class Sweep:
         def reached(report: dict[str, Any]) -> None:
             evaluation = at[report["n_edits"]]
             made_of = checked.made_of.get(evaluation.folder) or checked.identity(evaluation, session)
-            # As a run of these edits alone would report them.
+            # The report of a run of these edits only.
             spec = evaluation.model_args["edits"]
             if spec not in self._warnings:
                 self._warnings[spec] = list(load_edits(spec).warnings)
@@ -211,10 +198,10 @@ class Sweep:
             row.doing = ""
             self._record(row)
         what = f"{row.name}, {evaluation.n_edits} edits" if evaluation.trajectory else row.name
-        self.display.say(f"{what}: evaluated in {duration(seconds)}")
+        self.display.log(f"{what}: evaluated in {duration(seconds)}")
 
     def _record(self, row: Row) -> None:
-        """Keep what was timed for later runs' estimates."""
+        """Save the times of a row, for the estimates of later runs."""
         kept = self._timing.setdefault(row.name, {})
         if row.edits_made:
             kept["seconds_per_edit"] = row.seconds[EDITING] / row.edits_made
@@ -242,7 +229,7 @@ class Sweep:
 
 
 class _TimedCache(EditCache):
-    """Unfinished trajectories, and how long saving them takes."""
+    """Unfinished trajectories; the time to save them is counted."""
 
     def __init__(self, folder: Path, clock: Clock) -> None:
         super().__init__(folder)
@@ -261,7 +248,7 @@ def _rows(plan: Plan) -> Iterator[Row]:
 
 
 def _remove_leftovers(plan: Plan) -> None:
-    """Remove temporary files of a killed process, only under our own names and in this plan's folders."""
+    """Remove temporary files of a killed process from the folders of this plan."""
     folders = {plan.output, plan.output / STATES, plan.output / "edits"}
     for folder in folders | {evaluation.folder for evaluation in plan.evaluations}:
         for path in folder.glob(".*.tmp"):
@@ -273,10 +260,10 @@ def _remove_leftovers(plan: Plan) -> None:
 
 @contextmanager
 def _locked(output: Path) -> Iterator[None]:
-    """Let only one process work in an output folder.
+    """Hold the lock of an output folder.
 
     Raises:
-        UserError: another one does.
+        UserError: another process holds it.
     """
     lock = FileLock(output / LOCK, timeout=0)
     try:

@@ -13,13 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from harness_rect.evaluation.aggregations import ENTITY_F1, MEAN
-from harness_rect.experiments.compare.significance import (
-    Stratum,
-    holm,
-    mcnemar,
-    paired_bootstrap,
-    unpaired,
-)
+from harness_rect.experiments.compare.significance import Stratum, holm, mcnemar, paired_bootstrap, unpaired
 
 TRIALS = 200
 #: 99.9% of the counts of p < 0.05 in 200 trials at a level of exactly 5%

@@ -16,7 +16,7 @@ from support.report_files import EIGHT, edit
 from harness_rect.evaluation.aggregations import weighted_f1
 from harness_rect.evaluation.catalogue import GROUPS, title
 from harness_rect.evaluation.catalogue import protocol as protocol_of
-from harness_rect.experiments.report.drawing import Plate
+from harness_rect.experiments.report.drawing import FigureSpec
 from harness_rect.experiments.report.page import render, sections
 from harness_rect.experiments.report.reading import read_study
 from harness_rect.experiments.report.study import Study
@@ -63,8 +63,8 @@ def generated_reliability(right: int) -> Tasks:
     return {"rect_autoregressive": about_edits(right, 0.3, 25)["rect_autoregressive"]}
 
 
-def plates(study: Study) -> dict[str, Plate]:
-    return {plate.name: plate for section in sections(study) for plate in section.plates}
+def specs(study: Study) -> dict[str, FigureSpec]:
+    return {spec.name: spec for section in sections(study) for spec in section.figures}
 
 
 def axes_of(panel):
@@ -77,14 +77,14 @@ def test_each_protocol_has_its_own_figure_and_every_axis_says_which(save: Save, 
     save(about_edits(0, 0.0, 20))
     save(about_edits(4, 0.3, 25), edit(10, (1, 1)))
     study = read_study(runs)
-    found = [p for name, p in plates(study).items() if name.startswith("consequences")]
+    found = [p for name, p in specs(study).items() if name.startswith("consequences")]
     drawn: dict[str, set[str]] = {}
-    for plate in found:
-        labels = {axes_of(panel).get_xlabel() for panel in plate.panels}
+    for spec in found:
+        labels = {axes_of(panel).get_xlabel() for panel in spec.panels}
         [protocol] = {label.split(", ")[1] for label in labels}
-        assert f"({protocol})" in plate.title
-        assert {row[-1] for row in plate.rows} == labels
-        drawn[protocol] = {panel.title for panel in plate.panels}
+        assert f"({protocol})" in spec.title
+        assert {row[-1] for row in spec.rows} == labels
+        drawn[protocol] = {panel.title for panel in spec.panels}
     assert len(found) == len(drawn) == 3 and sum(map(len, drawn.values())) == 8
     for task, metric in study.measures:
         assert f"{title(task)}: {metric}" in drawn[protocol_of(task, metric)]
@@ -94,7 +94,7 @@ def test_each_protocol_has_its_own_figure_and_every_axis_says_which(save: Save, 
 
 
 def panel_of(study: Study, metric: str):
-    panels = [panel for plate in plates(study).values() for panel in plate.panels]
+    panels = [panel for spec in specs(study).values() for panel in spec.panels]
     return next(panel for panel in panels if panel.title.endswith(f": {metric}"))
 
 
@@ -127,7 +127,7 @@ def test_the_unedited_model_is_shown_only_where_it_was_asked_about_the_same_edit
     save(other)
     save(about_edits(4, 0.3, 25), edit(10, (1, 1)))
     study = read_study(runs)
-    rows = {row[0]: row[3] for plate in plates(study).values() for row in plate.rows if len(row) == 5}
+    rows = {row[0]: row[3] for spec in specs(study).values() for row in spec.rows if len(row) == 5}
     assert rows[f"{title('rect_autoregressive')}: reliability"] == "-"
     assert rows[f"{title('rect_drift')}: perplexity"] == "20.000"
 
@@ -184,7 +184,7 @@ def test_the_glue_suite_has_a_mean_beside_that_of_the_eight_and_neither_is_in_th
     titles = [study.title(task) for task in study.shown]
     assert titles[0] == "Mean of the eight"
     assert titles[9:11] == ["Mean of the GLUE suite", "GLUE SST-2"] and len(titles) == 1 + 8 + 1 + 6
-    labels = {axes_of(panel).get_ylabel() for panel in plates(study)["abilities-0"].panels[9:]}
+    labels = {axes_of(panel).get_ylabel() for panel in specs(study)["abilities-0"].panels[9:]}
     assert labels == {"score, generated", "f1_weighted, generated"}
 
 

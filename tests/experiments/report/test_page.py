@@ -64,7 +64,7 @@ def full(add, runs: Path) -> str:
     return page_of(runs)
 
 
-def test_every_chapter_is_there_and_the_document_is_well_formed(full: str) -> None:
+def test_every_section_is_there_and_the_document_is_well_formed(full: str) -> None:
     page = Page(full)
     assert page.all("html") == [{"lang": "en"}]
     assert [s["id"] for s in page.all("section")] == [
@@ -140,7 +140,7 @@ def test_hostile_answers_are_text(add, runs: Path) -> None:
     Page(text)
 
 
-def test_chapters_without_data_say_what_they_need(add, runs: Path) -> None:
+def test_sections_without_data_say_what_they_need(add, runs: Path) -> None:
     add(9, model="org/one")
     text = page_of(runs)
     Page(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,11 @@ from support.report_files import EIGHT, edit
 
 from harness_rect.errors import UserError
 from harness_rect.experiments.report.reading import read_study
-from harness_rect.experiments.report.series import METHOD_TITLES, Regularization
+from harness_rect.experiments.report.series import Regularization
 from harness_rect.experiments.report.study import TIMES, Estimate, estimate
 from harness_rect.experiments.results import Score
-from harness_rect.methods import METHODS
 
-RECT = {"regularizer": "rect", "keep": 0.4, "rect_convention": "paper"}
+RECT: dict[str, Any] = {"regularizer": "rect", "keep": 0.4, "rect_convention": "paper"}
 
 
 def test_curves_begin_at_the_unedited_model_and_go_by_number_of_edits(add, runs: Path) -> None:
@@ -93,7 +93,7 @@ def test_two_streams_span_their_range_and_no_spread_is_made_up() -> None:
 
 
 def test_batches_and_hyper_parameters_make_other_settings_and_series(add, runs: Path) -> None:
-    memit = {"method": "memit", "edit_batch_size": 10}
+    memit: dict[str, Any] = {"method": "memit", "edit_batch_size": 10}
     add(5, edit(10, (1, 1), **memit))
     add(4, edit(20, (1, 1), **memit))
     add(3, edit(50, (1, 1), method="memit", edit_batch_size=50))
@@ -212,10 +212,6 @@ def test_labels_have_the_settings_that_are_not_defaults() -> None:
     assert regularizer("revive", keep=0.5, revive_spectrum="values").label == "REVIVE"
     assert regularizer("revive", keep=0.3, revive_spectrum="squares").label == "REVIVE 30% (squares)"
     assert regularizer("new", keep="most", x=2.5, y=[1]).label == "new (most, x 2.5, [1])"
-
-
-def test_the_titles_of_methods_are_those_of_the_methods() -> None:
-    assert {name: method.title for name, method in METHODS.items()} == METHOD_TITLES
 
 
 def test_runs_of_a_stock_lm_eval(evaluations: dict[str, Path]) -> None:

@@ -15,7 +15,7 @@ from harness_rect.config import EditConfig
 from harness_rect.evaluation.catalogue import EDITING_METRICS, TASKS
 from harness_rect.experiments.report.page import render, sections
 from harness_rect.experiments.report.reading import read_study
-from harness_rect.experiments.report.reference import Row, compared, plates, read_reference
+from harness_rect.experiments.report.reference import Row, compared, read_reference, specs
 
 PAPER = read_reference("paper")
 XL = "openai-community/gpt2-xl"
@@ -81,8 +81,8 @@ def test_scores_of_the_same_setting_stand_side_by_side(add, runs: Path) -> None:
     assert {r.published.edits for r in rows} == {0, 20}
     # The hand-made files have no recall_macro, which is what the scripts report of NER.
     assert "rect_ner" not in {r.task for r in rows}
-    drawn = plates(read_study(runs), rows)
-    assert [plate.title for plate in drawn] == [f"{XL}: ROME"] and len(drawn[0].panels) == 7
+    drawn = specs(read_study(runs), rows)
+    assert [spec.title for spec in drawn] == [f"{XL}: ROME"] and len(drawn[0].panels) == 7
 
 
 def test_a_metric_that_is_no_headline_is_read_from_the_file(runs: Path) -> None:
@@ -135,7 +135,7 @@ def test_what_else_differs_is_said(add, runs: Path) -> None:
     }
 
 
-def test_the_page_has_the_chapter_only_when_asked(add, runs: Path, tmp_path: Path, capsys) -> None:
+def test_the_page_has_the_section_only_when_asked(add, runs: Path, tmp_path: Path, capsys) -> None:
     add(5, model=XL)
     add(2, of_paper(20), model=XL)
     page = tmp_path / "page.html"
@@ -151,7 +151,7 @@ def test_the_page_has_the_chapter_only_when_asked(add, runs: Path, tmp_path: Pat
     assert capsys.readouterr().err == "error: --reference papers: no such numbers: did you mean 'paper'?\n"
 
 
-def test_without_a_run_of_a_published_setting_the_chapter_says_what_it_needs(add, runs: Path) -> None:
+def test_without_a_run_of_a_published_setting_the_section_says_what_it_needs(add, runs: Path) -> None:
     add(5)
     add(2, edit(20, (1, 1)))
     study = read_study(runs)

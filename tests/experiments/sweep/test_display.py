@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from harness_rect.experiments.sweep.clock import Clock
-from harness_rect.experiments.sweep.display import Display, Progress, Row, duration, timing_table
+from harness_rect.experiments.sweep.display import Display, Row, duration, seconds_left, timing_table
 
 
 def rows() -> list[Row]:
@@ -33,14 +33,14 @@ def console_of(**settings: Any) -> tuple[Console, io.StringIO]:
 
 def test_time_left_is_what_remains_at_the_mean_times() -> None:
     # Evaluations: 20 s / 4, 3 left. ROME: 2 s an edit, 5 left; MEMIT is not timed yet: 2 s, 10 left.
-    assert Progress(rows()).seconds_left() == pytest.approx(5 * 3 + 2 * 5 + 2 * 10)
+    assert seconds_left(rows()) == pytest.approx(5 * 3 + 2 * 5 + 2 * 10)
     timed = rows()
     timed[3] = Row("m/memit", "memit", 10, 2, 5, 0, {"editing": 1, "evaluating": 0}, 5, 0)
-    assert Progress(timed).seconds_left() == pytest.approx(5 * 3 + 2 * 5 + 0.2 * 5)
+    assert seconds_left(timed) == pytest.approx(5 * 3 + 2 * 5 + 0.2 * 5)
 
 
 def test_time_left_is_unknown_until_something_was_timed() -> None:
-    assert Progress([Row("m/rome", "rome", 10, 2)]).seconds_left() is None
+    assert seconds_left([Row("m/rome", "rome", 10, 2)]) is None
 
 
 def test_what_was_found_done_is_not_taken_for_timed() -> None:
@@ -48,7 +48,7 @@ def test_what_was_found_done_is_not_taken_for_timed() -> None:
         Row("a", "rome", 10, 2, 10, 2),
         Row("b", "rome", 10, 1, 10, 0, {"editing": 5, "evaluating": 0}, 5),
     ]
-    assert Progress(found).seconds_left() is None
+    assert seconds_left(found) is None
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,10 @@ def test_the_table_at_the_end_shows_editing_evaluating_and_everything_else() -> 
     assert "everything else 2.5 (5.0% of editing and evaluating): loading 1.5, writing 1.0" in shown
 
 
-def test_the_live_table_shows_where_it_is_and_lets_log_lines_through() -> None:
+def test_the_live_table_shows_the_current_row_and_log_lines() -> None:
     console, written = console_of(force_terminal=True, width=100, height=8)
     many = [*rows(), *(Row(f"m/later{i}", "rome", 10, 2) for i in range(50))]
-    display = Display(Progress(many), console)
+    display = Display(many, console)
     root = logging.getLogger()
     handlers = list(root.handlers)
     with display.shown():
@@ -101,8 +101,8 @@ def test_the_live_table_shows_where_it_is_and_lets_log_lines_through() -> None:
 
 def test_without_a_terminal_there_are_plain_lines(caplog: pytest.LogCaptureFixture) -> None:
     console, written = console_of()
-    display = Display(Progress(rows()), console)
+    display = Display(rows(), console)
     with display.shown(), caplog.at_level(logging.INFO):
-        display.say("m/rome, 5 edits: evaluated in 3 s")
+        display.log("m/rome, 5 edits: evaluated in 3 s")
     assert written.getvalue() == ""
     assert "m/rome, 5 edits: evaluated in 3 s; 4 of 7 evaluations done, about 45 s left" in caplog.text

@@ -158,6 +158,7 @@ def test_a_copy_of_a_file_is_a_sweep_once_it_has_an_output() -> None:
     ],
 )
 def test_what_is_not_there_is_named_in_one_line(asked: list[str], message: str, capsys) -> None:
+    status: str | int | None
     try:
         status = cli.main(["sweep", *asked])
     except SystemExit as stopped:

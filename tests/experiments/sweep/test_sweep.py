@@ -470,7 +470,7 @@ def test_a_dry_run_prints_the_plan_and_its_cost_and_writes_nothing(
     # 8 general requests each; the editing tasks ask for a token or a target at a time.
     assert [cell.strip() for cell in total[2:4]] == ["12", "9"]
     assert int(total[4]) > 9 * 8
-    assert "0 evaluations are done already" in shown and "from a short probe" in shown
+    assert "0 evaluations are done already" in shown and "from a short measurement" in shown
 
 
 def test_a_dry_run_knows_what_is_done_and_how_long_things_took(
