@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from support.lm_eval_files import content, mean_task, write
 from support.report_files import EIGHT, edit
 
 from harness_rect.errors import UserError
@@ -153,6 +154,16 @@ def test_tasks_of_others_have_a_mean_too_and_one_that_lacks_in_a_run_is_no_part_
     assert study.tasks == ["arc", "piqa"] and study.mean_of == ["arc"]
     assert study.mean_label == "Mean of 1 task"
     assert [p.value for _, p in study.curve(series, None)] == pytest.approx([0.8, 0.4, 0.2])
+
+
+def test_a_run_without_a_tasks_headline_is_no_point_of_its_curve(runs: Path) -> None:
+    """``hf`` reports the perplexity of rect_drift alone."""
+    for name, metric, report in (("0", "perplexity", None), ("1", "kl", edit(5, (1, 1)))):
+        made = {"rect_drift": mean_task(metric, [3.0, 4.0], higher_is_better=False)}
+        config = {"model_args": {"pretrained": "tiny"}, "edit": report}
+        write(runs / name, content(made, config=config), made, samples=False)
+    base, edited = read_study(runs).runs
+    assert base.scores == {} and edited.scores["rect_drift"].value == 3.5
 
 
 def test_files_of_hf_alone_make_a_study_without_series(add, runs: Path) -> None:
