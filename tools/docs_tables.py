@@ -105,23 +105,13 @@ def published_presets() -> str:
 
 
 def metrics(group: str) -> str:
-    """The metrics of a group's tasks, those of tasks with the same metrics in one row."""
-    tasks: dict[tuple[catalogue.Metric, ...], list[str]] = {}
-    for task in catalogue.TASKS.values():
-        if task.group == group:
-            tasks.setdefault(task.metrics, []).append(task.name)
+    """What the tasks of a group report."""
+    of = [metric for task in catalogue.TASKS.values() if task.group == group for metric in task.metrics]
     return markdown(
-        ["metric", "what it is", "protocol", "better", "tasks"],
+        ["metric", "what it is", "protocol", "better when"],
         [
-            [
-                f"`{metric.name}`",
-                metric.title,
-                metric.protocol,
-                "higher" if metric.higher_is_better else "lower",
-                ", ".join(f"`{name}`" for name in names),
-            ]
-            for measured, names in tasks.items()
-            for metric in measured
+            [f"`{m.name}`", m.title, m.protocol, "higher" if m.higher_is_better else "lower"]
+            for m in dict.fromkeys(of)
         ],
     )
 

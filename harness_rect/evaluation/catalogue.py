@@ -97,6 +97,11 @@ class Task:
 #: What the editing session measures of each edit and the edit report has, whatever the tasks; and how.
 EDITING_METRICS = ("reliability", "generalization", "locality")
 EDITING_PROTOCOL: Protocol = "teacher-forced"
+#: All that it measures, by protocol: the generated ones with ``measure=generated``.
+EDITING_MEASURES: dict[Protocol, tuple[str, ...]] = {
+    EDITING_PROTOCOL: EDITING_METRICS,
+    "generated": tuple(f"{metric}_gen" for metric in EDITING_METRICS),
+}
 #: The second name of the headline, so that tasks with different headlines have a mean.
 SCORE = "score"
 #: ``<metric>_rows`` counts the edits that have a metric, where some lack what it needs.

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from harness_rect.evaluation import catalogue
-from harness_rect.evaluation.catalogue import EDITING_METRICS, EDITING_PROTOCOL, Metric, Protocol
+from harness_rect.evaluation.catalogue import EDITING_MEASURES, EDITING_PROTOCOL, Metric, Protocol
 from harness_rect.experiments.report.drawing import (
     INK,
     MUTED,
@@ -119,9 +119,9 @@ def axis_label(metric: Metric | None, up: bool = True) -> str:
     return ", ".join(parts if up else [*parts, "lower is better"])
 
 
-def reliability_label(words: str) -> str:
+def reliability_label(words: str, protocol: Protocol = EDITING_PROTOCOL) -> str:
     """Of the reliability that the session measures; ``words`` say when."""
-    return f"reliability ({EDITING_PROTOCOL}) {words}"
+    return f"reliability ({protocol}) {words}"
 
 
 def _unit_range(
@@ -196,8 +196,10 @@ def _curves(
 # -------------------------------------------------------------------------------- bars of editing metrics
 
 
-def editing_bars(study: Study, setting: Setting, name: str) -> FigureSpec:
-    """Reliability, generalization and locality of each series, right after each edit and at the end."""
+def editing_bars(
+    study: Study, setting: Setting, name: str, protocol: Protocol = EDITING_PROTOCOL
+) -> FigureSpec:
+    """What the session measures of each series by one protocol, right after each edit and at the end."""
     last = study.last(setting)
     labels = _labels(last)
     found = {
@@ -207,7 +209,7 @@ def editing_bars(study: Study, setting: Setting, name: str) -> FigureSpec:
             for series, n in last.items()
             if (point := study.editing(series, n, when, metric)) is not None
         }
-        for metric in EDITING_METRICS
+        for metric in EDITING_MEASURES[protocol]
     }
     found = {metric: points for metric, points in found.items() if points}
     panels = []
@@ -224,7 +226,7 @@ def editing_bars(study: Study, setting: Setting, name: str) -> FigureSpec:
         panels.append(Panel(metric, f"Bars. {'; '.join(texts)}.", draw, (4.2, 1.0 + 0.5 * len(last))))
     return FigureSpec(
         name,
-        f"Editing performance ({EDITING_PROTOCOL}), {setting.label}{_edits(last)}",
+        f"Editing performance ({protocol}), {setting.label}{_edits(last)}",
         "Means over the edits, right after each was made and of all of them at the end of the stream. "
         + _spread_words(point for points in found.values() for point in points.values()),
         panels,

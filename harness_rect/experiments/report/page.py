@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import jinja2
 import numpy as np
 
 import harness_rect
+from harness_rect.evaluation.catalogue import EDITING_MEASURES, EDITING_PROTOCOL
 from harness_rect.evaluation.catalogue import title as task_title
 from harness_rect.experiments.report import figures, reference
 from harness_rect.experiments.report.drawing import FigureSpec, inline_svg, swatch
@@ -74,7 +76,10 @@ def sections(study: Study, published: reference.Reference | None = None) -> list
             "editing",
             "Editing performance",
             "runs of the model class edited_hf, which measures its own edits.",
-            specs(figures.editing_bars, "editing"),
+            [
+                *specs(figures.editing_bars, "editing"),
+                *specs(partial(figures.editing_bars, protocol="generated"), "editing-generated"),
+            ],
         ),
         Section(
             "consequences",
@@ -158,16 +163,26 @@ def headline(study: Study) -> str:
 
 
 def _glance(study: Study) -> Table | None:
-    """Abilities and edits of every series, where the series of its setting are compared."""
+    """Abilities and edits of every series, where the series of its setting are compared.
+
+    The teacher-forced reliability is always there, the generated one where it was measured.
+    """
+    last = [(series, n) for setting in study.settings for series, n in study.last(setting).items()]
+    reliabilities = [
+        (protocol, metrics[0], when)
+        for protocol, metrics in EDITING_MEASURES.items()
+        for when in TIMES
+        if protocol == EDITING_PROTOCOL or any(study.editing(s, n, when, metrics[0]) for s, n in last)
+    ]
     rows = []
-    for setting in study.settings:
-        for series, n in study.last(setting).items():
-            points = [study.ability(series, n)]
-            points += [study.editing(series, n, when, "reliability") for when in TIMES]
-            ability, *edits = (number(point.value if point else None) for point in points)
-            label = f"{_setting_label(study, setting)}, {series.label}"
-            rows.append([label, str(n), ability, percent(study.retained(series, n)), *edits])
-    header = ("series", "edits", study.mean_label.lower(), "kept", *map(reliability_label, TIMES.values()))
+    for series, n in last:
+        points = [study.ability(series, n)]
+        points += [study.editing(series, n, when, metric) for _, metric, when in reliabilities]
+        ability, *edits = (number(point.value if point else None) for point in points)
+        label = f"{_setting_label(study, series.setting)}, {series.label}"
+        rows.append([label, str(n), ability, percent(study.retained(series, n)), *edits])
+    labels = (reliability_label(TIMES[when], protocol) for protocol, _, when in reliabilities)
+    header = ("series", "edits", study.mean_label.lower(), "kept", *labels)
     return Table("At a glance: what is left of abilities and of edits", header, rows) if rows else None
 
 
@@ -247,9 +262,15 @@ def _beside(study: Study, published: reference.Reference) -> Section:
     settings = sorted({f"{p.method} on {p.model}" for p in published.values if p.edits})
     known = [list(pair) for pair in published.differences.items()]
     tables = [
-        Table("Ours and the published", reference.HEADER, [row.cells for row in rows], 4),
-        Table("Known to differ", ("what", "how"), known, 2),
+        Table(
+            f"Ours and the published ({protocol or 'weights'})",
+            reference.HEADER,
+            [row.cells for row in rows if row.protocol == protocol],
+            4,
+        )
+        for protocol in dict.fromkeys(row.protocol for row in rows)
     ]
+    tables.append(Table("Known to differ", ("what", "how"), known, 2))
     return Section(
         "reference",
         f"Beside the numbers of {published.title}",

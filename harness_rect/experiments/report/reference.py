@@ -15,11 +15,11 @@ from matplotlib.ticker import MaxNLocator
 from pydantic import BaseModel, ConfigDict
 
 from harness_rect.errors import UserError, did_you_mean
-from harness_rect.evaluation.catalogue import TASKS
+from harness_rect.evaluation.catalogue import EDITING_METRICS, EDITING_PROTOCOL, TASKS, Protocol, protocol
 from harness_rect.evaluation.catalogue import title as task_title
 from harness_rect.experiments import results
 from harness_rect.experiments.report.drawing import FigureSpec, Look, Panel
-from harness_rect.experiments.report.figures import interval, looks, number
+from harness_rect.experiments.report.figures import axis_label, interval, looks, number
 from harness_rect.experiments.report.series import Regularization, Series
 from harness_rect.experiments.report.study import Estimate, Run, Study, estimate
 from harness_rect.experiments.results import Score
@@ -98,6 +98,13 @@ class Row:
     ours: Estimate
     theirs: float
     differs: str
+
+    @property
+    def protocol(self) -> Protocol | None:
+        """How the metric gets at the model's answer; None of the weights."""
+        if self.task:
+            return protocol(self.task, self.metric)
+        return EDITING_PROTOCOL if self.metric in EDITING_METRICS else None
 
     @property
     def cells(self) -> list[str]:
@@ -223,7 +230,7 @@ def specs(study: Study, rows: Sequence[Row]) -> list[FigureSpec]:
                 for series, of in theirs.items()
                 for r in of
             )
-            draw = partial(_curves, curves, theirs, base, styles)
+            draw = partial(_curves, curves, theirs, base, styles, axis_label(TASKS[task].headline))
             panels.append(Panel(task_title(task), f"Curves and points. {'; '.join(texts)}.", draw))
         if panels:
             legend = [(s.label, styles[s]) for s in dict.fromkeys(r.series for r in here if r.series)]
@@ -244,6 +251,7 @@ def _curves(
     theirs: Mapping[Series, Sequence[Row]],
     base: Sequence[Row],
     styles: Mapping[Any, Look],
+    label: str,
     axes: Axes,
 ) -> None:
     point: Callable[..., Any] = partial(axes.errorbar, marker="o", ms=9, mfc="none", capsize=3, ls="")
@@ -254,5 +262,5 @@ def _curves(
             point([row.published.edits], [row.theirs], yerr=row.published.error, color=look.color)
     for row in base:
         point([0], [row.theirs], yerr=row.published.error, color=styles[next(iter(curves))].color)
-    axes.set_xlabel("number of edits")
+    axes.set(xlabel="number of edits", ylabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 
 from harness_rect.evaluation import catalogue
-from harness_rect.evaluation.catalogue import EDITING_METRICS, GROUPS, Metric, Protocol
+from harness_rect.evaluation.catalogue import EDITING_MEASURES, GROUPS, Metric, Protocol
 from harness_rect.experiments.compare.comparison import retention
 from harness_rect.experiments.compare.significance import CONFIDENCE
 from harness_rect.experiments.report.series import Series, Setting
@@ -250,7 +250,7 @@ class Study:
     def editing(self, series: Series, n_edits: int, when: When, metric: str) -> Estimate | None:
         runs = self.at(series, n_edits)
         found = [score for run in runs if (score := run.editing.get(when, {}).get(metric))]
-        return estimate(found, "edits", bounded=metric in EDITING_METRICS)
+        return estimate(found, "edits", bounded=any(metric in of for of in EDITING_MEASURES.values()))
 
     def ability(self, series: Series, n_edits: int) -> Estimate | None:
         return self._estimate(self.at(series, n_edits), None)

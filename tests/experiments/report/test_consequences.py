@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from support.lm_eval_files import content, mean_task, with_group, with_metrics, 
 from support.report_files import EIGHT, edit
 
 from harness_rect.evaluation.aggregations import weighted_f1
-from harness_rect.evaluation.catalogue import GROUPS, title
+from harness_rect.evaluation.catalogue import EDITING_METRICS, GROUPS, title
 from harness_rect.evaluation.catalogue import protocol as protocol_of
 from harness_rect.experiments.report.drawing import FigureSpec
 from harness_rect.experiments.report.page import render, sections
@@ -151,6 +152,27 @@ def test_a_metric_without_a_standard_error_gets_that_of_its_samples(save: Save, 
     [run] = read_study(runs).runs
     score = run.measures["rect_autoregressive", "reliability"]
     assert score.stderr == pytest.approx(np.std([1] * 4 + [0] * 6, ddof=1) / np.sqrt(10))
+
+
+def test_what_the_session_generates_stands_beside_what_it_forces_and_not_among_it(
+    save: Save, runs: Path
+) -> None:
+    generated = {f"{metric}_gen": 0.3 for metric in EDITING_METRICS}
+    report = edit(10, (0.9, 0.8))
+    for when in ("right_after_each_edit", "at_the_end"):
+        report[when] |= generated
+    save({"rect_nli": mean_task("acc", [1, 0] * 5)})
+    save({"rect_nli": mean_task("acc", [1, 0] * 5)}, report)
+    study = read_study(runs)
+    forced, made = (plates(study)[name] for name in ("editing-0", "editing-generated-0"))
+    assert "(teacher-forced)" in forced.title and "(generated)" in made.title
+    assert [panel.title for panel in forced.panels] == list(EDITING_METRICS)
+    assert [panel.title for panel in made.panels] == list(generated)
+    assert [bar.get_width() for bar in axes_of(made.panels[0]).patches] == [0.3, 0.3]
+    text = " ".join(re.sub(r"<.*?>", " ", render(study, sections(study))).split())
+    header = "reliability ({}) right after each edit reliability ({}) at the end".format
+    assert f"{header(*['teacher-forced'] * 2)} {header(*['generated'] * 2)}" in text
+    assert "no regularizer 10 0.500 100% 0.900 0.800 0.300 0.300" in text
 
 
 # --------------------------------------------------------------------------------------------- two groups

@@ -121,6 +121,9 @@ def test_editing_and_weights_are_compared_where_they_were_published(add, runs: P
     assert measured(rows) == {
         *(("", metric) for metric in (*EDITING_METRICS, "manhattan_distance", "0.077", "0.171"))
     }
+    protocols = {"manhattan_distance": None, "0.077": None, "0.171": None}
+    expected = dict.fromkeys(EDITING_METRICS, "teacher-forced") | protocols
+    assert {r.metric: r.protocol for r in rows} == expected
     reliability = next(r for r in rows if r.metric == "reliability")
     assert (reliability.ours.value, reliability.ours.n, reliability.theirs) == (0.9, 3, 0.34)
     distance = next(r for r in rows if r.metric == "manhattan_distance")
@@ -144,6 +147,7 @@ def test_the_page_has_the_section_only_when_asked(add, runs: Path, tmp_path: Pat
     assert cli.main(["report", str(runs), "-o", str(page), "--reference", "paper"]) == 0
     text = re.sub(r"<[^>]+>", " ", page.read_text(encoding="utf-8"))
     assert "Beside the numbers of Gu et al. 2024" in text
+    assert "Ours and the published (generated)" in text  # of tasks; no editing metric stands among them
     for about in ("1037 rows", "r_rome", "RTE", "rouge-score"):  # what is known to differ
         assert about in text
     capsys.readouterr()
