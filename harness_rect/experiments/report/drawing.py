@@ -1,8 +1,8 @@
-"""Rendering figures: onto the page as inline SVG, and into files.
+"""Rendering of figures as inline SVG for the page, and into files.
 
-On the page every panel is an SVG of its own, so that a narrow screen stacks them instead of shrinking their
-text; text stays text, and colours become the page's CSS variables, which know light and dark. Nothing in a
-figure depends on the time or the machine.
+On the page each panel is an SVG element of its own, so that a narrow screen stacks panels instead of
+shrinking their text. Text is not converted to paths, and colours are replaced by CSS variables of the page,
+which have values for light and dark mode. The same numbers give the same bytes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ INK, MUTED, GRID, PAPER = "#1b1e23", "#5b6470", "#d3d8de", "#ffffff"
 PALETTE = (INK, "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKERS = "osD^vPX<>"
 _LINES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (9, 1.5)))
-#: The page's CSS variable for each colour, which has a value for light and one for dark.
+#: The CSS variable of each colour on the page.
 CSS_NAMES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"} | {
     c: f"c{i}" for i, c in enumerate(PALETTE) if i
 }
@@ -102,7 +102,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class FigureSpec:
-    """Panels that belong together, with one legend and one caption.
+    """A figure: panels with one legend and one caption.
 
     name: of the file. columns: of the whole figure. header, rows: the numbers drawn, as a table.
     """
@@ -118,7 +118,7 @@ class FigureSpec:
 
 
 def fitting(label: str, width: int = 44) -> str:
-    """A label in at most two lines that fit a panel; tables and legends show it in full."""
+    """A label wrapped into at most two lines, cut if necessary; tables and legends show it in full."""
     return "\n".join(textwrap.wrap(label, width, max_lines=2, placeholder="…"))
 
 
@@ -127,16 +127,16 @@ def fitting(label: str, width: int = 44) -> str:
 
 @contextmanager
 def _style() -> Iterator[None]:
-    # Helvetica and Arial are often not installed.
+    # matplotlib warns if Helvetica or Arial is not installed.
     quiet_fonts = logging_only(logging.ERROR, "matplotlib.font_manager")
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings(), quiet_fonts:
-        # A font without a letter of a model's name; the browser uses another font for it.
+        # A font may lack a letter of a model's name; the browser uses another font for it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
 
 def _save(figure: Figure, target: Any, form: str) -> None:
-    # Without these entries the file holds neither time nor version.
+    # These entries would make the file depend on time and version.
     metadata: dict[str, None] = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
     figure.savefig(
         target, format=form, metadata=metadata, transparent=form == "svg", dpi=200 if form == "png" else 72
@@ -191,7 +191,7 @@ def _element(figure: Figure, name: str, title: str | None, description: str) -> 
 
 
 def _whole(spec: FigureSpec) -> Figure:
-    """All panels with the legend below them, for a paper."""
+    """All panels in one figure with the legend below them."""
     columns = min(spec.columns, len(spec.panels))
     rows = math.ceil(len(spec.panels) / columns)
     width = max(panel.size[0] for panel in spec.panels) * columns

@@ -1,4 +1,4 @@
-"""The figures of the page: what is drawn, from which numbers."""
+"""The figures of the page, and the numbers that they are drawn from."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from harness_rect.experiments.report.study import TIMES, Estimate, Run, Study
 from harness_rect.session.report import When
 from harness_rect.weight_change import LOG10_EDGES, THRESHOLDS
 
-#: Histograms of delta: the most numbers of edits in one panel.
+#: Largest number of histograms of delta (one per number of edits) in a panel.
 _MOST_LINES = 4
-#: Curves: bands of more series than this would cover each other; then there are error bars.
+#: Largest number of curves with bands: more bands would cover each other, so error bars are drawn instead.
 _MOST_BANDS = 3
 _BARS: dict[When, Fill] = {
     "after": {"facecolor": PALETTE[2], "edgecolor": PALETTE[2], "linewidth": 1},
@@ -75,7 +75,7 @@ def count(n: int, what: str) -> str:
 
 
 def _labels(last: Mapping[Series, int]) -> dict[Series, str]:
-    """Labels of the series, with the number of edits where it is not the same for all."""
+    """Labels of the series, with the number of edits if it differs between them."""
     one = len(set(last.values())) == 1
     return {s: s.label if one else f"{s.label} ({n})" for s, n in last.items()}
 
@@ -88,7 +88,7 @@ def _edits(last: Mapping[Series, int]) -> str:
 
 
 def _spread_words(points: Iterable[Estimate]) -> str:
-    """What the bands and bars of a figure are."""
+    """The meaning of the bands and error bars of a figure, for its caption."""
     words = {
         "streams": "95% t-intervals over the streams of edits",
         "range": "the range of the two streams of edits",
@@ -185,7 +185,7 @@ def _curves(
             at, lows, highs = zip(*bars, strict=True)
             axes.fill_between(at, lows, highs, color=look.color, alpha=0.13, linewidth=0)
             continue
-        for n, *ends in bars:  # side by side, so that they do not overlap
+        for n, *ends in bars:  # shifted, so that they do not overlap
             beside = n + widest * 0.009 * (place - (len(points) - 1) / 2)
             axes.plot([beside, beside], ends, color=look.color, lw=1.1, alpha=0.6)
     _unit_range(axes.set_ylim, [point.value for curve in points.values() for _, point in curve], metric)
@@ -344,7 +344,7 @@ def _dots(
 
 
 def trade_off(study: Study, setting: Setting, name: str) -> FigureSpec:
-    """Mean ability against reliability, right after each edit and at the end: both must be high."""
+    """Mean ability against reliability, right after each edit and at the end; both should be high."""
     last = study.last(setting)
     base = study.base(setting.model)
     level = base.mean.value if base and base.mean else None
@@ -389,9 +389,10 @@ def trade_off(study: Study, setting: Setting, name: str) -> FigureSpec:
 
 
 def _kept(study: Study, last: Mapping[Series, int]) -> list[list[str]]:
-    """For each series its label, then value and share of the abilities and of the edits.
+    """A row for each series: label, then value and share of abilities and of edits.
 
-    Shares of abilities are of the unedited model, those of edits of the same method without a regularizer.
+    Shares of abilities are relative to the unedited model, shares of edits to the method without a
+    regularizer.
     """
     rows = []
     plain = next((series for series in last if series.is_plain), None)
@@ -430,7 +431,7 @@ def _scatter(
 
 
 def histograms(study: Study, setting: Setting, name: str) -> FigureSpec:
-    """How delta = |dW / W_0| is distributed, for each series, at up to four numbers of edits."""
+    """The distribution of delta = |dW / W_0| for each series, at up to four numbers of edits."""
     numbers = _some(sorted({n for s in study.series(setting) for n in study.numbers(s)}))
     shades = {n: replace(Look.number(i), marker="") for i, n in enumerate(numbers)}
     panels = []
@@ -498,7 +499,7 @@ def _power(value: float, _: Any) -> str:
 
 
 def heat_maps(study: Study, setting: Setting, name: str) -> FigureSpec:
-    """Where |dW| is large: the weight that changed most, for each series, on one colour scale."""
+    """Heat maps of |dW| of the weight that changed most in each series, on one colour scale."""
     last = study.last(setting)
     chosen: dict[Series, tuple[str, np.ndarray]] = {}
     for series, n in last.items():

@@ -23,7 +23,7 @@ from harness_rect.experiments.report.study import TIMES, Flips, Run, Study
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are text; columns from the ``numeric``-th on are aligned right."""
+    """A table of text; columns from index ``numeric`` on are aligned right."""
 
     caption: str
     header: Sequence[str]
@@ -143,7 +143,7 @@ def render(study: Study, found: Sequence[Section]) -> str:
     )
 
 
-# ------------------------------------------------------------------------------------------------- the top
+# --------------------------------------------------------------------------------------- top of the page
 
 
 def headline(study: Study) -> str:
@@ -163,7 +163,7 @@ def headline(study: Study) -> str:
 
 
 def _glance(study: Study) -> Table | None:
-    """Abilities and edits of every series, where the series of its setting are compared.
+    """Abilities and edits of each series, at the number of edits at which its setting is compared.
 
     The teacher-forced reliability is always there, the generated one where it was measured.
     """
@@ -319,11 +319,11 @@ def _overfitting_row(runs: Sequence[Run]) -> list[str] | None:
     ]
 
 
-# ---------------------------------------------------------------------------------------------- the bottom
+# ------------------------------------------------------------------------------------ bottom of the page
 
 
 def _common(study: Study) -> list[tuple[str, str]]:
-    """What is the same in all runs that have it."""
+    """Provenance that is the same in all runs that have it."""
     columns = dict.fromkeys(name for run in study.runs for name in run.provenance)
     values = {
         name: {run.provenance[name] for run in study.runs if name in run.provenance} for name in columns

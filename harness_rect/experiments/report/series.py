@@ -1,4 +1,4 @@
-"""What distinguishes the lines of a figure, as values; their labels are made here and never parsed."""
+"""The keys that group runs into figures and lines, with their labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NO_REGULARIZER = "no regularizer"
 
 @dataclass(frozen=True)
 class Setting:
-    """What shares a figure: one model, one method, one arrangement of the edits.
+    """The runs of one figure: one model, one method, one arrangement of the edits.
 
     batch: edits made in one step of a stream; None if all edits are made in one step.
     """
@@ -42,7 +42,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Regularization:
-    """A regularizer by its name, with the settings that are not their defaults."""
+    """A regularizer: its name, and the settings that differ from their defaults."""
 
     name: str = "none"
     settings: tuple[tuple[str, Any], ...] = ()
@@ -87,7 +87,7 @@ class Regularization:
 class Series:
     """A line of a figure.
 
-    hparams: names the hyper-parameters where other series differ from this one in them alone.
+    hparams: a name for the hyper-parameters, if other series differ from this one only in them.
     """
 
     setting: Setting
@@ -104,5 +104,5 @@ class Series:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is the method alone, with its only hyper-parameters."""
+        """Whether there is no regularizer, and only one set of hyper-parameters."""
         return self.regularizer == Regularization() and not self.hparams

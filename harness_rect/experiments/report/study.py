@@ -1,4 +1,4 @@
-"""The evaluations that a page shows, and the numbers that are drawn from them.
+"""The evaluations that a page shows, and the numbers computed from them.
 
 Runs of one *setting* (model, method, arrangement of the edits) share a figure. In it a *series* is one
 regularizer with one set of hyper-parameters, over numbers of edits. Runs of a series with the same number of
@@ -24,7 +24,7 @@ from harness_rect.experiments.report.series import Series, Setting
 from harness_rect.experiments.results import Score
 from harness_rect.session.report import EditReport, When
 
-#: When edits are measured -> the words for it.
+#: Times of measurement, and their names.
 TIMES: dict[When, str] = {"after": "right after each edit", "end": "at the end"}
 
 
@@ -33,8 +33,8 @@ class Estimate:
     """A mean with its uncertainty.
 
     low, high: None where they cannot be computed.
-    spread: what they are: "streams" (95% t-interval over three or more streams), "range" (of two streams),
-        "documents" or "edits" (95% interval from a standard error over those), "none".
+    spread: how they were computed: "streams" (95% t-interval over three or more streams), "range" (of two
+        streams), "documents" or "edits" (95% interval from a standard error over those), "none".
     n: streams.
     """
 
