@@ -17,6 +17,7 @@ from typing import Any
 from harness_rect import cli, config
 from harness_rect.edits.public import URLS
 from harness_rect.evaluation import catalogue
+from harness_rect.experiments.sweep import named
 from harness_rect.hparams import Preset, presets
 from harness_rect.methods import METHODS
 from harness_rect.regularizers import REGULARIZERS
@@ -131,12 +132,18 @@ def edit_sets() -> str:
     return markdown(["`edits=`", "file"], [[f"`{name}`", f"<{url}>"] for name, url in URLS.items()])
 
 
+def paper_sweeps() -> str:
+    found = [row for row in named.rows() if row[0].startswith("paper/")]
+    return markdown(named.COLUMNS, [[f"`{name}`", *cells] for name, *cells in found])
+
+
 #: Name in the pages -> what makes the table.
 TABLES: dict[str, Callable[[], str]] = {
     "arguments": arguments,
     "edit_sets": edit_sets,
     "presets": published_presets,
     "methods": methods,
+    "paper_sweeps": paper_sweeps,
     "metrics_glue": partial(metrics, "rect_glue"),
     "regularizers": regularizers,
     "tasks": tasks,

@@ -84,15 +84,28 @@ def evaluations(config: SweepConfig) -> int:
     return len(config.models) * (edited + (0 in config.checkpoints))
 
 
-def listing() -> Table:
-    """All named sweeps with what they do."""
-    table = Table(caption=f"The files: {FOLDER}", caption_justify="left")
-    for heading in ("name", "figure or table", "models", "methods", "edits", "evaluations"):
-        table.add_column(heading, justify="right" if heading in ("edits", "evaluations") else "left")
+#: Of :func:`rows`.
+COLUMNS = ("name", "figure or table", "models", "methods", "edits", "evaluations")
+
+
+def rows() -> list[list[str]]:
+    """What each named sweep does, in words and numbers."""
+    found = []
     for name in names():
         config = read_sweep(name)
+        models = [model.pretrained.rpartition("/")[2] for model in config.models]
         methods = dict.fromkeys(METHODS[entry.method].title for entry in config.methods)
         edits = max(n for entry in config.methods for n in config.checkpoints_of(entry))
-        models = ", ".join(model.pretrained.rpartition("/")[2] for model in config.models)
-        table.add_row(name, config.title, models, ", ".join(methods), str(edits), str(evaluations(config)))
+        counts = [str(edits), str(evaluations(config))]
+        found.append([name, config.title, ", ".join(models), ", ".join(methods), *counts])
+    return found
+
+
+def listing() -> Table:
+    """All named sweeps, for a terminal."""
+    table = Table(caption=f"The files: {FOLDER}", caption_justify="left")
+    for heading in COLUMNS:
+        table.add_column(heading, justify="right" if heading in COLUMNS[-2:] else "left")
+    for row in rows():
+        table.add_row(*row)
     return table

@@ -164,7 +164,7 @@ def test_what_the_session_generates_stands_beside_what_it_forces_and_not_among_i
     save({"rect_nli": mean_task("acc", [1, 0] * 5)})
     save({"rect_nli": mean_task("acc", [1, 0] * 5)}, report)
     study = read_study(runs)
-    forced, made = (plates(study)[name] for name in ("editing-0", "editing-generated-0"))
+    forced, made = (specs(study)[name] for name in ("editing-0", "editing-generated-0"))
     assert "(teacher-forced)" in forced.title and "(generated)" in made.title
     assert [panel.title for panel in forced.panels] == list(EDITING_METRICS)
     assert [panel.title for panel in made.panels] == list(generated)

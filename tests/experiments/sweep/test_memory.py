@@ -30,6 +30,10 @@ def planned(model: Any, n: int, method: Any) -> tuple[SweepConfig, Any]:
     return config, make_plan(config, "test").trajectories[0]
 
 
+def entry(**arguments: Any) -> ModelEntry:
+    return ModelEntry.model_validate({"pretrained": "rect-tiny"} | arguments)
+
+
 @pytest.mark.parametrize(
     ("model", "n", "method"),
     [
@@ -67,10 +71,10 @@ def test_it_follows_dtype_and_shape(tmp_path) -> None:
 
 
 def test_a_model_without_weights_is_read_from_its_configuration_or_named(tmp_path) -> None:
-    lm = skeleton(ModelEntry.model_validate({"pretrained": "rect-tiny", "dtype": "bfloat16"}))
+    lm = skeleton(entry(dtype="bfloat16"))
     assert next(lm.model.parameters()).device.type == "meta"
-    assert weights_of(lm) == weights_of(skeleton(ModelEntry(pretrained="rect-tiny"))) // 2
+    assert weights_of(lm) == weights_of(skeleton(entry())) // 2
     with pytest.raises(UserError, match=f"models: {tmp_path}: cannot be loaded"):
-        skeleton(ModelEntry(pretrained=str(tmp_path)))
+        skeleton(entry(pretrained=str(tmp_path)))
     with pytest.raises(UserError, match="torch has no dtype float23"):
-        skeleton(ModelEntry.model_validate({"pretrained": "rect-tiny", "dtype": "float23"}))
+        skeleton(entry(dtype="float23"))
