@@ -121,6 +121,10 @@ class ModelArguments(EditConfig):
     for others"""
     save_edited: Text = None
     """folder for the edited checkpoint"""
+    judge: Text = None
+    """address of an OpenAI-compatible endpoint that also grades the answers of rect_autoregressive"""
+    judge_model: Text = None
+    """the judge's model"""
 
     @field_validator("data")
     @classmethod

@@ -220,6 +220,8 @@ _TASKS = (
         Metric("generalization", "the same at rephrased prompts"),
         Metric("locality", "share of answers at locality prompts that are the unedited model's"),
         Metric("stopped", "share of answers that end by themselves"),
+        Metric("judge_reliability", "share of answers at the edit prompt that a judge finds correct"),
+        Metric("judge_generalization", "the same at rephrased prompts"),
         group="rect_beyond",
     ),
     Task(

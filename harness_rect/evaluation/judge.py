@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import sqlite3
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,29 @@ class Judge:
             raise UserError(
                 f"judge={url}: {model} does not grade a correct answer as CORRECT; give another judge_model"
             )
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> Judge | None:
+        """The judge that ``judge`` and ``judge_model`` name, None without ``judge``.
+
+        Raises:
+            UserError: one is given without the other, or see the class.
+        """
+        url, model = metadata.get("judge"), metadata.get("judge_model")
+        if bool(url) != bool(model):
+            given, missing = ("judge", "judge_model") if url else ("judge_model", "judge")
+            raise UserError(
+                f"{given}= is given without {missing}=: a judge has an address and a model's name"
+            )
+        return cls(str(url), str(model)) if url else None
+
+    def grade_or_none(self, question: str, expected: str, answer: str) -> bool | None:
+        """:meth:`grade`; None, with a warning, where the endpoint gives no reply."""
+        try:
+            return self.grade(question, expected, answer)
+        except requests.RequestException as error:
+            log.warning("judge=%s: no grade for %r: %s", self.url, question, _reason(error))
+            return None
 
     def grade(self, question: str, expected: str, answer: str) -> bool | None:
         """Whether an answer is correct; None where the reply cannot be read as a grade.

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.judge_server import judge_server, says_what_matches
 from support.ranks import run_ranks
 from support.table_lm import ComparingTableLM, TableLM, evaluate, metrics
 
 from harness_rect.answers import Answer
 from harness_rect.errors import UserError
+from harness_rect.evaluation import judge
 
 TASK = "rect_autoregressive"
 ROWS: list[dict[str, Any]] = [
@@ -111,3 +113,42 @@ def test_two_processes_find_what_one_does(edits: Path, tmp_path: Path, kind: str
     found = json.loads((tmp_path / "found.json").read_text())
     assert found == pytest.approx(expected)
     assert ("locality" in found) == (kind == "ComparingTableLM")
+
+
+def test_a_judge_grades_the_same_answers(
+    edits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HARNESS_RECT_CACHE", str(tmp_path / "cache"))
+    with judge_server() as server:
+        given = {"judge": server.url, "judge_model": "grader"}
+        results = evaluate(ComparingTableLM(TABLE), TASK, edits, **given)
+        asked = [body["messages"][0]["content"] for body in server.requests[1:]]
+    # The server finds an answer correct that contains the target: of Anka's two rephrased prompts one.
+    expected = {"judge_reliability": 1 / 3, "judge_generalization": 1 / 2, "judge_generalization_rows": 1}
+    assert metrics(results, TASK) == pytest.approx(EXPECTED | expected)
+    assert len(asked) == len(set(asked)) == 5  # scores are computed twice, grades once
+    assert "Expected answer: flute\nAnswer: \n" in asked[3]
+
+
+def test_a_judge_that_falls_silent_leaves_its_metrics_out(
+    edits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HARNESS_RECT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(judge, "RETRIES", 0)
+    replies = iter([says_what_matches])
+
+    def reply(body: dict[str, Any]) -> tuple[int, str]:
+        return next(replies, lambda body: (500, ""))(body)
+
+    with judge_server(reply) as server:
+        given = {"judge": server.url, "judge_model": "grader"}
+        results = evaluate(ComparingTableLM(TABLE), TASK, edits, **given)
+    assert metrics(results, TASK) == pytest.approx(EXPECTED)
+    assert "no grade for 'Uncle Osk plays the': answered with status 500" in caplog.text
+    assert "judge_reliability: 3 of 3 edits lack a grade and are left out" in caplog.text
+
+
+@pytest.mark.parametrize("given", [{"judge": "http://localhost:1/v1"}, {"judge_model": "grader"}])
+def test_a_judge_has_an_address_and_a_model(edits: Path, given: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="is given without"):
+        evaluate(ComparingTableLM(TABLE), TASK, edits, **given)

@@ -8,9 +8,12 @@ from typing import Any, ClassVar
 from harness_rect.answers import same_answer
 from harness_rect.errors import UserError, did_you_mean, one_line_errors
 from harness_rect.evaluation.editing.task import EditingTask, Generation, Question
+from harness_rect.evaluation.judge import Judge
 
 #: ``prompt_context`` in the metadata -> what the prompt is put into.
 CONTEXTS = {"bare": "{}", "qa": "Please answer the question:\n\nQ: {}\nA:"}
+#: Begins the names of the metrics that a judge decides.
+JUDGED = "judge_"
 
 
 class AutoregressiveTask(EditingTask):
@@ -19,17 +22,28 @@ class AutoregressiveTask(EditingTask):
     reliability: the answer at the edit prompt is the new target. generalization: the same at rephrased
     prompts. locality: the answer at a locality prompt is the unedited model's, character for character. Each
     is 0 or 1 for a prompt, and the mean over the prompts of an edit. stopped: share of the edited model's
-    answers that end by themselves, not at the limit of tokens.
+    answers that end by themselves, not at the limit of tokens. judge_reliability, judge_generalization: as
+    the first two, by the grade of a judge, where ``judge`` in the metadata names one.
     """
 
     fields: ClassVar = ["id", "subject", "prompt", "target_new", "paraphrases", "locality_prompts"]
-    needs: ClassVar = {"generalization": ("paraphrases",), "locality": ("locality_prompts",)}
+    needs: ClassVar = {
+        "generalization": ("paraphrases",),
+        "locality": ("locality_prompts",),
+        "judge_reliability": ("a grade",),
+        "judge_generalization": ("paraphrases", "a grade"),
+    }
     of_unedited: ClassVar = ("locality",)
 
     def __init__(self, config: dict[str, Any]) -> None:
+        metadata = config.get("metadata") or {}
+        if not metadata.get("judge"):
+            listed = [one for one in config["metric_list"] if not one["metric"].startswith(JUDGED)]
+            config = config | {"metric_list": listed}
         super().__init__(config)
-        context = (self.config.metadata or {}).get("prompt_context") or "bare"
+        context = metadata.get("prompt_context") or "bare"
         with one_line_errors():
+            self._judge = Judge.of(metadata)
             if context not in CONTEXTS:
                 raise UserError(f"prompt_context={context}: {did_you_mean(str(context), CONTEXTS)}")
         self._before, self._after = CONTEXTS[context].split("{}")
@@ -52,4 +66,12 @@ class AutoregressiveTask(EditingTask):
             values["locality"] = [float(edited == unedited) for edited, unedited in compared]
             generated += [edited for edited, _ in compared]
         values["stopped"] = [float(self.ended(answer)) for answer in generated]
+        if self._judge is not None:
+            asked = (doc["prompt"], *doc["paraphrases"])
+            grades = [
+                self._judge.grade_or_none(prompt, doc["target_new"], answer)
+                for prompt, answer in zip(asked, answers, strict=False)
+            ]
+            for name, given in (("reliability", grades[:1]), ("generalization", grades[1:])):
+                values[JUDGED + name] = [float(grade) for grade in given if grade is not None]
         return {metric: sum(of) / len(of) for metric, of in values.items() if of}
