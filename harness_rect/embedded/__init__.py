@@ -25,7 +25,9 @@ EDITS = ROOT / "edits.jsonl"
 DEFAULT_EDITS = "tiny[0:20]"
 DEFAULT_RECT = 0.4
 #: Arguments of edited_hf that do not say how to edit.
-NOT_EDITING = frozenset({"edit_cache", "data", "save_edited", "measure"})
+NOT_EDITING = frozenset(
+    ("edit_cache", "data", "save_edited", "measure", "apply_chat_template", "system_instruction")
+)
 
 #: The models of this process for which edited_hf took the default model.
 unnamed: WeakSet[Any] = WeakSet()
