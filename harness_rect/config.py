@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 
 #: A name or path; paths and numbers are taken as their text.
 Text = Annotated[str | None, BeforeValidator(lambda value: value if value is None else str(value))]
+#: A name, or whether at all.
+ChatTemplateName = Annotated[
+    bool | str,
+    BeforeValidator(lambda value: {"true": True, "false": False}.get(str(value).lower(), value)),
+]
 
 #: How the session measures edits.
 Measured = Literal["teacher_forced", "generated"]
@@ -67,6 +72,11 @@ class EditConfig(BaseModel):
     """seed of all random choices in editing"""
     measure: Measured = "teacher_forced"
     """how each edit is measured: teacher_forced, or generated for generated answers besides"""
+    apply_chat_template: ChatTemplateName = False
+    """edit in a chat, by the tokenizer's chat template: true, or the name of one of several; under lm_eval
+    its option of this name"""
+    system_instruction: Text = None
+    """the system's turn of that chat; under lm_eval its option of this name"""
 
     @model_validator(mode="before")
     @classmethod

@@ -19,6 +19,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from harness_rect import embedded
+from harness_rect.compat.prompt_options import PromptOptions, options_of_evaluation
 from harness_rect.config import (
     Argument,
     EditConfig,
@@ -33,6 +34,7 @@ from harness_rect.methods import METHODS, check_edits
 from harness_rect.model_wrappers.unedited import ComparingLM
 from harness_rect.models.architecture import check_editable, refuse_config
 from harness_rect.models.load import load_errors
+from harness_rect.models.prompt_format import ChatTemplate, PromptFormat
 from harness_rect.moments.layout import layout_name
 from harness_rect.session.checkpoint import save_checkpoint
 from harness_rect.session.report import UNEDITED, EditReport
@@ -65,7 +67,7 @@ class EditedHF(ComparingLM):
                 pretrained = embedded.NAME
                 embedded.unnamed.add(self)
             ours = {name: arguments.pop(name) for name in _ours() if name in arguments}
-            config = _resolve(pretrained, ours)
+            config = _resolve(pretrained, _with_options(ours, options_of_evaluation()))
             self._edit_report = UNEDITED
             editing = config.method != "none"
             # Not self.rank: without several GPUs lm-eval gives every process rank 0.
@@ -84,6 +86,9 @@ class EditedHF(ComparingLM):
                 arguments["device"] = "cuda" if torch.cuda.is_available() else "cpu"
             with load_errors(f"pretrained={pretrained}"):
                 super().__init__(pretrained=pretrained, **arguments)
+            if chosen := config.apply_chat_template:  # HFLM applies the default, whichever is named
+                template = ChatTemplate.of(self.tokenizer, chosen, self.chat_template_args)
+                self.chat_template_args: dict[str, Any] = dict(template.arguments)
             if stream is not None:
                 check_editable(self.model)
                 self._edit(config, stream, layout_name(name))
@@ -96,7 +101,13 @@ class EditedHF(ComparingLM):
         shared = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if not shared or dist.get_rank() == 0:
             session = EditSession(
-                self.model, self.tokenizer, config, stream, model_name, add_special_tokens=self.add_bos_token
+                self.model,
+                self.tokenizer,
+                config,
+                stream,
+                model_name,
+                add_special_tokens=self.add_bos_token,
+                chat_template_args=self.chat_template_args,
             )
             session.run(EditCache.from_spec(config.edit_cache))
             self._edit_report = session.report
@@ -110,6 +121,29 @@ class EditedHF(ComparingLM):
                 self.edited_from({name: weight.clone() for name, weight in weights.items()})
             for weight in weights.values():
                 dist.broadcast(weight, src=0)
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        self._check_prompts()
+        return super().generate_until(requests, disable_tqdm)
+
+    def _loglikelihood_tokens(self, requests: Any, *args: Any, **given: Any) -> Any:  # of all other requests
+        self._check_prompts()
+        return super()._loglikelihood_tokens(requests, *args, **given)
+
+    def _check_prompts(self) -> None:
+        """Refuse an evaluation that puts prompts to the model in another way than editing did."""
+        options = options_of_evaluation()
+        if options is None or self._edit_report.method == "none":
+            return
+        with one_line_errors():
+            now = PromptFormat.of(self.tokenizer, *options, self.chat_template_args).describe()
+            for name, value in now.items():
+                if value != (before := getattr(self._edit_report, name)):
+                    raise UserError(
+                        f"the model was edited with {name} {before} and is evaluated with {value}: edits and"
+                        " evaluation must see prompts alike; give EditedHF the evaluation's"
+                        " apply_chat_template and system_instruction"
+                    )
 
     def describe(self, edit_report: dict[str, Any] | None, originals: Mapping[str, Tensor]) -> None:
         """Say what another session did to the model; None: the model is unedited.
@@ -164,6 +198,18 @@ def _resolve(pretrained: Any, ours: Mapping[str, Any]) -> ModelArguments:
     config = ModelArguments.from_args(**given)
     refuse_settings(type(config.regularizer), THEIRS)
     return config
+
+
+def _with_options(given: Mapping[str, Any], evaluation: PromptOptions | None) -> Mapping[str, Any]:
+    """The arguments given, and the options of the evaluation for which the model is made."""
+    options = evaluation._asdict() if evaluation else {}
+    for name, value in options.items():
+        if name in given and given[name] not in (value, str(value)):
+            raise UserError(
+                f"model_args: {name}={given[name]}, but the evaluation has {name}={value}; leave it out of"
+                " model_args"
+            )
+    return {name: value for name, value in options.items() if value} | dict(given)
 
 
 def _check_theirs(arguments: Mapping[str, Any]) -> None:

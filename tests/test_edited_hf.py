@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -19,6 +17,7 @@ import torch
 import transformers
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from support.lm_eval_command import lm_eval_command
 from support.lm_eval_files import without_groups
 from support.taught_models import EDITS, HPARAMS, teach
 
@@ -464,21 +463,6 @@ def test_what_cannot_be_done_is_one_line_and_status_2(
         EditedHF(**given, device="cpu")
     assert exit.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"error: {error.value}"
-
-
-def lm_eval_command(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """``python -m lm_eval`` as a process of its own, with our package found as an installed one would be."""
-    (tmp_path / "site").mkdir(exist_ok=True)
-    (tmp_path / "site" / "sitecustomize.py").write_text("import harness_rect._autoload\n")
-    path = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
-    return subprocess.run(
-        [sys.executable, "-m", "lm_eval", *arguments],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
 
 
 def test_the_lm_eval_command_refuses_in_one_line(arguments, tmp_path: Path) -> None:

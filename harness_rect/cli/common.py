@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from harness_rect import embedded
+from harness_rect.config import declared_arguments
 from harness_rect.errors import UserError
 from harness_rect.models.architecture import refuse_config
 from harness_rect.models.load import load_errors
@@ -33,6 +34,25 @@ def add_option(parser: argparse.ArgumentParser, name: str, text: str, default: A
         text += f" (default {default:g})" if isinstance(default, float) else f" (default {default})"
     # argparse formats help texts.
     parser.add_argument(f"--{name.replace('_', '-')}", help=text.replace("%", "%%"), **more)
+
+
+def add_chat_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say how prompts are put to the model, as those of ``lm_eval``."""
+    declared = declared_arguments()
+    template, instruction = declared["apply_chat_template"], declared["system_instruction"]
+    add_option(parser, template.name, template.help, None, nargs="?", const=True, metavar="NAME")
+    add_option(parser, instruction.name, instruction.help, None)
+    parser.add_argument(
+        "--enable-thinking",
+        action=argparse.BooleanOptionalAction,
+        help="argument of chat templates that have it (Qwen 3)",
+    )
+
+
+def template_arguments(arguments: argparse.Namespace) -> dict[str, bool]:
+    """Arguments of the chat template that the options give."""
+    given = arguments.enable_thinking
+    return {} if given is None else {"enable_thinking": given}
 
 
 def load_model(arguments: argparse.Namespace) -> tuple[Any, Any]:

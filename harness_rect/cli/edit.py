@@ -9,7 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from harness_rect import config
-from harness_rect.cli.common import add_model_options, add_option, load_model
+from harness_rect.cli.common import (
+    add_chat_options,
+    add_model_options,
+    add_option,
+    load_model,
+    template_arguments,
+)
 from harness_rect.edits import load_edits
 from harness_rect.errors import UserError
 from harness_rect.io.files import check_output
@@ -24,10 +30,13 @@ from harness_rect.session.stream import EditSession
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
     for name, argument in config.declared_arguments().items():
+        if name in {"apply_chat_template", "system_instruction"}:
+            continue
         required = name in {"method", "edits"}
         default = None if required else argument.default
         option = "seed" if name == "edit_seed" else name
         add_option(parser, option, argument.help, default, type=argument.type, required=required, dest=name)
+    add_chat_options(parser)
     parser.add_argument(
         "--output", type=Path, required=True, help="folder for the checkpoint and edit_report.json"
     )
@@ -42,7 +51,8 @@ def run(arguments: argparse.Namespace) -> None:
     stream = load_edits(arguments.edits)
     check_edits(METHODS[described.method], stream)
     model, tokenizer = load_model(arguments)
-    session = EditSession(model, tokenizer, described, stream, layout_name(arguments.model))
+    name, template = layout_name(arguments.model), template_arguments(arguments)
+    session = EditSession(model, tokenizer, described, stream, name, chat_template_args=template)
     session.run(EditCache.from_spec(described.edit_cache))
     save_checkpoint(arguments.output, model, tokenizer, session.report)
     _print_summary(session.report, arguments.output)

@@ -8,10 +8,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from harness_rect.cli.common import add_model_options, add_option, load_model, parse_layers
+from harness_rect.cli.common import (
+    add_chat_options,
+    add_model_options,
+    add_option,
+    load_model,
+    parse_layers,
+    template_arguments,
+)
 from harness_rect.edits import load_edits
 from harness_rect.io.files import check_output
 from harness_rect.models import EditableLM
+from harness_rect.models.prompt_format import PromptFormat
 from harness_rect.moments.layout import layout_name
 from harness_rect.training.mend import MendTrainer, MendTraining, hold_out, training_rows, usual_settings
 from harness_rect.validation import validated
@@ -36,6 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for name, field in MendTraining.model_fields.items():
         if name != "layers":
             add_option(parser, name, field.description or "", field.default, type=field.annotation)
+    add_chat_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -51,7 +60,9 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         held_out = load_edits(training_rows(arguments.val)).edits
     model, tokenizer = load_model(arguments)
-    lm = EditableLM(model, tokenizer)
+    chosen, instruction = arguments.apply_chat_template or False, arguments.system_instruction
+    format = PromptFormat.of(tokenizer, chosen, instruction, template_arguments(arguments))
+    lm = EditableLM(model, tokenizer, format=format)
     given |= {} if arguments.layers is None else {"layers": layers}
     settings = validated(MendTraining, usual_settings(lm) | given, "command line")
     described = MendTrainer(lm, train, held_out, settings, layout_name(arguments.model)).run(arguments.output)

@@ -231,8 +231,9 @@ def evaluate(model: LM, name: str, **given: Any) -> Finished:
         mock.patch.object(collect_env, "get_pretty_env_info", _environment),
         mock.patch.object(evaluator, "get_git_commit_hash", _commit),
     ):
+        multiturn = _multiturn(given.get("apply_chat_template"))
         results = evaluator.simple_evaluate(
-            model=model, evaluation_tracker=tracker, fewshot_as_multiturn=None, **given
+            model=model, evaluation_tracker=tracker, fewshot_as_multiturn=multiturn, **given
         )
     if results is None:
         raise RuntimeError("lm-eval returned no results")
@@ -241,8 +242,16 @@ def evaluate(model: LM, name: str, **given: Any) -> Finished:
     return Finished(tracker, dict(results))
 
 
-def build_arguments(limit: int | None) -> dict[str, Any]:
-    """What ``evaluate`` passes to ``build_all_requests`` in one process without a chat template."""
+def _multiturn(chat: bool | str | None) -> bool | None:
+    """``fewshot_as_multiturn`` where the command line does not give it."""
+    return True if chat else None
+
+
+def build_arguments(
+    model: LM, limit: int | None, apply_chat_template: bool | str, system_instruction: str | None
+) -> dict[str, Any]:
+    """What ``evaluate`` passes to ``build_all_requests`` in one process."""
+    chat = bool(apply_chat_template)
     return {
         "limit": limit,
         "samples": None,
@@ -250,9 +259,9 @@ def build_arguments(limit: int | None) -> dict[str, Any]:
         "world_size": 1,
         "cache_requests": False,
         "rewrite_requests_cache": False,
-        "system_instruction": None,
-        "apply_chat_template": False,
-        "fewshot_as_multiturn": None,
-        "chat_template": None,
-        "tokenizer_name": "",
+        "system_instruction": system_instruction,
+        "apply_chat_template": chat,
+        "fewshot_as_multiturn": _multiturn(chat),
+        "chat_template": model.apply_chat_template if chat else None,
+        "tokenizer_name": model.tokenizer_name if chat else "",
     }

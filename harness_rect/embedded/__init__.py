@@ -25,7 +25,12 @@ EDITS = ROOT / "edits.jsonl"
 DEFAULT_EDITS = "tiny[0:20]"
 DEFAULT_RECT = 0.4
 #: Arguments of edited_hf that do not say how to edit.
-NOT_EDITING = frozenset({"edit_cache", "data", "save_edited", "measure", "judge", "judge_model"})
+NOT_EDITING = frozenset(
+    (
+        *("edit_cache", "data", "save_edited", "measure", "judge", "judge_model"),
+        *("apply_chat_template", "system_instruction"),
+    )
+)
 
 #: The models of this process for which edited_hf took the default model.
 unnamed: WeakSet[Any] = WeakSet()

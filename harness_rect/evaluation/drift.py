@@ -43,7 +43,7 @@ def segments(**metadata: Any) -> dict[str, datasets.Dataset]:
     with one_line_errors():
         file = _file(data_choice(metadata))
         encoder = load_tokenizer(metadata)
-        ids = encoder.ids(read_text(file))
+        ids = encoder.tokens(read_text(file))
         documents = list(_documents(ids, _window(metadata, encoder), encoder))
         if not documents:
             raise UserError(f"rect_drift: {file} has no two tokens; put a longer text there")

@@ -61,7 +61,7 @@ def sample_templates(lm: EditableLM, length_params: Sequence[tuple[int, int]], s
 def _sample(lm: EditableLM, starts: Sequence[str], length: int, generator: torch.Generator) -> list[str]:
     tokenizer = lm.encoder.tokenizer
     special = set(tokenizer.all_special_ids)
-    sequences = [lm.encoder.ids(start) for start in starts]
+    sequences = [lm.encoder.tokens(start) for start in starts]
     begin = [sum(token in special for token in ids) for ids in sequences]  # BOS does not count as text
     while any(len(ids) - b < length for ids, b in zip(sequences, begin, strict=True)):
         batch = lm.batch(sequences)

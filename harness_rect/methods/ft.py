@@ -138,7 +138,7 @@ def _pair(lm: EditableLM, edit: Edit, end_of_text: bool) -> Pair:
     prompt, target = lm.encoder.continuation(edit.text, edit.target)
     if not end_of_text:
         return prompt, target
-    end = lm.encoder.tokenizer.eos_token_id
+    end = lm.encoder.end_of_answer
     if end is None:
         raise UserError("locft_bf needs an end-of-text token, and this tokenizer has no eos_token")
     return prompt, [*target, end]

@@ -122,11 +122,12 @@ def _gradient(
 
 
 @torch.no_grad()
-def continuation(lm: EditableLM, text: str, length: int) -> list[int]:
-    """``length`` greedy tokens after a text; the text is tokenised again after each token."""
+def continuation(lm: EditableLM, prompt: str, length: int) -> list[int]:
+    """``length`` greedy tokens after a prompt; the text is tokenised again after each token."""
     tokens: list[int] = []
+    text = lm.encoder.format.text(prompt)
     for _ in range(length):
-        ids = lm.encoder.ids(text)
+        ids = lm.encoder.tokens(text)
         logits = lm.logits_at(lm.batch([ids]), torch.tensor([0]), torch.tensor([len(ids) - 1]))
         tokens.append(int(logits[0].argmax()))
         text += str(lm.encoder.tokenizer.decode([tokens[-1]]))

@@ -156,6 +156,11 @@ def edited_weights(lm: EditableLM, hparams: MendHyperParameters) -> list[str]:
             trained.model,
             trained.dtype,
         )
+    if trained.training.get("chat_template_sha") != lm.encoder.format.describe()["chat_template_sha"]:
+        log.warning(
+            "%s was trained on prompts without, or with another, chat template; edits may fail",
+            hparams.folder,
+        )
     return list(trained.inner_params)
 
 

@@ -109,7 +109,7 @@ def with_reference_norms(
         "hparams": hparams.model_dump(mode="json"),
         "templates": templates,
         "facts": fingerprint(facts),
-        "token_ids": [lm.encoder.ids(fact.text + fact.target) for fact in facts],
+        "token_ids": [lm.encoder.joined(fact.text, fact.target) for fact in facts],
         "code": code_digest(CODE),
     }
     path = cache_folder("nas") / f"{digest(key)[:32]}.json"

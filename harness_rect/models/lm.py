@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness_rect.errors import UserError
 from harness_rect.models.architecture import check_floating, is_transposed, locate
+from harness_rect.models.prompt_format import ChatTemplate, PromptFormat
 
 
 class _StopForward(Exception):
@@ -39,21 +40,36 @@ class Batch:
 
 
 class TextEncoder:
-    """Text to token ids, with the special tokens that evaluation uses too.
+    """Prompts and targets to token ids, as evaluation makes them.
 
     Args:
         tokenizer: any Hugging Face tokenizer; fast ones give exact subject positions from offsets.
         add_special_tokens: None leaves it to the tokenizer (Llama prepends BOS, GPT-2 nothing), as lm-eval
             does unless ``add_bos_token`` is given.
+        format: what becomes of a prompt before it is tokenized: by default nothing.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        add_special_tokens: bool | None = None,
+        format: PromptFormat | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
+        self.format = format or PromptFormat()
         self._kwargs = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
 
-    def ids(self, text: str) -> list[int]:
-        """Token ids of a whole text, special tokens included."""
-        return list(self.tokenizer(text, verbose=False, **self._kwargs)["input_ids"])
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of a text as it is, special tokens included."""
+        return list(self.tokenizer(text, verbose=False, **self._options(text))["input_ids"])
+
+    def ids(self, prompt: str) -> list[int]:
+        """Token ids of a whole prompt, up to where its answer begins."""
+        return self.tokens(self.format.text(prompt))
+
+    def joined(self, prompt: str, target: str) -> list[int]:
+        """Token ids of a prompt and a target behind it, from one tokenization."""
+        return self.tokens(self.format.text(prompt) + self.format.answer(target))
 
     def continuation(self, prompt: str, target: str) -> tuple[list[int], list[int]]:
         """Ids of ``prompt`` and of ``target`` as it stands after that prompt.
@@ -61,7 +77,7 @@ class TextEncoder:
         Both come from one tokenization of the concatenated text, split after the prompt's own tokens.
         Where the boundary falls inside a token, that token belongs to the target. Neither part is empty.
         """
-        whole, alone = self.ids(prompt + target), self.ids(prompt)
+        whole, alone = self.joined(prompt, target), self.ids(prompt)
         split = 0
         for a, b in zip(whole, alone, strict=False):
             if a != b:
@@ -71,15 +87,31 @@ class TextEncoder:
             raise UserError(f"the tokenizer gives no tokens of its own to {target!r} after {prompt!r}")
         return whole[:split], whole[split:]
 
-    def token_at(self, text: str, char: int) -> int:
-        """Index of the token that covers character ``char`` of ``text``."""
+    def token_at(self, prompt: str, char: int) -> int:
+        """Index in :meth:`ids` of the token that covers character ``char`` of ``prompt``."""
+        text, place = self.format.text(prompt), self.format.index(prompt, char)
         if self.tokenizer.is_fast:
-            encoded = self.tokenizer(text, return_offsets_mapping=True, **self._kwargs)
-            covering = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if a <= char < b]
+            encoded = self.tokenizer(text, return_offsets_mapping=True, **self._options(text))
+            covering = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if a <= place < b]
             if covering:  # several when one character is spread over byte tokens: the last one ends it
                 return covering[-1]
         # Without offsets: the tokens of the text up to and including the character.
-        return len(self.ids(text[: char + 1])) - 1
+        return len(self.tokens(text[: place + 1])) - 1
+
+    @property
+    def end_of_answer(self) -> int | None:
+        """The token that ends an answer: of an assistant's turn what closes it, else the end of the text."""
+        if isinstance(template := self.format.chat_template, ChatTemplate):
+            added = self.tokenizer.added_tokens_decoder
+            for token in self.tokenizer(template.after_answer, add_special_tokens=False)["input_ids"]:
+                if token in added and added[token].special:
+                    return int(token)
+        return self.tokenizer.eos_token_id
+
+    def _options(self, text: str) -> dict[str, bool]:
+        """As lm-eval, no second BOS before a text that begins with it, as rendered chats do."""
+        bos = getattr(self.tokenizer, "bos_token", None)
+        return {"add_special_tokens": False} if bos and text.startswith(bos) else self._kwargs
 
 
 class EditableLM:
@@ -97,9 +129,10 @@ class EditableLM:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         add_special_tokens: bool | None = None,
+        format: PromptFormat | None = None,
     ) -> None:
         self.model = model
-        self.encoder = TextEncoder(tokenizer, add_special_tokens)
+        self.encoder = TextEncoder(tokenizer, add_special_tokens, format)
         self.architecture = locate(model)
         self._modules = dict(model.named_modules())
         self._writes: dict[int, bool] = {}
@@ -278,7 +311,7 @@ class EditableLM:
         once per layer, in float32; False for models in 16 bits, where the two sums are rounded differently.
         """
         if layer not in self._writes:
-            batch = self.batch([self.encoder.ids("The city is large")])
+            batch = self.batch([self.encoder.tokens("The city is large")])
             added = torch.randn(self.architecture.d_model, generator=torch.Generator().manual_seed(0))
             last = batch.ids.shape[1] - 1
 

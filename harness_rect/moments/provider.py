@@ -127,7 +127,7 @@ class MomentProvider:
         return source | {
             "model": self.model_fingerprint,
             "tokens": self.tokens,
-            "special_tokens": encoder.ids("a") != plain,
+            "special_tokens": encoder.tokens("a") != plain,
             "code": code_digest(CODE),
         }
 

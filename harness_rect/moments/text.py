@@ -72,7 +72,7 @@ def windows(lm: EditableLM, texts: Iterable[str], tokens: int) -> tuple[list[lis
     for text in texts:
         if not text.strip():
             continue
-        ids = lm.encoder.ids(text)[: tokens - total]
+        ids = lm.encoder.tokens(text)[: tokens - total]
         documents += 1
         total += len(ids)
         found += [ids[i : i + length] for i in range(0, len(ids), length)]

@@ -110,6 +110,8 @@ class EditReport(_Part):
         keep, rect_convention: the settings of these names, None where the regularizer has none.
         regularizer_settings: all settings; read them by :attr:`settings`.
         measure: teacher_forced, or generated where the metrics with the suffix ``_gen`` are measured too.
+        chat_template_sha, chat_template_args, system_instruction: how prompts were put to the model, None
+            where as they are; see :class:`~harness_rect.models.prompt_format.PromptFormat`.
         code_sha256: digest of the editing code; see :mod:`harness_rect.code_digest`.
         second_moments: layer -> sha256 of the second moments used.
         second_moments_origin: layer -> file, tokens and sha256.
@@ -134,6 +136,9 @@ class EditReport(_Part):
     edit_seed: int | None = None
     measure: str | None = None
     model_fingerprint: str | None = None
+    chat_template_sha: str | None = None
+    chat_template_args: dict[str, Any] | None = None
+    system_instruction: str | None = None
     token_ids_sha256: str | None = None
     second_moments: dict[str, str] | None = None
     harness_rect: str | None = None

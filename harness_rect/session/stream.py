@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from harness_rect.io.progress import progress_bar
 from harness_rect.measure import averages, measure_baseline, probes
 from harness_rect.methods import METHODS, Context, Proposal, check_edits
 from harness_rect.models import EditableLM
+from harness_rect.models.prompt_format import PromptFormat
 from harness_rect.moments import MomentProvider, SecondMoment
 from harness_rect.session.report import SCHEMA_VERSION, UNEDITED, EditReport
 from harness_rect.session.runs import NOTHING_KEPT, EditCache
@@ -72,6 +73,7 @@ class EditSession:
         edits: the facts, if they are loaded already; else ``config.edits`` is read.
         model_name: for finding second moments in the public folder layout.
         add_special_tokens: see :class:`~harness_rect.models.lm.TextEncoder`.
+        chat_template_args: further arguments of the chat template, such as ``enable_thinking``.
 
     Attributes:
         report: the report of the last run.
@@ -88,11 +90,16 @@ class EditSession:
         edits: EditStream | Sequence[Edit] | None = None,
         model_name: str = "",
         add_special_tokens: bool | None = None,
+        chat_template_args: Mapping[str, Any] | None = None,
     ) -> None:
         if config.method == "none":
             raise UserError("method=none edits nothing; an EditSession needs an editing method")
         self.config = config
-        self.lm = EditableLM(model, tokenizer, add_special_tokens)
+        instruction = config.system_instruction
+        format = PromptFormat.of(tokenizer, config.apply_chat_template, instruction, chat_template_args)
+        if instruction and not format.system_instruction:
+            log.warning("the chat template has no system's turn: system_instruction has no effect")
+        self.lm = EditableLM(model, tokenizer, add_special_tokens, format)
         stream = load_edits(config.edits or "") if edits is None else edits
         self.edits: tuple[Edit, ...] = tuple(stream)
         self.edit_warnings: tuple[str, ...] = stream.warnings if isinstance(stream, EditStream) else ()
@@ -340,9 +347,10 @@ class EditSession:
             "edit_seed": config.edit_seed,
             "measure": config.measure,
             "model_fingerprint": self._model_fingerprint,
+            **self.lm.encoder.format.describe(),
             # Another tokenizer, or BOS or not, makes other edits of the same text.
             "token_ids_sha256": digest(
-                {edit.id: self.lm.encoder.ids(edit.text + edit.target) for edit in edits}
+                {edit.id: self.lm.encoder.joined(edit.text, edit.target) for edit in edits}
             ),
             "second_moments": self._moments.hashes() if self._moments else None,
             "harness_rect": harness_rect.__version__,

@@ -188,7 +188,9 @@ class MendTrainer:
         self.best = self._snapshot()
         self.progress = Progress()
         self._fingerprint = model_fingerprint(lm.model)
-        self._facts = {"train_sha256": fingerprint(train), "validation_sha256": fingerprint(validation)}
+        prompts = {name: value for name, value in lm.encoder.format.describe().items() if value is not None}
+        hashes = {"train_sha256": fingerprint(train), "validation_sha256": fingerprint(validation)}
+        self._facts = hashes | prompts
         task = {"settings": settings.model_dump(mode="json"), "model": self._fingerprint, **self._facts}
         self._task = digest(task | {"code": code_digest(CODE)})
 

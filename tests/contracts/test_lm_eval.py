@@ -1,4 +1,4 @@
-"""What ``compat/lm_eval.py`` and ``compat/lm_eval_model.py`` rely on in lm-eval, on 0.4.13 and 0.5 alike.
+"""What ``compat/`` relies on in lm-eval, on 0.4.13 and 0.5 alike.
 
 A failure here names what an upgrade breaks.
 """
@@ -28,6 +28,8 @@ from torch.utils import collect_env
 from harness_rect.compat import lm_eval as compat
 from harness_rect.compat.lm_eval import KeptTasks, YamlTask, build_arguments, evaluate
 from harness_rect.compat.lm_eval_model import SharedPassLM
+from harness_rect.compat.prompt_options import PromptOptions, options_of_evaluation
+from harness_rect.models.prompt_format import ChatTemplate
 
 TASK = """
 task: {name}
@@ -119,7 +121,8 @@ def test_evaluate_builds_requests_with_the_arguments_we_build_them_with(
 ) -> None:
     seen = calls_of(YamlTask, "build_all_requests", monkeypatch)
     run(manager)
-    assert seen == [build_arguments(4)], "a sweep would build requests anew for each evaluation"
+    expected = build_arguments(DummyLM(), 4, apply_chat_template=False, system_instruction=None)
+    assert seen == [expected], "a sweep would build requests anew for each evaluation"
 
 
 def test_facts_of_the_machine_are_looked_up_where_they_are_replaced(
@@ -239,3 +242,48 @@ def test_the_store_of_answers_is_a_sqlitedict_that_the_hook_holds(tmp_path: Path
     store = CacheHook(cached).dbdict
     assert isinstance(store, SqliteDict), "answers before and after editing would be taken for each other's"
     assert CacheHook(None).dbdict is None
+
+
+def test_how_prompts_are_put_is_read_from_the_evaluation_that_runs(
+    manager: KeptTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a model that ``simple_evaluate`` makes, and by a ready one that ``evaluate`` asks."""
+    seen: list[PromptOptions | None] = []
+
+    class Watching(DummyLM):
+        def __init__(self, *rest: Any, **given: Any) -> None:
+            seen.append(options_of_evaluation())
+            super().__init__()
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            seen.append(options_of_evaluation())
+            return super().generate_until(requests, disable_tqdm)
+
+        def apply_chat_template(self, messages: Any, add_generation_prompt: bool = True) -> str:
+            assert add_generation_prompt
+            return str(messages[-1]["content"])
+
+    monkeypatch.setattr("lm_eval.api.registry.get_model", lambda name: Watching)
+    given: dict[str, Any] = {"tasks": ["one"], "task_manager": manager, "limit": 1}
+    for arguments in (dict[str, Any](), ""):
+        evaluator.simple_evaluate(
+            "a name", arguments, apply_chat_template="tool_use", system_instruction="S", **given
+        )
+    evaluator.simple_evaluate("a name", {}, apply_chat_template=False, **given)
+    ready = Watching()
+    evaluator.evaluate(ready, manager.load(["one"]), limit=1, apply_chat_template=True)
+    assert seen == [
+        *[PromptOptions("tool_use", "S")] * 4,
+        *[PromptOptions(False, None)] * 2,
+        None,
+        (True, None),
+    ]
+
+
+def test_hflm_applies_a_template_with_the_arguments_that_we_add_to(make_model, tokenizer) -> None:
+    model = HFLM(pretrained=make_model("gpt2"), tokenizer=tokenizer, enable_thinking=False)
+    assert model.chat_template_args == {"enable_thinking": False}
+    model.chat_template_args = {"chat_template": "{{ messages[0].content }}:", **model.chat_template_args}
+    messages = [{"role": "user", "content": "Who"}]
+    assert model.apply_chat_template(messages, add_generation_prompt=True) == "Who:"
+    assert ChatTemplate(tokenizer, model.chat_template_args)(messages) == "Who:"

@@ -24,6 +24,7 @@ from harness_rect.evaluation.editing.multihop import SHOTS, MultihopTask
 from harness_rect.evaluation.editing.portability import PortabilityTask
 from harness_rect.evaluation.editing.ripple import CRITERIA, RippleTask
 from harness_rect.evaluation.editing.task import Continuation, EditingTask, Generation
+from harness_rect.models.prompt_format import PromptFormat
 
 TASKS = Path(__file__).parents[2] / "tasks"
 KINDS: dict[str, type[EditingTask]] = {
@@ -258,6 +259,13 @@ def test_consistency_is_the_cosine_of_weighted_word_counts(tmp_path: Path) -> No
     assert own["consistency"] == pytest.approx(1 / np.linalg.norm([2.0, 1.0]))
     assert "consistency" not in answered(task, doc | {"target_id": "Q2"}, {"Ada in": "", "Old Ada": ""})
     assert answered(task, doc | {"generation_prompts": []}, {}) == {}
+
+
+def test_in_a_chat_prompt_and_answer_are_two_words(tmp_path: Path) -> None:
+    task = make_task("rect_fluency", tmp_path)
+    task.encoder.format = PromptFormat(lambda messages, add_generation_prompt: messages[0]["content"])
+    doc = DOC | {"generation_prompts": ["Ada in"], "reference_texts": [], "relation": "", "target_id": ""}
+    assert answered(task, doc, {"Ada in": "Rome is"})["ngram_entropy"] == ngram_entropy("Ada in Rome is")
 
 
 def test_only_the_first_hundred_tokens_of_a_text_count(tmp_path: Path) -> None:

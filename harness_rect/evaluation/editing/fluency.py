@@ -48,8 +48,10 @@ class FluencyTask(EditingTask):
     def scores(self, doc: dict[str, Any], answers: Sequence[Any]) -> dict[str, Any]:
         if not doc["generation_prompts"]:
             return {}
-        whole = map(str.__add__, doc["generation_prompts"], answers)
-        texts = list(map(self._beginning, whole))
+        # An assistant's words begin without a space.
+        space = "" if self.encoder.format.chat_template is None else " "
+        pairs = zip(doc["generation_prompts"], answers, strict=True)
+        texts = [self._beginning(f"{prompt}{space}{answer}") for prompt, answer in pairs]
         scores = {"ngram_entropy": sum(map(ngram_entropy, texts)) / len(texts)}
         references = doc["reference_texts"] or self._references.texts(doc["relation"], doc["target_id"])
         if references and self._references.comparable:

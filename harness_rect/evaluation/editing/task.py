@@ -40,6 +40,7 @@ from harness_rect.errors import one_line_errors
 from harness_rect.evaluation.editing.documents import documents
 from harness_rect.evaluation.task import RectTask, load_tokenizer
 from harness_rect.measure import with_space
+from harness_rect.models.prompt_format import PromptFormat
 from harness_rect.processes import of_all_processes
 
 log = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ class EditingTask(RectTask):
         """
         if isinstance(answer, Answer):
             return answer.ended
-        return len(self.encoder.ids(answer)) - len(self.encoder.ids("")) < self.max_new_tokens
+        return len(self.encoder.tokens(answer)) - len(self.encoder.tokens("")) < self.max_new_tokens
 
     @property
     def max_new_tokens(self) -> int:
@@ -162,6 +163,7 @@ class EditingTask(RectTask):
         self.dataset: dict[str, datasets.Dataset] = {"test": rows.select_columns(self.fields)}
 
     def build_all_requests(self, **kwargs: Any) -> None:
+        self._put_prompts(**kwargs)
         self._processes, self._types = kwargs["world_size"], {}
         if self._processes > 1:
             # lm-eval waits for all processes after each type of request: each process asks each type.
@@ -171,6 +173,20 @@ class EditingTask(RectTask):
             self._types = {_type(asked): asked for _, doc in every for asked in self.questions(doc)}
         super().build_all_requests(**kwargs)
         self._instances.sort(key=lambda request: request.request_type)
+
+    def _put_prompts(
+        self,
+        apply_chat_template: bool = False,
+        chat_template: Callable[..., str] | None = None,
+        system_instruction: str | None = None,
+        **rest: Any,
+    ) -> None:
+        """Have prompts read in the chat, and after the instruction, of this evaluation."""
+        chat = chat_template if apply_chat_template else None
+        format = PromptFormat(chat, system_instruction or None)
+        if format != self.encoder.format:
+            self.encoder.format = format
+            self._continuations.clear()
 
     def construct_requests(self, doc: dict[str, Any], ctx: Any, **kwargs: Any) -> list[Instance]:
         fields = request_fields(self, kwargs)
@@ -187,9 +203,11 @@ class EditingTask(RectTask):
                 arguments=(asked.prompt, asked.target, asked.context, asked.ids),
                 **fields,
             )
+        with one_line_errors():
+            prompt = self.encoder.format.text(asked.prompt)
         return Instance(
             request_type=_type(asked),
-            arguments=(asked.prompt, deepcopy(self.config.generation_kwargs)),
+            arguments=(prompt, deepcopy(self.config.generation_kwargs)),
             **fields,
         )
 

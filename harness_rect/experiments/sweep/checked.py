@@ -89,7 +89,7 @@ def load_model(entry: ModelEntry, config: SweepConfig) -> QuietHF:
     """
     settings = {"batch_size": config.batch_size, "device": config.device}
     try:
-        return QuietHF.create_from_arg_obj(entry.arguments | {"method": "none"}, settings)
+        return QuietHF.create_from_arg_obj(entry.arguments | {"method": "none"} | config.prompts, settings)
     except (AssertionError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, UserError | torch.OutOfMemoryError):
             raise
@@ -104,9 +104,14 @@ def make_session(lm: EditedHF, trajectory: Trajectory, n_edits: int | None = Non
         UserError: the model cannot be edited in this way.
     """
     edits = EditStream(trajectory.edits[:n_edits], trajectory.config.edits or "")
-    name = layout_name(trajectory.model.pretrained)
     return EditSession(
-        lm.model, lm.tokenizer, trajectory.config, edits, name, add_special_tokens=lm.add_bos_token
+        lm.model,
+        lm.tokenizer,
+        trajectory.config,
+        edits,
+        layout_name(trajectory.model.pretrained),
+        add_special_tokens=lm.add_bos_token,
+        chat_template_args=lm.chat_template_args,
     )
 
 

@@ -14,7 +14,7 @@ from harness_rect.errors import UserError
 from harness_rect.experiments.sweep.checked import Checked, by_row, load_model, make_session
 from harness_rect.experiments.sweep.clock import Timing
 from harness_rect.experiments.sweep.display import duration
-from harness_rect.experiments.sweep.evaluate import Evaluator
+from harness_rect.experiments.sweep.evaluate import Evaluator, prompt_format
 from harness_rect.experiments.sweep.memory import device_of, free_on, needed, skeleton, weights_of
 from harness_rect.experiments.sweep.networks import are_trained, seconds_of_a_step
 from harness_rect.experiments.sweep.plan import Evaluation, ModelEntry, Plan, Trajectory
@@ -59,7 +59,7 @@ def show_dry_run(plan: Plan, timing: Timing, console: Console) -> None:
             continue
         probe = Probe(plan, entry, lm, evaluator)
         if probe.untrained and config.train_mend:
-            editable = EditableLM(lm.model, lm.tokenizer, lm.add_bos_token)
+            editable = EditableLM(lm.model, lm.tokenizer, lm.add_bos_token, prompt_format(lm, config))
             steps = config.train_mend.settings(editable).steps
             seconds = steps * seconds_of_a_step(editable, config.train_mend)
             totals[3] += seconds
@@ -113,7 +113,7 @@ def _show_memory(plan: Plan, console: Console) -> dict[str, int]:
     for entry in plan.config.models:
         device = device_of(entry, plan.config)
         with logging_only(logging.ERROR, "harness_rect"):
-            lm = skeleton(entry)
+            lm = skeleton(entry, **plan.config.prompts)
             found[entry.label] = weights_of(lm)
             # Orders and seeds need the same.
             for label, trajectory in {t.label: t for t in plan.trajectories if t.model is entry}.items():

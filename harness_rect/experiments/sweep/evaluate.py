@@ -28,12 +28,18 @@ from harness_rect.experiments.sweep.plan import Evaluation, SweepConfig
 from harness_rect.fingerprint import digest
 from harness_rect.io.progress import logging_only
 from harness_rect.model_wrappers.edited_hf import EditedHF
+from harness_rect.models.prompt_format import PromptFormat
 
 
 class QuietHF(EditedHF):
     """edited_hf without a progress bar for each task of each evaluation."""
 
     quiet = True
+
+
+def prompt_format(model: EditedHF, config: SweepConfig) -> PromptFormat:
+    """How prompts are put to a model in editing and evaluation."""
+    return PromptFormat.of(model.tokenizer, **config.prompts, arguments=model.chat_template_args)
 
 
 class Evaluator:
@@ -83,13 +89,17 @@ class Evaluator:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=self.config.seed[3])
             if not isinstance(task, EditingTask):
-                task.build_all_requests(**build_arguments(sample_size(task, self.config.limit)))
+                self._build(task)
+
+    def _build(self, task: Any) -> None:
+        limit = sample_size(task, self.config.limit)
+        task.build_all_requests(**build_arguments(self.model, limit, **self.config.prompts))
 
     def requests(self, edits: Sequence[Edit]) -> int:
         """The number of requests of one evaluation whose editing tasks are about ``edits``."""
         for task in self.editing:
             task.score_edits(edits)
-            task.build_all_requests(**build_arguments(sample_size(task, self.config.limit)))
+            self._build(task)
         return sum(len(task.instances) for task in self.tasks.values())
 
     def identity(self) -> dict[str, Any]:
@@ -102,6 +112,7 @@ class Evaluator:
                 tasks[name]["requests_sha256"] = digest({"requests": requests})
         config = self.config
         return {
+            **prompt_format(self.model, config).describe(),
             "limit": config.limit,
             "batch_size": config.batch_size,
             "seed": list(config.seed),
@@ -138,6 +149,7 @@ class Evaluator:
             gen_kwargs={},
             device=config.device,
             limit=config.limit,
+            **config.prompts,
             log_samples=config.log_samples,
             task_manager=self._manager,
             random_seed=config.seed[0],

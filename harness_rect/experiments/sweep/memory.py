@@ -33,6 +33,7 @@ from harness_rect.methods.value_search import CPU_TOKENS, SearchHyperParameters,
 from harness_rect.models import EditableLM
 from harness_rect.models.architecture import refuse_config
 from harness_rect.models.load import load_errors
+from harness_rect.models.prompt_format import PromptFormat
 
 #: Edits whose prompts are looked at.
 LOOKED_AT = 64
@@ -58,8 +59,10 @@ class Needed:
         return self.weights + self.copies + self.moments + self.step
 
 
-def skeleton(entry: ModelEntry) -> EditableLM:
-    """A model without its weights, on torch's device ``meta``.
+def skeleton(
+    entry: ModelEntry, apply_chat_template: bool | str = False, system_instruction: str | None = None
+) -> EditableLM:
+    """A model without its weights, on torch's device ``meta``; its prompts are put to it as in the sweep.
 
     Raises:
         UserError: its configuration or its tokenizer cannot be read, or it cannot be edited.
@@ -80,7 +83,9 @@ def skeleton(entry: ModelEntry) -> EditableLM:
             model = transformers.AutoModelForCausalLM.from_config(
                 config, dtype=dtype or torch.float32, **trusted
             )
-    return EditableLM(model.eval(), tokenizer, given.get("add_bos_token"))
+    arguments = {key: given[key] for key in ("enable_thinking",) if key in given}
+    format = PromptFormat.of(tokenizer, apply_chat_template, system_instruction, arguments)
+    return EditableLM(model.eval(), tokenizer, given.get("add_bos_token"), format)
 
 
 def device_of(entry: ModelEntry, config: SweepConfig) -> torch.device:
@@ -192,7 +197,7 @@ class _Estimate:
         """Reading keys, and the search for the values of as many facts as are searched together."""
         h: Any = self.hparams
         templates = _templates(h)
-        context = max(len(self.lm.encoder.ids(template.replace(BARE, ""))) for template in templates)
+        context = max(len(self.lm.encoder.tokens(template.replace(BARE, ""))) for template in templates)
         width, behind, target = map(max, zip(*self.rows, strict=True))
         width, contexts, layer = width + context, len(templates) + 1, max(h.layers)
         # A GPU takes as many facts at a time as fit in its free memory.

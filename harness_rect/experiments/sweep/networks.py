@@ -78,6 +78,7 @@ def train_networks(lm: EditableLM, given: TrainMend, folder: Path, model_name: s
         return
     there = read_description(folder)
     wanted = settings.model_dump(mode="json")
+    wanted |= lm.encoder.format.describe()
     changed = [key for key, value in wanted.items() if there.training.get(key) != value]
     if there.model_fingerprint != model_fingerprint(lm.model):
         changed.insert(0, "weights of the model")

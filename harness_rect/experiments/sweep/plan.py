@@ -32,7 +32,12 @@ from harness_rect.validation import validated
 #: lm-eval's own seeds of random, numpy, torch and few-shot sampling.
 SEEDS = (0, 1234, 1234, 1234)
 #: Arguments of a run that are keys of the sweep and not of an entry.
-_OF_THE_SWEEP = frozenset({"edits", "edit_seed", "measure", "edit_cache", "data", "save_edited"})
+_OF_THE_SWEEP = frozenset(
+    (
+        *("edits", "edit_seed", "measure", "edit_cache", "data", "save_edited"),
+        *("apply_chat_template", "system_instruction"),
+    )
+)
 
 
 def _a_list(value: Any) -> Any:
@@ -160,6 +165,8 @@ class SweepConfig(BaseModel):
     edit_seeds: OneOrMore[Count] = [0]
     measure: Measured = "teacher_forced"
     limit: float | None = Field(default=None, gt=0)
+    apply_chat_template: bool | str = False
+    system_instruction: str | None = None
     batch_size: int | str = 1
     device: str | None = None
     seed: OneOrMore[int] = list(SEEDS)
@@ -204,6 +211,14 @@ class SweepConfig(BaseModel):
             return None
         asked = any(m.method == "mend" and "hparams" not in m.arguments for m in self.methods)
         return networks_folder(Path(self.output), model.label) if asked else None
+
+    @property
+    def prompts(self) -> dict[str, Any]:
+        """How prompts are put to the model, in editing and evaluation: options of lm-eval."""
+        return {
+            "apply_chat_template": self.apply_chat_template,
+            "system_instruction": self.system_instruction,
+        }
 
     def model_args(self, model: ModelEntry, edit: dict[str, Any] | None = None) -> dict[str, Any]:
         """``--model_args`` of one evaluation; of the unedited model where ``edit`` is not given."""
@@ -387,7 +402,9 @@ def _trajectory(
     if method.method == "mend" and (networks := config.networks(model)):
         given.setdefault("hparams", str(networks))
     last = checkpoints[-1] if checkpoints else len(order.edits)
-    checked = EditConfig.from_args(f"{where}: {method.label}", edits=order.spec(last), **given)
+    checked = EditConfig.from_args(
+        f"{where}: {method.label}", edits=order.spec(last), **config.prompts, **given
+    )
     check_edits(METHODS[checked.method], order.edits[:last])
     size = checked.edit_batch_size
     for n in checkpoints:

@@ -35,7 +35,7 @@ from harness_rect.experiments.sweep.checked import (
 from harness_rect.experiments.sweep.clock import Clock, read_timing
 from harness_rect.experiments.sweep.display import EDITING, EVALUATING, Display, Row, duration, timing_table
 from harness_rect.experiments.sweep.dry_run import show_dry_run
-from harness_rect.experiments.sweep.evaluate import Evaluator
+from harness_rect.experiments.sweep.evaluate import Evaluator, prompt_format
 from harness_rect.experiments.sweep.named import read_sweep
 from harness_rect.experiments.sweep.networks import train_networks
 from harness_rect.experiments.sweep.plan import Evaluation, ModelEntry, Plan, Trajectory, make_plan
@@ -113,7 +113,8 @@ class Sweep:
             lm = load_model(entry, self.plan.config)
         if (folder := self.plan.config.networks(entry)) and (given := self.plan.config.train_mend):
             with self.clock.running("training MEND"):
-                editable = EditableLM(lm.model, lm.tokenizer, lm.add_bos_token)
+                format = prompt_format(lm, self.plan.config)
+                editable = EditableLM(lm.model, lm.tokenizer, lm.add_bos_token, format)
                 train_networks(editable, given, folder, layout_name(entry.pretrained))
         with self.clock.running("loading"):
             evaluator = Evaluator(lm, self.plan.config, self.plan.config.model_args(entry))

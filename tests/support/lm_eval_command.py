@@ -1,0 +1,25 @@
+"""``python -m lm_eval`` as a process of its own, with our package found as an installed one would be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def lm_eval_command(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run in ``tmp_path``, for at most three minutes."""
+    (tmp_path / "site").mkdir(exist_ok=True)
+    (tmp_path / "site" / "sitecustomize.py").write_text("import harness_rect._autoload\n")
+    path = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
+    return subprocess.run(
+        [sys.executable, "-m", "lm_eval", *arguments],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
