@@ -133,6 +133,8 @@ def _size(n: int) -> str:
 
 def _check_room(entry: ModelEntry, weights: int, device: torch.device) -> None:
     """Refuse to load a model that does not fit in memory: a process that tries may be killed."""
+    if {"parallelize", "device_map"} & entry.arguments.keys():
+        return  # over several devices
     if weights > (free := free_on(device)):
         raise UserError(f"{entry.pretrained} takes {_size(weights)}, and {_size(free)} are free on {device}")
 

@@ -16,7 +16,6 @@ import transformers
 
 from harness_rect import embedded
 from harness_rect.compat.transformers import STEPWISE_GELU
-from harness_rect.edits import Edit
 from harness_rect.errors import UserError
 from harness_rect.experiments.sweep.plan import ModelEntry, SweepConfig, Trajectory
 from harness_rect.hparams import resolve_hparams
@@ -123,7 +122,8 @@ class _Estimate:
 
     Attributes:
         sizes: elements of each edited weight. first: the first edited block.
-        networks: bytes of MEND's networks. rows: the lengths of some edits, see :func:`_lengths`.
+        networks: bytes of MEND's networks. edits: some of them.
+        width, target: most tokens of their prompts with the target, and of the target.
     """
 
     def __init__(
@@ -155,7 +155,10 @@ class _Estimate:
         shapes = {tuple(parameters[name].shape) for name in names}
         # One network for each shape: two layers, each of two matrices of this rank.
         self.networks = 4 * copies * sum(4 * rank * sum(shape) for shape in shapes)
-        self.rows = [_lengths(lm, edit) for edit in trajectory.edits[:LOOKED_AT]]
+        self.edits = trajectory.edits[:LOOKED_AT]
+        pairs = [lm.encoder.continuation(edit.text, edit.target) for edit in self.edits]
+        self.width = max(len(prompt) + len(target) for prompt, target in pairs)
+        self.target = max(len(target) for _, target in pairs)
 
     def needed(self) -> Needed:
         moments, solving = self._moments()
@@ -190,16 +193,19 @@ class _Estimate:
         return places * self.lm.model.config.get_text_config().vocab_size * (self.itemsize + 12)
 
     def _measuring(self) -> int:
-        width, _, target = map(max, zip(*self.rows, strict=True))
-        return BATCH_SEQUENCES * width * self._forward(fused=False) + self._logits(BATCH_SEQUENCES * target)
+        tokens, places = BATCH_SEQUENCES * self.width, BATCH_SEQUENCES * self.target
+        return tokens * self._forward(fused=False) + self._logits(places)
 
     def _search(self) -> int:
         """Reading keys, and the search for the values of as many facts as are searched together."""
         h: Any = self.hparams
         templates = _templates(h)
         context = max(len(self.lm.encoder.tokens(template.replace(BARE, ""))) for template in templates)
-        width, behind, target = map(max, zip(*self.rows, strict=True))
-        width, contexts, layer = width + context, len(templates) + 1, max(h.layers)
+        width, contexts, layer = self.width + context, len(templates) + 1, max(h.layers)
+        behind = max(  # from the subject's last token on
+            len(self.lm.encoder.joined(edit.text, edit.target)) - subject_position(self.lm, edit, BARE)
+            for edit in self.edits
+        )
         # A GPU takes as many facts at a time as fit in its free memory.
         limit = 0 if self.device.type == "cuda" else CPU_TOKENS
         facts = max(1, min(self.batch, limit // (contexts * width)))
@@ -211,16 +217,15 @@ class _Estimate:
         first = rows * width * (self.a.n_layers * kept + self._forward())
         steps = rows * width * later * kept + rows * behind * later * self._backward()
         reading = min(CHUNK_TOKENS, self.batch * contexts * width) * self._forward()
-        return max(reading, max(first, steps) + self._logits(rows * target))
+        return max(reading, max(first, steps) + self._logits(rows * self.target))
 
     def _gradients(self) -> int:
         """Of the other methods: a backward pass through the blocks from the first edited one on."""
-        width, _, _ = map(max, zip(*self.rows, strict=True))
-        h, blocks, tokens, beside = self.hparams, self.a.n_layers - self.first, self.batch * width, 0
+        h, blocks, tokens, beside = self.hparams, self.a.n_layers - self.first, self.batch * self.width, 0
         if isinstance(h, KnHyperParameters):
-            tokens = min(PASS_TOKENS, self.a.n_layers * h.steps * width)
+            tokens = min(PASS_TOKENS, self.a.n_layers * h.steps * self.width)
         elif isinstance(h, FtHyperParameters):
-            tokens = min(self.batch, h.batch_size) * width
+            tokens = min(self.batch, h.batch_size) * self.width
             beside = 5 * 4 * sum(self.sizes)  # gradients, Adam's two, and copies
         else:
             beside = 3 * 4 * tokens * len(self.sizes) * (self.a.d_model + self.a.d_mlp)  # x and g
@@ -236,13 +241,6 @@ class _Estimate:
         if alphaedit or getattr(self.hparams, "history", "none") == "keys":
             stays += 2 * 8 * self.a.d_mlp * min(self.n_edits, self.a.d_mlp)
         return stays, (3 if alphaedit else 1) * matrix if layers else 0
-
-
-def _lengths(lm: EditableLM, edit: Edit) -> tuple[int, int, int]:
-    """Tokens of an edit's prompt with its target, from the subject's last token on, and of the target."""
-    prompt, target = lm.encoder.continuation(edit.text, edit.target)
-    whole = len(prompt) + len(target)
-    return whole, whole - subject_position(lm, edit, BARE), len(target)
 
 
 def _templates(hparams: Any) -> list[str]:
