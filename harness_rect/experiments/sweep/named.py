@@ -105,7 +105,12 @@ def listing() -> Table:
     """All named sweeps, for a terminal."""
     table = Table(caption=f"The files: {FOLDER}", caption_justify="left")
     for heading in COLUMNS:
-        table.add_column(heading, justify="right" if heading in COLUMNS[-2:] else "left")
+        table.add_column(
+            heading,
+            justify="right" if heading in COLUMNS[-2:] else "left",
+            no_wrap=heading == COLUMNS[0],  # a name that is cut cannot be typed
+            overflow="fold",
+        )
     for row in rows():
         table.add_row(*row)
     return table

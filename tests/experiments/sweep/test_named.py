@@ -111,6 +111,14 @@ def test_the_small_version_has_the_same_structure(name: str) -> None:
         )
 
 
+def test_the_list_has_whole_names_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["sweep", "--list"]) == 0
+    assert set(named.names()) <= set(capsys.readouterr().out.split())
+
+
 def test_the_list_counts_what_the_plans_have(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert cli.main(["sweep", "--list"]) == 0
