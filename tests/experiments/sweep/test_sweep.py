@@ -466,7 +466,7 @@ def test_a_dry_run_prints_the_plan_and_its_cost_and_writes_nothing(
     sweep(dry_run=True)
     assert set(here.rglob("*")) == before
     shown = capsys.readouterr().out
-    total = next(line for line in shown.splitlines() if "total" in line).split("│")
+    total = next(line for line in shown.splitlines() if line.startswith("│ total")).split("│")
     # 8 general requests each; the editing tasks ask for a token or a target at a time.
     assert [cell.strip() for cell in total[2:4]] == ["12", "9"]
     assert int(total[4]) > 9 * 8
