@@ -156,14 +156,16 @@ def test_tasks_of_others_have_a_mean_too_and_one_that_lacks_in_a_run_is_no_part_
     assert [p.value for _, p in study.curve(series, None)] == pytest.approx([0.8, 0.4, 0.2])
 
 
-def test_a_run_without_a_tasks_headline_is_no_point_of_its_curve(runs: Path) -> None:
-    """``hf`` reports the perplexity of rect_drift alone."""
+def test_a_distance_from_the_unedited_model_is_no_ability(runs: Path) -> None:
+    """``hf`` reports the perplexity of rect_drift alone, which is not taken for its headline."""
     for name, metric, report in (("0", "perplexity", None), ("1", "kl", edit(5, (1, 1)))):
         made = {"rect_drift": mean_task(metric, [3.0, 4.0], higher_is_better=False)}
         config = {"model_args": {"pretrained": "tiny"}, "edit": report}
         write(runs / name, content(made, config=config), made, samples=False)
     base, edited = read_study(runs).runs
-    assert base.scores == {} and edited.scores["rect_drift"].value == 3.5
+    assert base.scores == edited.scores == {}
+    assert base.measures.keys() == {("rect_drift", "perplexity")}
+    assert edited.measures["rect_drift", "kl"].value == 3.5
 
 
 def test_files_of_hf_alone_make_a_study_without_series(add, runs: Path) -> None:
