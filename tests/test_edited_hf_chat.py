@@ -78,7 +78,9 @@ def arguments(place: dict[str, str]) -> Callable[..., dict[str, Any]]:
 
 def evaluate(model: Any, model_args: dict[str, Any], tasks: list[str] | None = None, **more: Any) -> Any:
     """Results of ``simple_evaluate``; the tasks get ``model_args`` as metadata, as under the command."""
-    manager = TaskManager(include_path=str(ROOT / "tasks"), include_defaults=False, metadata=model_args)
+    manager = more.pop("manager", TaskManager)(
+        include_path=str(ROOT / "tasks"), include_defaults=False, metadata=model_args
+    )
     theirs = {name: value for name, value in model_args.items() if model != "hf" or name != "edits"}
     results = lm_eval.simple_evaluate(
         model=model,
@@ -179,18 +181,28 @@ def test_the_exported_checkpoint_gives_hf_the_same_numbers_with_the_same_options
     assert scores(evaluate("hf", exported)) != pytest.approx(scores(theirs), abs=1e-6)
 
 
+def test_a_task_that_is_asked_again_puts_prompts_as_it_is_told_then(arguments) -> None:
+    given = arguments(method="none")
+    kept = KeptTasks(include_path=str(ROOT / "tasks"), include_defaults=False, metadata=given)
+    tokenizer = AutoTokenizer.from_pretrained(given["pretrained"])
+    for options in ({}, CHAT, {}):
+        results = evaluate("edited_hf", given, ["rect_counterfact"], manager=lambda **_: kept, **options)
+        asked = [one for doc in results["samples"]["rect_counterfact"] for one in doc["arguments"]]
+        assert all((INSTRUCTION in tokenizer.decode(one[2])) == bool(options) for one in asked)
+
+
 def test_harness_rect_edit_makes_the_same_edits(arguments, tmp_path: Path) -> None:
     given = arguments()
     line = ["edit", "--model", given["pretrained"], "--method", "ft", "--edits", given["edits"]]
     line += ["--hparams", given["hparams"], "--device", "cpu", "--output", str(tmp_path / "edited")]
-    line += ["--apply-chat-template", "--no-enable-thinking", "--system-instruction", INSTRUCTION]
+    line += ["--apply-chat-template", "--enable-thinking", "false", "--system-instruction", INSTRUCTION]
     assert cli.main(line) == 0
     report = json.loads((tmp_path / "edited" / "edit_report.json").read_text())
     results = evaluate("edited_hf", given | {"enable_thinking": False}, **CHAT)
     assert results["config"]["edit"]["run"] == report["run"]
 
 
-def test_a_sweep_edits_and_evaluates_in_the_chat(arguments, tmp_path: Path, monkeypatch) -> None:
+def test_a_sweep_edits_and_evaluates_in_the_chat(arguments, tmp_path: Path, monkeypatch, capsys) -> None:
     # All of lm-eval's own tasks take seconds to list.
     few = functools.partial(KeptTasks, include_defaults=False)
     monkeypatch.setattr("harness_rect.experiments.sweep.evaluate.KeptTasks", few)
@@ -215,7 +227,9 @@ def test_a_sweep_edits_and_evaluates_in_the_chat(arguments, tmp_path: Path, monk
     assert (swept["system_instruction"], swept["fewshot_as_multiturn"]) == (INSTRUCTION, True)
     assert cli.main(["sweep", str(tmp_path / "sweep.yaml")]) == 0, "the same sweep is done"
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(config | {"apply_chat_template": False}))
+    capsys.readouterr()
     assert cli.main(["sweep", str(tmp_path / "sweep.yaml")]) == 2, "results of other prompts are not taken"
+    assert "unedited/results.json: made with chat_template_sha" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------ what does not fit together

@@ -44,7 +44,7 @@ def add_chat_options(parser: argparse.ArgumentParser) -> None:
     add_option(parser, instruction.name, instruction.help, None)
     parser.add_argument(
         "--enable-thinking",
-        action=argparse.BooleanOptionalAction,
+        choices=("true", "false"),
         help="argument of chat templates that have it (Qwen 3)",
     )
 
@@ -52,7 +52,7 @@ def add_chat_options(parser: argparse.ArgumentParser) -> None:
 def template_arguments(arguments: argparse.Namespace) -> dict[str, bool]:
     """Arguments of the chat template that the options give."""
     given = arguments.enable_thinking
-    return {} if given is None else {"enable_thinking": given}
+    return {} if given is None else {"enable_thinking": given == "true"}
 
 
 def load_model(arguments: argparse.Namespace) -> tuple[Any, Any]:

@@ -166,7 +166,7 @@ def test_mend_is_trained_and_edits_in_the_chat(tmp_path: Path, caplog) -> None:
     ]
     (tmp_path / "facts.json").write_text(json.dumps(rows))
     model, facts = ["--model", str(tmp_path / "model")], str(tmp_path / "facts.json")
-    chat = ["--apply-chat-template", "--system-instruction", INSTRUCTION, "--no-enable-thinking"]
+    chat = ["--apply-chat-template", "--system-instruction", INSTRUCTION, "--enable-thinking", "false"]
     training = ["train-mend", *model, "--train", facts, "--output", str(tmp_path / "mend"), "--device", "cpu"]
     assert cli.main([*training, "--steps", "4", "--batch-size", "2", "--rank", "4", *chat]) == 0
     trained = read_description(tmp_path / "mend").training
