@@ -186,15 +186,15 @@ def test_what_is_not_there_is_named_in_one_line(asked: list[str], message: str, 
 
 
 @pytest.mark.parametrize("name", MINI)
-def test_a_small_version_runs_and_is_found_done(name: str, trained: list[str]) -> None:
+def test_a_small_version_runs(name: str, trained: list[str]) -> None:
     run_sweep(name)
     folder = Path("results") / name
-    made = results(folder)
-    assert len(made) == named.evaluations(named.read_sweep(name))
+    assert len(results(folder)) == named.evaluations(named.read_sweep(name))
     assert not trained  # rect-tiny has networks
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("results.json")}
-    run_sweep(name)
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("results.json")} == before
+    if name == MINI[0]:  # that a second run finds everything done does not depend on the sweep
+        before = {path: path.stat().st_mtime_ns for path in folder.rglob("results.json")}
+        run_sweep(name)
+        assert {path: path.stat().st_mtime_ns for path in folder.rglob("results.json")} == before
 
 
 # -------------------------------------------------------------------------------------------- MEND's networks
