@@ -24,7 +24,8 @@ test: setup
 # One other release each, in an environment that holds it alone and takes all else from the main one: the tests of
 # what depends on it, and the embedded suite, whose scores must be those of the main environment.
 test-lm-eval: RELEASE = lm-eval==0.5.0.dev1
-test-lm-eval: TESTS = tests/test_edited_hf.py tests/test_edited_hf_chat.py tests/models/test_prompt_format.py
+test-lm-eval: TESTS = tests/test_edited_hf.py tests/test_edited_hf_chat.py \
+	$(addprefix tests/evaluation/test_,task_configs.py editing_tasks.py autoregressive.py drift.py seeded_sampling.py)
 test-transformers: RELEASE = transformers==5.24.0
 test-transformers: TESTS = tests/models tests/methods/test_rome.py
 
@@ -36,7 +37,7 @@ test-lm-eval test-transformers: scores
 	$(BIN)/python -c "import sysconfig as s; print(f'import site; site.addsitedir({s.get_path(\"purelib\")!r})')" \
 		> $$(echo $(VENV)/$@/lib/python*/site-packages)/main.pth
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/$@/bin/python -m pytest -n auto --dist worksteal \
-		tests/contracts tests/evaluation $(TESTS)
+		tests/contracts $(TESTS)
 	HF_HUB_OFFLINE=1 $(VENV)/$@/bin/python $(SUITE) $(VENV)/$@/scores
 	$(BIN)/python -m tools.same_scores $(VENV)/scores $(VENV)/$@/scores
 
