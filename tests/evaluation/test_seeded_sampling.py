@@ -9,6 +9,7 @@ import torch
 from lm_eval.api.instance import Instance
 from scipy import stats
 
+from harness_rect.compat.lm_eval import SCORERS
 from harness_rect.compat.lm_eval_model import SeededSampling
 from harness_rect.model_wrappers.edited_hf import EditedHF
 
@@ -27,7 +28,12 @@ def test_tokens_are_drawn_by_their_probability_among_the_likeliest() -> None:
 
 def request(prompt: str) -> Instance:
     kwargs = {"do_sample": True, "top_k": 5, "temperature": 1.0, "until": [], "max_gen_toks": 12}
-    return Instance(request_type="generate_seeded", doc={}, arguments=(prompt, kwargs), idx=0)
+    return instance("generate_seeded", prompt, kwargs)
+
+
+def instance(kind: str, prompt: str, kwargs: dict[str, Any]) -> Instance:
+    of: dict[str, Any] = {"task_name": "any", "doc_id": 0} if SCORERS else {}
+    return Instance(request_type=kind, doc={}, arguments=(prompt, kwargs), idx=0, **of)
 
 
 PROMPTS = ["Lidia Messaem plays the", "On stage you see", "The"]
@@ -46,12 +52,7 @@ def test_a_sample_depends_on_its_prompt_alone(model: Any) -> None:
     model.batch_size_per_gpu = 1
     assert list(reversed(together)) == alone
     assert len(set(alone)) == 3
-    greedy = Instance(
-        request_type="generate_until",
-        doc={},
-        arguments=(PROMPTS[1], {"do_sample": False, "until": [], "max_gen_toks": 12}),
-        idx=0,
-    )
+    greedy = instance("generate_until", PROMPTS[1], {"do_sample": False, "until": [], "max_gen_toks": 12})
     assert model.generate_until([greedy])[0] != alone[1]
 
 
