@@ -412,12 +412,16 @@ def data_choice(metadata: Mapping[str, Any]) -> str:
     return str(embedded.of_tasks(metadata).get("data") or "hub")
 
 
-def data_folder(metadata: Mapping[str, Any]) -> Path | None:
-    """The folder that ``data`` names; None for the hub."""
-    data = data_choice(metadata)
+def folder_of(data: str) -> Path | None:
+    """The folder that a choice of data names; None for the hub."""
     if data == "hub":
         return None
     return embedded.DATA if data == "tiny" else Path(data).expanduser()
+
+
+def file_in(folder: Path | None, name: str) -> Path | None:
+    """The file of this name in a folder of data; None where it has none, and for the hub."""
+    return folder / name if folder is not None and (folder / name).is_file() else None
 
 
 def _open_hub(source: Source) -> tuple[str, Iterable[Row]]:
@@ -460,10 +464,8 @@ def documents(source: Source, data: str) -> list[Document]:
     Raises:
         UserError: the source cannot be reached or read, is empty, lacks a column, or has too few usable rows.
     """
-    if data == "hub":
-        origin, stream = _open_hub(source)
-    else:
-        origin, stream = _open_folder(source, embedded.DATA if data == "tiny" else Path(data).expanduser())
+    folder = folder_of(data)
+    origin, stream = _open_hub(source) if folder is None else _open_folder(source, folder)
     rows = list(stream)
     if not rows:
         raise UserError(f"{source.task}: {origin} is empty; expected rows with {source.wanted}")

@@ -17,7 +17,7 @@ from harness_rect import embedded
 from harness_rect.compat.lm_eval import COMPARE_IDS, SCORE_IDS, IdRequest, request_fields
 from harness_rect.errors import UserError, one_line_errors
 from harness_rect.evaluation.catalogue import TASKS
-from harness_rect.evaluation.data import data_choice
+from harness_rect.evaluation.data import data_choice, file_in, folder_of
 from harness_rect.evaluation.task import RectTask, load_tokenizer
 from harness_rect.io.rows import read_text
 from harness_rect.models.lm import TextEncoder
@@ -51,13 +51,10 @@ def segments(**metadata: Any) -> dict[str, datasets.Dataset]:
 
 
 def _file(data: str) -> Path:
-    name = TASKS["rect_drift"].file
-    if data == "hub":
-        return TEXT
-    folder = embedded.DATA if data == "tiny" else Path(data).expanduser()
-    if not folder.is_dir():
+    folder = folder_of(data)
+    if folder is not None and not folder.is_dir():
         raise UserError(f"rect_drift: data={data} is not a folder; expected hub, tiny or a folder")
-    return folder / name if (folder / name).is_file() else TEXT
+    return file_in(folder, TASKS["rect_drift"].file) or TEXT
 
 
 def _window(metadata: dict[str, Any], encoder: TextEncoder) -> int:

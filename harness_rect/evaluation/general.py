@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from harness_rect.answers import normalise
+from harness_rect.answers import mentions
 
 Doc = Mapping[str, Any]
 
@@ -82,8 +82,7 @@ def open_domain_qa(doc: Doc, results: Sequence[str]) -> dict[str, float]:
 
     An answer that normalises to nothing ("The") never matches. One example counts once at most.
     """
-    words = f" {normalise(results[0])} "
-    value = float(any(f" {answer} " in words for answer in map(normalise, doc["answers"]) if answer))
+    value = float(any(mentions(results[0], answer) for answer in doc["answers"]))
     return {"em": value, "score": value}
 
 

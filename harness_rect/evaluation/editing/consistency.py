@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from harness_rect.errors import UserError
-from harness_rect.evaluation.data import data_folder
+from harness_rect.evaluation.data import data_choice, file_in, folder_of
 from harness_rect.io.download import download
 from harness_rect.io.rows import parse_json, read_text
 
@@ -65,9 +65,9 @@ class References:
 
 
 def _find(name: str, metadata: Mapping[str, Any]) -> Path | None:
-    folder = data_folder(metadata)
+    folder = folder_of(data_choice(metadata))
     if folder is not None:
-        return folder / name if (folder / name).is_file() else None
+        return file_in(folder, name)
     try:
         return download(URL + name)
     except UserError as error:

@@ -38,15 +38,12 @@ class CounterfactTask(EditingTask):
         }
 
     def questions(self, doc: dict[str, Any]) -> list[Question]:
-        asked = [
-            (prompt, target)
+        return [
+            self.continuation(prompt, target)
             for comparisons in self._groups(doc).values()
             for prompt, *targets in comparisons
             for target in targets
         ]
-        # lm-eval fails on a document without requests; where nothing is compared, this answer is not read.
-        asked = asked or [(doc["prompt"], doc["target_new"])]
-        return [self.continuation(prompt, target) for prompt, target in asked]
 
     def scores(self, doc: dict[str, Any], answers: Sequence[tuple[float, bool]]) -> dict[str, Any]:
         log_likelihoods = iter(answers)

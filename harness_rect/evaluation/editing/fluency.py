@@ -41,9 +41,7 @@ class FluencyTask(EditingTask):
             self._references = References.find(self.config.metadata or {})
 
     def questions(self, doc: dict[str, Any]) -> list[Question]:
-        asked: list[Question] = [Generation(prompt, sampled=True) for prompt in doc["generation_prompts"]]
-        # lm-eval fails on a document without requests; where there is no prompt, this answer is not read.
-        return asked or [self.continuation(doc["prompt"], doc["target_new"])]
+        return [Generation(prompt, sampled=True) for prompt in doc["generation_prompts"]]
 
     def scores(self, doc: dict[str, Any], answers: Sequence[Any]) -> dict[str, Any]:
         if not doc["generation_prompts"]:

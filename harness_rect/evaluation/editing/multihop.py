@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from harness_rect.answers import same_answer
 from harness_rect.errors import one_line_errors
-from harness_rect.evaluation.data import data_folder
+from harness_rect.evaluation.data import data_choice, file_in, folder_of
 from harness_rect.evaluation.editing.task import EditingTask, Generation, Question
 from harness_rect.io.rows import read_text
 
@@ -33,15 +33,16 @@ class MultihopTask(EditingTask):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
         with one_line_errors():
-            self._shots = read_text(_shots_file(self.config.metadata or {})).strip()
+            given = file_in(folder_of(data_choice(self.config.metadata or {})), SHOTS)
+            self._shots = read_text(given or Path(__file__).with_name(SHOTS)).strip()
 
     def _after_shots(self, question: str) -> Generation:
         return Generation(f"{self._shots}\nQ: {question} A:")
 
     def questions(self, doc: dict[str, Any]) -> list[Question]:
         asked = doc["multi_hop"]
-        if asked is None:  # lm-eval fails on a document without requests; this answer is not read
-            return [self.continuation(doc["prompt"], doc["target_new"])]
+        if asked is None:
+            return []
         single = [hop["prompt"] for hop in asked["hops"]]
         return [self._after_shots(question) for question in [*asked["questions"], *single]]
 
@@ -59,10 +60,3 @@ class MultihopTask(EditingTask):
 
 def _right(said: str, hop: dict[str, Any]) -> bool:
     return any(same_answer(said, form) for forms in hop["answers"] for form in forms)
-
-
-def _shots_file(metadata: dict[str, Any]) -> Path:
-    folder = data_folder(metadata)
-    if folder is not None and (folder / SHOTS).is_file():
-        return folder / SHOTS
-    return Path(__file__).with_name(SHOTS)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from harness_rect.answers import begins_with
+from harness_rect.evaluation.catalogue import TASKS
 from harness_rect.evaluation.editing.task import EditingTask, Generation, Question
 
 #: The criteria whose mean is an edit's portability.
@@ -26,11 +27,9 @@ class PortabilityTask(EditingTask):
     """
 
     fields: ClassVar = ["id", "subject", "prompt", "target_new", "consequences"]
-    needs: ClassVar = {
-        name + ending: _NEEDS for name in ("portability", *CRITERIA) for ending in ("", GENERATED)
-    }
+    needs: ClassVar = dict.fromkeys((metric.name for metric in TASKS["rect_portability"].metrics), _NEEDS)
 
-    def _asked(self, doc: dict[str, Any]) -> Iterator[tuple[str, str, list[list[str]]]]:
+    def _prompts(self, doc: dict[str, Any]) -> Iterator[tuple[str, str, list[list[str]]]]:
         """(criterion, prompt, accepted forms of each answer) of every prompt that this task knows."""
         for test in doc["consequences"]:
             if test["criterion"] in CRITERIA:
@@ -39,21 +38,17 @@ class PortabilityTask(EditingTask):
 
     def questions(self, doc: dict[str, Any]) -> list[Question]:
         asked: list[Question] = []
-        for _, prompt, answers in self._asked(doc):
+        for _, prompt, answers in self._prompts(doc):
             for forms in answers:
                 asked += self.tokens(prompt, forms[0])
             asked.append(Generation(prompt))
-        # lm-eval fails on a document without requests; where nothing follows from the edit, this is not read.
-        return asked or [self.continuation(doc["prompt"], doc["target_new"])]
+        return asked
 
     def scores(self, doc: dict[str, Any], answers: Sequence[Any]) -> dict[str, Any]:
         given = iter(answers)
         values: dict[str, list[float]] = {}
-        for criterion, prompt, accepted in self._asked(doc):
-            shares = []
-            for forms in accepted:
-                n = len(self.continuation(prompt, forms[0]).ids)
-                shares.append(sum(next(given)[1] for _ in range(n)) / n)
+        for criterion, prompt, accepted in self._prompts(doc):
+            shares = [self.share_right(prompt, forms[0], given) for forms in accepted]
             values.setdefault(criterion, []).append(sum(shares) / len(shares))
             said = next(given)
             found = any(begins_with(said, form) for forms in accepted for form in forms)

@@ -6,16 +6,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from harness_rect.answers import mentions
+from harness_rect.evaluation.catalogue import TASKS
 from harness_rect.evaluation.editing.task import EditingTask, Generation, Question
 
-CRITERIA = (
-    "logical_generalization",
-    "compositionality_i",
-    "compositionality_ii",
-    "subject_aliasing",
-    "relation_specificity",
-    "forgetfulness",
-)
+#: The headline is their mean.
+CRITERIA = tuple(metric.name for metric in TASKS["rect_ripple"].metrics[1:])
 
 
 class RippleTask(EditingTask):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import abc
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -110,7 +110,7 @@ class EditingTask(RectTask):
 
     @abc.abstractmethod
     def questions(self, doc: dict[str, Any]) -> Sequence[Question]:
-        """What is asked about one edit; at least one question."""
+        """What is asked about one edit; nothing, where it lacks what all metrics need."""
 
     @abc.abstractmethod
     def scores(self, doc: dict[str, Any], answers: Sequence[Any]) -> dict[str, Any]:
@@ -133,6 +133,11 @@ class EditingTask(RectTask):
             Continuation(prompt, target, whole.context + whole.ids[:i], [token])
             for i, token in enumerate(whole.ids)
         ]
+
+    def share_right(self, prompt: str, target: str, answers: Iterator[tuple[float, bool]]) -> float:
+        """The share of the target's tokens that are the argmax, from the next answers: to :meth:`tokens`."""
+        n = len(self.continuation(prompt, target).ids)
+        return sum(next(answers)[1] for _ in range(n)) / n
 
     def ended(self, answer: str) -> bool:
         """Whether a generated answer ended by itself, not at the limit of tokens.
@@ -170,7 +175,7 @@ class EditingTask(RectTask):
             every = self.doc_iterator(
                 rank=0, world_size=1, limit=kwargs.get("limit"), samples=kwargs.get("samples")
             )
-            self._types = {_type(asked): asked for _, doc in every for asked in self.questions(doc)}
+            self._types = {_type(asked): asked for _, doc in every for asked in self._asked(doc)}
         super().build_all_requests(**kwargs)
         self._instances.sort(key=lambda request: request.request_type)
 
@@ -190,11 +195,15 @@ class EditingTask(RectTask):
 
     def construct_requests(self, doc: dict[str, Any], ctx: Any, **kwargs: Any) -> list[Instance]:
         fields = request_fields(self, kwargs)
-        questions = list(self.questions(doc))
+        questions = self._asked(doc)
         present = {_type(asked) for asked in questions}
         questions += [asked for kind, asked in self._types.items() if kind not in present]
         # lm-eval sorts answers by idx
         return [self._request(asked, doc=doc, idx=i, **fields) for i, asked in enumerate(questions)]
+
+    def _asked(self, doc: dict[str, Any]) -> list[Question]:
+        # lm-eval fails on a document without requests; the answer to this one is not read.
+        return list(self.questions(doc)) or [self.continuation(doc["prompt"], doc["target_new"])]
 
     def _request(self, asked: Question, **fields: Any) -> Instance:
         if isinstance(asked, Continuation):

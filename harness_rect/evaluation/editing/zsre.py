@@ -34,13 +34,10 @@ class ZsreTask(EditingTask):
         ]
 
     def scores(self, doc: dict[str, Any], answers: Sequence[tuple[float, bool]]) -> dict[str, Any]:
-        correct = iter(answers)
+        given = iter(answers)
         scores = {}
         for metric, pairs in self._groups(doc).items():
-            shares = []
-            for prompt, target in pairs:
-                n = len(self.continuation(prompt, target).ids)
-                shares.append(sum(next(correct)[1] for _ in range(n)) / n)
+            shares = [self.share_right(prompt, target, given) for prompt, target in pairs]
             if shares:
                 scores[metric] = sum(shares) / len(shares)
         return scores
