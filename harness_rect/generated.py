@@ -16,9 +16,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from harness_rect.answers import MAX_NEW_TOKENS, STOPS, cut, same_answer
 from harness_rect.edits import Edit
 from harness_rect.errors import UserError
+from harness_rect.measure import longest_first
 from harness_rect.models import EditableLM
-
-BATCH_SEQUENCES = 32
 
 #: Edit id -> what the unedited model generates at each of the edit's locality prompts.
 Answers = dict[str, list[str]]
@@ -48,10 +47,8 @@ def generate(lm: EditableLM, prompts: Sequence[str]) -> list[str]:
     if room < 1:
         raise UserError(f"measure=generated needs a model that reads more than {MAX_NEW_TOKENS} tokens")
     ids = [lm.encoder.ids(prompt)[-room:] for prompt in prompts]
-    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     answers: dict[int, str] = {}
-    for first in range(0, len(order), BATCH_SEQUENCES):
-        chunk = order[first : first + BATCH_SEQUENCES]
+    for chunk in longest_first([len(row) for row in ids]):
         answers |= zip(chunk, _batch(lm, [ids[i] for i in chunk]), strict=True)
     return [answers[i] for i in range(len(ids))]
 

@@ -8,7 +8,7 @@ ROME's zsRE metric does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import exp
 
@@ -43,13 +43,18 @@ def _share(tokens: Sequence[int], others: Sequence[int]) -> float:
     return sum(a == b for a, b in zip(tokens, others, strict=True)) / len(others)
 
 
+def longest_first(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Batches of indices, at most BATCH_SEQUENCES each, those of the greatest lengths first."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    for first in range(0, len(order), BATCH_SEQUENCES):
+        yield order[first : first + BATCH_SEQUENCES]
+
+
 @torch.no_grad()
 def teacher_force(lm: EditableLM, pairs: Sequence[Pair]) -> list[Forced]:
     """Run (prompt ids, target ids) pairs, longest first in batches; results in the order given."""
-    order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
     results: dict[int, Forced] = {}
-    for first in range(0, len(order), BATCH_SEQUENCES):
-        chunk = order[first : first + BATCH_SEQUENCES]
+    for chunk in longest_first([len(prompt) + len(target) for prompt, target in pairs]):
         batch = lm.batch([pairs[i][0] + pairs[i][1][:-1] for i in chunk])
         lengths = [len(pairs[i][1]) for i in chunk]
         rows = torch.arange(len(chunk)).repeat_interleave(torch.tensor(lengths))

@@ -12,7 +12,7 @@ from lm_eval.tasks import TaskManager
 from support.taught_models import EDITS, HPARAMS, teach
 
 import harness_rect._autoload  # noqa: F401  registers edited_hf
-from harness_rect import generated
+from harness_rect import generated, measure
 from harness_rect.answers import cut
 from harness_rect.config import EditConfig
 from harness_rect.edits import Edit, load_edits
@@ -62,7 +62,7 @@ def alone(lm: EditableLM, prompt: str) -> str:
 def test_answers_are_those_of_each_prompt_alone(
     taught, facts, monkeypatch: pytest.MonkeyPatch, family: str, size: int
 ) -> None:
-    monkeypatch.setattr(generated, "BATCH_SEQUENCES", size)
+    monkeypatch.setattr(measure, "BATCH_SEQUENCES", size)
     prompts = [prompt for edit in facts for prompt in prompts_of(edit)]
     lm = taught[family]
     found = generated.generate(lm, prompts)
