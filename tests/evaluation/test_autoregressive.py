@@ -126,7 +126,7 @@ def test_a_judge_grades_the_same_answers(
     # The server finds an answer correct that contains the target: of Anka's two rephrased prompts one.
     expected = {"judge_reliability": 1 / 3, "judge_generalization": 1 / 2, "judge_generalization_rows": 1}
     assert metrics(results, TASK) == pytest.approx(EXPECTED | expected)
-    assert len(asked) == len(set(asked)) == 5  # scores are computed twice, grades once
+    assert len(asked) == len(set(asked)) == 5
     assert "Expected answer: flute\nAnswer: \n" in asked[3]
 
 
@@ -143,6 +143,7 @@ def test_a_judge_that_falls_silent_leaves_its_metrics_out(
     with judge_server(reply) as server:
         given = {"judge": server.url, "judge_model": "grader"}
         results = evaluate(ComparingTableLM(TABLE), TASK, edits, **given)
+        assert len(server.requests) == 1 + 5  # the trial, and each answer once
     assert metrics(results, TASK) == pytest.approx(EXPECTED)
     assert "no grade for 'Uncle Osk plays the': answered with status 500" in caplog.text
     assert "judge_reliability: 3 of 3 edits lack a grade and are left out" in caplog.text

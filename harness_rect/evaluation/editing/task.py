@@ -102,6 +102,8 @@ class EditingTask(RectTask):
             self.encoder = load_tokenizer(self.config.metadata or {})
         #: metrics that some of the evaluated documents have and some lack
         self._partial: set[str] = set()
+        #: id of an edit -> its scores
+        self._scores: dict[str, dict[str, Any]] = {}
         self._processes = 1
         self._types: dict[str, Question] = {}
         self._continuations: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
@@ -223,15 +225,19 @@ class EditingTask(RectTask):
     # -- scores ---------------------------------------------------------------------------------------
 
     def apply_filters(self) -> None:
-        """Once all answers are there, count the edits that have each metric, in all processes."""
+        """Once all answers are there, score the edits; count those that have a metric, in all processes."""
         super().apply_filters()
         by_document: dict[int, list[Instance]] = {}
         for request in sorted(self._instances, key=lambda request: request.idx):
             by_document.setdefault(request.doc_id, []).append(request)
-        found = [self._scores(of[0].doc, [one.resps[0] for one in of]) for of in by_document.values()]
-        mine = Counter(metric for scores in found for metric in scores)
+        self._scores = {}
+        for requests in by_document.values():
+            doc = requests[0].doc
+            answers = [request.resps[0] for request in requests[: len(self.questions(doc))]]
+            self._scores[doc["id"]] = self.scores(doc, answers)
+        mine = Counter(metric for scores in self._scores.values() for metric in scores)
         counts: Counter[str] = sum(of_all_processes(mine, self._processes), Counter())
-        total = sum(of_all_processes(len(found), self._processes))
+        total = sum(of_all_processes(len(self._scores), self._processes))
         self._partial = {metric for metric, have in counts.items() if have < total}
         self._warn(counts, total)
 
@@ -259,11 +265,8 @@ class EditingTask(RectTask):
                 " or ".join(needed),
             )
 
-    def _scores(self, doc: dict[str, Any], answers: Sequence[Any]) -> dict[str, Any]:
-        return self.scores(doc, answers[: len(self.questions(doc))])
-
     def process_results(self, doc: dict[str, Any], results: Sequence[Any]) -> dict[str, Any]:
-        scores = self._scores(doc, results)
+        scores = self._scores[doc["id"]]
         # None, not absent: lm-eval gathers from every process the metrics that the first process has.
         partial: dict[str, Any] = dict.fromkeys(self._partial)
         return partial | scores | {f"{metric}_rows": float(metric in scores) for metric in self._partial}
