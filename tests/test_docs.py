@@ -125,6 +125,14 @@ def test_the_generated_tables_are_up_to_date():
     assert options_for_help() == cli.HELP.read_text(encoding="utf-8"), "run python -m tools.docs_tables"
 
 
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_every_metric_is_defined(task: Task) -> None:
+    sections = re.split(r"^## ", (DOCS / "metrics.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text = "".join(section for section in sections if f"`{task.name}`" in section)
+    names = {metric.name.removesuffix("_gen") for metric in task.metrics}
+    assert {name for name in names if f"`{name}`" not in text} == set()
+
+
 def test_every_key_of_a_sweep_is_described():
     text = (DOCS / "sweep.md").read_text(encoding="utf-8")
     described = {
