@@ -13,6 +13,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from support.table_lm import TableLM, evaluate, metrics
 
 from harness_rect import embedded
 from harness_rect.answers import begins_with, mentions, normalise
@@ -172,6 +173,19 @@ def test_tests_whose_conditions_the_unedited_model_fails_do_not_count(tmp_path: 
     assert answered(task, doc, said, {"c1": " x!", "c2": " y"})["subject_aliasing"] == 0.5
     # A model class that does not know the unedited model has only what needs no condition.
     assert answered(task, doc, said) == {"forgetfulness": 0.0, "ripple": [None] * 5 + [0.0]}
+
+
+def test_a_warning_says_what_needs_the_unedited_model(tmp_path: Path, caplog) -> None:
+    conditional = {
+        "criterion": "forgetfulness",
+        "test_queries": [{"prompt": "q", "answers": ["A"]}],
+        "condition_queries": [{"prompt": "c", "answers": ["B"]}],
+    }
+    row = {"prompt": "{} is in", "subject": "Ada", "target_new": "Rome", "consequences": [conditional]}
+    (tmp_path / "edits.json").write_text(json.dumps([row]))
+    results = evaluate(TableLM({"Ada is in": " Rome", "q": " A"}), "rect_ripple", tmp_path / "edits.json")
+    assert metrics(results, "rect_ripple") == {}
+    assert "rect_ripple: tests with conditions need the unedited model" in caplog.text
 
 
 def test_an_edit_that_the_model_does_not_state_does_not_count(tmp_path: Path) -> None:

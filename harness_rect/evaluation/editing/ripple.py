@@ -25,6 +25,7 @@ class RippleTask(EditingTask):
 
     fields: ClassVar = ["id", "subject", "prompt", "target_new", "consequences"]
     needs: ClassVar = dict.fromkeys(("ripple", *CRITERIA), ("a test that counts",))
+    of_unedited: ClassVar = ("tests with conditions",)
 
     def questions(self, doc: dict[str, Any]) -> list[Question]:
         asked: list[Question] = [Generation(doc["prompt"])]

@@ -89,7 +89,7 @@ class EditingTask(RectTask):
     Attributes:
         fields: what a document has, of :func:`~harness_rect.evaluation.editing.documents.documents`.
         needs: metric -> the fields without which an edit does not have it; for the warning.
-        of_unedited: metrics that need what the unedited model says; for the warning.
+        of_unedited: metrics, or other things, that need what the unedited model says; for the warning.
     """
 
     fields: ClassVar[list[str]]
@@ -248,7 +248,7 @@ class EditingTask(RectTask):
             log.warning(
                 "%s: %s need the unedited model, which this model class does not have, and are left out",
                 self.config.task,
-                ", ".join(name for name in names if name in self.of_unedited),
+                ", ".join(self.of_unedited),
             )
         alike: dict[tuple[int, tuple[str, ...]], list[str]] = {}
         for metric in names:
