@@ -74,7 +74,7 @@ class Judge:
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(max_retries=retry))
         try:
-            correct = self.grade("What is the capital of France?", "Paris", "Paris")
+            correct = read_grade(self.reply("What is the capital of France?", "Paris", "Paris"))
         except requests.RequestException as error:
             raise UserError(f"judge={url}: {_reason(error)}") from None
         if not correct:
@@ -97,16 +97,16 @@ class Judge:
             )
         return cls(str(url), str(model)) if url else None
 
-    def grade_or_none(self, question: str, expected: str, answer: str) -> bool | None:
-        """:meth:`grade`; None, with a warning, where the endpoint gives no reply."""
+    def reply_or_none(self, question: str, expected: str, answer: str) -> str | None:
+        """:meth:`reply`; None, with a warning, where the endpoint gives none."""
         try:
-            return self.grade(question, expected, answer)
+            return self.reply(question, expected, answer)
         except requests.RequestException as error:
             log.warning("judge=%s: no grade for %r: %s", self.url, question, _reason(error))
             return None
 
-    def grade(self, question: str, expected: str, answer: str) -> bool | None:
-        """Whether an answer is correct; None where the reply cannot be read as a grade.
+    def reply(self, question: str, expected: str, answer: str) -> str:
+        """What the model says of an answer, for :func:`read_grade`.
 
         Raises:
             requests.RequestException: the endpoint gave no reply.
@@ -123,7 +123,7 @@ class Judge:
             reply = self._ask(body)
             with closing(self._open()) as kept, kept:
                 kept.execute("INSERT OR REPLACE INTO grades VALUES (?, ?)", (key, reply))
-        return read_grade(reply)
+        return reply
 
     def _ask(self, body: dict[str, Any]) -> str:
         token = os.environ.get(KEY)

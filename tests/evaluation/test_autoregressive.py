@@ -127,6 +127,10 @@ def test_a_judge_grades_the_same_answers(
     expected = {"judge_reliability": 1 / 3, "judge_generalization": 1 / 2, "judge_generalization_rows": 1}
     assert metrics(results, TASK) == pytest.approx(EXPECTED | expected)
     assert len(asked) == len(set(asked)) == 5
+    assert results is not None
+    [anka] = [one for one in results["samples"][TASK] if one["doc_id"] == 0]
+    judged = ["judge: INCORRECT"], ["judge: INCORRECT"], ["judge: CORRECT"]
+    assert [of[1:] for of in anka["resps"]] == [*judged, [], []]
     assert "Expected answer: flute\nAnswer: \n" in asked[3]
 
 

@@ -17,17 +17,19 @@ from harness_rect.evaluation.judge import Judge, read_grade
 def test_an_answer_is_sent_once_with_question_and_expected_answer(tmp_path: Path) -> None:
     with judge_server() as server:
         judge = Judge(server.url + "/", "grader", tmp_path)
-        assert judge.grade("Who wrote {it}?", "Ann", "It was Ann") is True
-        assert judge.grade("Who wrote {it}?", "Ann", "It was Bob") is False
+        assert read_grade(judge.reply("Who wrote {it}?", "Ann", "It was Ann")) is True
+        assert read_grade(judge.reply("Who wrote {it}?", "Ann", "It was Bob")) is False
         asked = len(server.requests)
-        assert Judge(server.url, "grader", tmp_path).grade("Who wrote {it}?", "Ann", "It was Ann") is True
+        again = Judge(server.url, "grader", tmp_path)
+        assert read_grade(again.reply("Who wrote {it}?", "Ann", "It was Ann")) is True
         assert len(server.requests) == asked == 3  # the trial, and two answers
         sent = server.requests[1]
         assert (sent["model"], sent["temperature"]) == ("grader", 0)
         for text in ("Question: Who wrote {it}?", "Expected answer: Ann", "Answer: It was Ann"):
             assert text in sent["messages"][0]["content"]
         # Another model has grades of its own.
-        assert Judge(server.url, "other", tmp_path).grade("Who wrote {it}?", "Ann", "It was Ann") is True
+        other = Judge(server.url, "other", tmp_path)
+        assert read_grade(other.reply("Who wrote {it}?", "Ann", "It was Ann")) is True
         assert len(server.requests) == asked + 2
 
 

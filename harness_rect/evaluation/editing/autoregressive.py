@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from harness_rect.answers import same_answer
 from harness_rect.errors import UserError, did_you_mean, one_line_errors
 from harness_rect.evaluation.editing.task import EditingTask, Generation, Question
-from harness_rect.evaluation.judge import Judge
+from harness_rect.evaluation.judge import Judge, read_grade
 
 #: ``prompt_context`` in the metadata -> what the prompt is put into.
 CONTEXTS = {"bare": "{}", "qa": "Please answer the question:\n\nQ: {}\nA:"}
@@ -47,6 +47,8 @@ class AutoregressiveTask(EditingTask):
             if context not in CONTEXTS:
                 raise UserError(f"prompt_context={context}: {did_you_mean(str(context), CONTEXTS)}")
         self._before, self._after = CONTEXTS[context].split("{}")
+        #: id of an edit -> the judge's replies about its first answers
+        self._replies: dict[str, list[str | None]] = {}
 
     def _in_context(self, prompt: str) -> str:
         return f"{self._before}{prompt}{self._after}"
@@ -68,10 +70,20 @@ class AutoregressiveTask(EditingTask):
         values["stopped"] = [float(self.ended(answer)) for answer in generated]
         if self._judge is not None:
             asked = (doc["prompt"], *doc["paraphrases"])
-            grades = [
-                self._judge.grade_or_none(prompt, doc["target_new"], answer)
+            replies = [
+                self._judge.reply_or_none(prompt, doc["target_new"], answer)
                 for prompt, answer in zip(asked, answers, strict=False)
             ]
+            self._replies[doc["id"]] = replies
+            grades = [None if reply is None else read_grade(reply) for reply in replies]
             for name, given in (("reliability", grades[:1]), ("generalization", grades[1:])):
                 values[JUDGED + name] = [float(grade) for grade in given if grade is not None]
         return {metric: sum(of) / len(of) for metric, of in values.items() if of}
+
+    def apply_filters(self) -> None:
+        """Also write the judge's replies into the samples, behind the answers that they are about."""
+        super().apply_filters()
+        for request in self._instances:
+            replies = self._replies.get(request.doc["id"], [])
+            if request.idx < len(replies) and replies[request.idx] is not None:
+                request.resps.append(f"judge: {replies[request.idx]}")
