@@ -1,11 +1,14 @@
-"""The measurements that docs/methods.md and docs/rect_on_rect_tiny.md show, from the results of two sweeps:
+"""The measurements that three documents show, from the results of sweeps:
 
     python -m tools.sweep_tables methods [FOLDER]            # of results/methods.yaml, default .methods
     python -m tools.sweep_tables rect [FOLDER] [--csv FILE]  # of results/rect-experiment.yaml
+    python -m tools.sweep_tables controls [FOLDER]           # of results/controls/*.yaml, default .controls
 
 `methods`: one row for each method, in the sweep's order. `rect`: for every setting of ROME (layer, second
 moments) and every regularizer the mean over orders and, order by order, the difference from plain ROME with
-the same setting, each with half the width of its 95% interval of Student's t over the orders.
+the same setting, each with half the width of its 95% interval of Student's t over the orders. `controls`:
+writes results/controls/NAME.csv of every finished sweep, and from all such files, those of single edits
+included (python -m tools.single_edits), the tables of docs/controls.md and results/controls/tables.md.
 """
 
 from __future__ import annotations
@@ -16,14 +19,13 @@ import json
 import math
 from collections import defaultdict
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
-
-from scipy import stats
 
 from harness_rect.evaluation.catalogue import EDITING_METRICS, GENERAL
 from harness_rect.experiments import results
 from harness_rect.session.report import EditReport, When
+from tools import controls
+from tools.controls import interval
 from tools.docs_tables import markdown
 
 TIMES: dict[When, str] = {"after": "right after", "end": "at the end"}
@@ -87,19 +89,12 @@ def over_orders(found: list[tuple[Row, float, EditReport]]) -> list[Row]:
         plain = scores[method, "none", edits]
         row: Row = {"method": method, "regularizer": kept, "edits": edits, "orders": len(orders)}
         for metric in next(iter(orders.values())):
-            row[metric], row[f"{metric} +-"] = _interval([values[metric] for values in orders.values()])
+            row[metric], row[f"{metric} +-"] = interval([values[metric] for values in orders.values()])
             if kept != "none":
                 changes = [orders[o][metric] - plain[o][metric] for o in sorted(orders.keys() & plain.keys())]
-                row[f"{metric} change"], row[f"{metric} change +-"] = _interval(changes)
+                row[f"{metric} change"], row[f"{metric} change +-"] = interval(changes)
         rows.append(row)
     return rows
-
-
-def _interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95% interval."""
-    if len(values) < 2:
-        return fmean(values), math.nan
-    return fmean(values), stats.t.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
 
 
 #: Columns of the page -> columns of the rows.
@@ -132,12 +127,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sweep", choices=("methods", "rect"))
+    parser.add_argument("sweep", choices=("methods", "rect", "controls"))
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--csv", type=Path, help="write every number of `rect` here")
     arguments = parser.parse_args()
-    default = {"methods": ".methods", "rect": ".rect-experiment"}[arguments.sweep]
-    unedited, found = read(arguments.folder or Path(default))
+    default = {"methods": ".methods", "rect": ".rect-experiment", "controls": ".controls"}
+    folder = arguments.folder or Path(default[arguments.sweep])
+    if arguments.sweep == "controls":
+        for note in controls.collect(folder):
+            print(f"left as it is: {note}")
+        for path in controls.write_documents():
+            print(path)
+        return
+    unedited, found = read(folder)
     print(f"Unedited, the mean of the eight is {unedited:.3f}.\n")
     if arguments.sweep == "methods":
         print(methods(found))

@@ -1,4 +1,4 @@
-"""``harness-rect compare``: evaluations side by side."""
+"""``harness-rect compare``: evaluations side by side, or the frontiers of a sweep."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ FORMATS = {".json": "json", ".csv": "csv", ".md": "markdown"}
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("base", metavar="BASE", help="a results file of lm-eval, or a folder with one")
-    parser.add_argument("others", metavar="OTHER", nargs="+", help="results to compare with it, likewise")
+    parser.add_argument(
+        "others",
+        metavar="OTHER",
+        nargs="*",
+        help="results to compare with it, likewise; without any, BASE is the folder of a sweep, and its"
+        " regularizers are compared at equal reliability, in one line for each model and method",
+    )
     parser.add_argument("--tasks", help="only these tasks and groups, comma-separated (default: all)")
     parser.add_argument(
         "--all-metrics", action="store_true", help="every metric, not only the headline of each task"
@@ -49,6 +55,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print or write the comparison; 1 if a row fell short of its gate, else 0."""
+    if not arguments.others:
+        return _frontiers(arguments)
     gates = [Gate.parse(text) for text in arguments.min_retention]
     output: Path | None = arguments.output
     if output is not None and output.is_dir():
@@ -86,6 +94,28 @@ def run(arguments: argparse.Namespace) -> int:
         for row in table.failed:
             print(f"  {short(row)}", file=sys.stderr)
     return 1 if table.failed else 0
+
+
+def _frontiers(arguments: argparse.Namespace) -> int:
+    """Print a line for each model and method of a folder of results."""
+    for name in ("tasks", "all_metrics", "min_retention", "allow_differences", "format", "output"):
+        if getattr(arguments, name):
+            option = name.replace("_", "-")
+            raise UserError(f"--{option}: needs results to compare with {arguments.base}; name them after it")
+    from harness_rect.experiments.report import frontiers  # imports matplotlib
+    from harness_rect.experiments.report.reading import read_study
+
+    study = read_study(arguments.base)
+    for note in study.notes:
+        log.warning("%s", note)
+    lines = [line for setting in study.settings if (line := frontiers.line(study, setting))]
+    if not lines:
+        raise UserError(
+            f"{arguments.base}: nothing to compare; name other results after it, or give the folder of a"
+            " sweep with a regularizer at two strengths (keep) or more, and with none, along the same edits"
+        )
+    print("\n".join(lines))
+    return 0
 
 
 def _load(argument: str) -> results.Results:

@@ -1,48 +1,70 @@
 """What regularizers leave of single updates: what a mask does that a scale does not.
 
 ``rows(session, regularizers)`` tries regularizers on the updates that a method proposes for the unedited
-model, and describes each result by :func:`what_is_left`.
+model, measures the edits, and describes each result by :func:`what_is_left`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from harness_rect.measure import averages, measure, measure_baseline, probes
 from harness_rect.precision import in_double
 from harness_rect.regularizers import Regularizer, WeightState
 from harness_rect.session import EditSession
+from harness_rect.session.weights import EditedWeights
 
 Row = dict[str, Any]
 
 
-def rows(session: EditSession, regularizers: Sequence[Regularizer]) -> list[Row]:
-    """One row for each batch of ``edit_batch_size`` edits of a session, edited weight and regularizer.
+def rows(
+    session: EditSession,
+    regularizers: Sequence[Regularizer],
+    on_batch: Callable[[int], None] | None = None,
+) -> list[Row]:
+    """One row for each batch of ``edit_batch_size`` edits of a session, regularizer and edited weight.
 
-    Each batch is proposed for the model as it is, which stays as it is, and trimmed as the first of a stream.
-    With a batch size of 1 these are single edits.
+    Each batch is proposed for the unedited model, trimmed as the first of a stream, applied, measured, and
+    taken back. With a batch size of 1 these are single edits.
+
+    Args:
+        on_batch: called with the number of edits done after each batch.
 
     Columns: batch (1 is the first), edits (ids, joined by commas), weight, regularizer, the regularizer's
-    settings, update_norm (|dW|), and those of :func:`what_is_left`.
+    settings, the metrics of :func:`~harness_rect.measure.measure` averaged over the batch (the same in the
+    rows of all its weights), update_norm (|dW|), and those of :func:`what_is_left`.
     """
     lm, size, found = session.lm, session.config.edit_batch_size, []
+    probed = {edit.id: probes(lm, edit) for edit in session.edits}
+    baseline = measure_baseline(lm, probed)
     for start in range(0, len(session.edits), size):
         edits = session.edits[start : start + size]
-        place = {"batch": start // size + 1, "edits": ",".join(edit.id for edit in edits)}
-        for name, update in session.propose(edits).updates.items():
-            original = lm.weight(name).detach()
-            weight = original.float()
-            proposed = update.dense().to(weight)
-            for regularizer in regularizers:
+        ids = [edit.id for edit in edits]
+        place = {"batch": start // size + 1, "edits": ",".join(ids)}
+        updates = session.propose(edits).updates
+        for regularizer in regularizers:
+            edited = EditedWeights(lm, list(updates))
+            edited.start()
+            here = []
+            for name, update in updates.items():
+                original, weight = edited.originals[name], edited.masters[name].clone()
+                proposed = update.dense().to(weight)
                 generator = torch.Generator().manual_seed(session.config.edit_seed + start)
                 state = WeightState({}, generator, lm.is_transposed(name))
                 trimmed = regularizer.trim(update, weight, original, state).dense().to(weight)
                 how = {"weight": name, "regularizer": regularizer.name} | regularizer.model_dump()
                 norm = {"update_norm": float(proposed.norm())}
-                found.append(place | how | norm | what_is_left(proposed, trimmed, weight))
+                here.append(how | norm | what_is_left(proposed, trimmed, weight))
+                edited.add(name, trimmed)
+            measured = averages(list(measure(lm, probed, baseline, ids).values()))
+            edited.revert()
+            found += [place | row | measured for row in here]
+        if on_batch is not None:
+            on_batch(start + len(edits))
     return found
 
 

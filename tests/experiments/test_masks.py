@@ -91,7 +91,12 @@ def test_the_rows_are_what_a_session_applies_to_the_unedited_model(method, batch
     assert [row["edits"] for row in rows] == [",".join(ids) for ids in batches for _ in regularizers]
     assert [row["regularizer"] for row in rows[:2]] == ["none", "rect"] and rows[1]["keep"] == 0.3
     assert all(row["norm_kept"] == row["kept"] == 1 for row in rows[::2])
-    [(weight, applied)] = session(regularizer="rect", keep=0.3).run()["steps"][0]["weights"].items()
+    report = session(regularizer="rect", keep=0.3).run()
+    [(weight, applied)] = report["steps"][0]["weights"].items()
+    after = [edit["after"] for edit in report["edits"][:batch]]
+    for metric in ("reliability", "target_probability"):
+        assert rows[1][metric] == pytest.approx(sum(each[metric] for each in after) / batch)
+    assert rows[0]["target_probability"] != rows[1]["target_probability"]
     assert rows[1]["weight"] == weight
     assert rows[1]["update_norm"] == pytest.approx(applied["update_norm"])
     assert rows[1]["norm_kept"] == pytest.approx(applied["applied_norm"] / applied["update_norm"])

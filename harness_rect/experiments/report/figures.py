@@ -87,7 +87,7 @@ def _edits(last: Mapping[Series, int]) -> str:
     )
 
 
-def _spread_words(points: Iterable[Estimate]) -> str:
+def spread_words(points: Iterable[Estimate]) -> str:
     """The meaning of the bands and error bars of a figure, for its caption."""
     words = {
         "streams": "95% t-intervals over the streams of edits",
@@ -109,7 +109,7 @@ def _spread_words(points: Iterable[Estimate]) -> str:
 # ------------------------------------------------------------------------------------------------- marks
 
 
-def _point(axes: Axes, x: float, y: float, look: Look, size: float) -> None:
+def drawn_point(axes: Axes, x: float, y: float, look: Look, size: float) -> None:
     axes.plot([x], [y], color=look.color, marker=look.marker, ls="", ms=size, mec=PAPER, mew=0.6)
 
 
@@ -164,7 +164,7 @@ def curves(study: Study, name: str, title: str, lines: Mapping[Series, tuple[str
             drawn += [point for _, point in curve]
     header = ("task", "series", "edits", "score", "metric")
     return FigureSpec(
-        name, title, _spread_words(drawn), panels, list(lines.values()), header=header, rows=rows
+        name, title, spread_words(drawn), panels, list(lines.values()), header=header, rows=rows
     )
 
 
@@ -228,7 +228,7 @@ def editing_bars(
         name,
         f"Editing performance ({protocol}), {setting.label}{_edits(last)}",
         "Means over the edits, right after each was made and of all of them at the end of the stream. "
-        + _spread_words(point for points in found.values() for point in points.values()),
+        + spread_words(point for points in found.values() for point in points.values()),
         panels,
         [(words, _BARS[when]) for when, words in TIMES.items()],
         header=("series", "metric", *TIMES.values()),
@@ -312,7 +312,7 @@ def _beside(study: Study, setting: Setting, rows: Sequence[_Row], name: str, tit
         name,
         title,
         ("The dashed line is the unedited model. " if dashed else "")
-        + _spread_words(point for row in rows for point in row.points.values()),
+        + spread_words(point for row in rows for point in row.points.values()),
         panels,
         header=("task", "series", "score", "unedited", "metric"),
         rows=[
@@ -332,7 +332,7 @@ def _dots(
         if point := points.get(series):
             if point.ends:
                 axes.plot(point.ends, [place, place], color=styles[series].color, lw=2)
-            _point(axes, point.value, place, styles[series], 8)
+            drawn_point(axes, point.value, place, styles[series], 8)
     if unedited is not None:
         axes.axvline(unedited, color=MUTED, ls="--", lw=1.2, zorder=1)
     _unit_range(axes.set_xlim, values, row.metric)
@@ -376,7 +376,7 @@ def trade_off(study: Study, setting: Setting, name: str) -> FigureSpec:
         "Up: abilities are kept. Right: the edits are there. Only the upper right corner is a success: a"
         " regularizer that drops updates keeps the abilities, loses the edits and stands at the upper left. "
         + ("The dashed line is the unedited model. " if base and base.mean else "")
-        + _spread_words(drawn),
+        + spread_words(drawn),
         panels,
         [(label, styles[series]) for series, label in _labels(last).items()],
         columns=2,
@@ -420,7 +420,7 @@ def _scatter(
             axes.plot(x.ends, [y.value] * 2, color=look.color, lw=1, alpha=0.6)
         if y.ends:
             axes.plot([x.value] * 2, y.ends, color=look.color, lw=1, alpha=0.6)
-        _point(axes, x.value, y.value, look, 9)
+        drawn_point(axes, x.value, y.value, look, 9)
     if level is not None:
         axes.axhline(level, color=MUTED, ls="--", lw=1.2, zorder=1)
     _unit_range(axes.set_ylim, [y.value for _, y in points.values()])

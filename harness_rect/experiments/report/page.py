@@ -14,7 +14,7 @@ import numpy as np
 import harness_rect
 from harness_rect.evaluation.catalogue import EDITING_MEASURES, EDITING_PROTOCOL
 from harness_rect.evaluation.catalogue import title as task_title
-from harness_rect.experiments.report import figures, reference
+from harness_rect.experiments.report import figures, frontiers, reference
 from harness_rect.experiments.report.drawing import FigureSpec, inline_svg, swatch
 from harness_rect.experiments.report.figures import count, interval, number, percent, reliability_label
 from harness_rect.experiments.report.series import Series, Setting
@@ -95,6 +95,18 @@ def sections(study: Study, published: reference.Reference | None = None) -> list
             "Abilities and edits together",
             "runs of edited_hf that evaluate the same general tasks (a mean, and reliability).",
             specs(figures.trade_off, "together"),
+        ),
+        Section(
+            "frontiers",
+            "Ability against edits over strengths",
+            "a regularizer at two or more strengths: regularizer=rect,keep=0.4 and others in --model_args.",
+            specs(frontiers.figure, "frontier"),
+            [
+                Table(caption, header, rows)
+                for setting in study.settings
+                for caption, header, rows in frontiers.tables(study, setting)
+            ],
+            intro=frontiers.HOW,
         ),
         Section(
             "overfitting",

@@ -69,10 +69,11 @@ def test_every_section_is_there_and_the_document_is_well_formed(full: str) -> No
     assert page.all("html") == [{"lang": "en"}]
     assert [s["id"] for s in page.all("section")] == [
         *("runs", "abilities", "regularizers", "editing", "consequences", "together"),
-        *("overfitting", "heat-maps", "answers", "provenance"),
+        *("frontiers", "overfitting", "heat-maps", "answers", "provenance"),
     ]
     assert re.findall(r"Needed: (.*?)</p>", full) == [
-        "evaluations of tasks about the edits: lm_eval --model edited_hf --tasks rect_editing."
+        "evaluations of tasks about the edits: lm_eval --model edited_hf --tasks rect_editing.",
+        "a regularizer at two or more strengths: regularizer=rect,keep=0.4 and others in --model_args.",
     ]
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
@@ -145,7 +146,7 @@ def test_sections_without_data_say_what_they_need(add, runs: Path) -> None:
     text = page_of(runs)
     Page(text)
     missing = re.findall(r'class="missing">Left out: nothing to show. Needed: (.*?)</p>', text)
-    assert len(missing) == 8 and "--log_samples" in missing[-1]
+    assert len(missing) == 9 and "--log_samples" in missing[-1]
     assert "1 evaluation, none of a model edited by edited_hf." in text
     assert 'href="#overfitting"' not in text
 
