@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scipy import stats
@@ -113,7 +114,7 @@ def test_differences_are_within_orders_and_corrected_for_the_tests_that_are_ther
 
 
 def test_single_edits_stand_beside_each_other(folder: Path):
-    row = {name: 0.5 for name in ("reliability", "norm_kept", "kept_small_weight", "overlap")}
+    row: dict[str, Any] = {name: 0.5 for name in ("reliability", "norm_kept", "kept_small_weight", "overlap")}
     row |= {"reliability +-": 0.1, "rank_one_residual": None, "regularizer": "rect", "keep": 0.4}
     controls.write_rows(folder / f"{NAMES[1]}{controls.SINGLE}.csv", [row])
     page = controls.page([], controls.read_single(folder))

@@ -122,9 +122,9 @@ def figure(study: Study, setting: Setting, name: str) -> FigureSpec:
     return FigureSpec(
         name,
         f"Ability against edits over strengths, {setting.label}{_edits(study, setting)}",
-        "Each curve is one regularizer over its strengths; it starts at the method without a regularizer,"
-        " where one strength is that. A ring marks what is not dominated: no other mean is as large in both"
-        " directions and larger in one. "
+        "Each curve is one regularizer over its strengths. It starts at the method without a regularizer, if"
+        " one strength leaves updates whole (k = 1, lambda = 1, tau = 0). A ring marks what is not dominated:"
+        " no other mean is as large in both directions and larger in one. "
         + ("The dashed line is the unedited model. " if level is not None else "")
         + spread_words(drawn),
         panels,
@@ -176,15 +176,17 @@ class Compared:
     """The curves of a setting at shares of the method's own reliability, order by order.
 
     first: the curve that the others are compared with. reliability: the mean without a regularizer.
-    abilities: curve -> share -> order -> ability, for shares that the curve has in all of its orders.
+    bounded: whether abilities lie in [0, 1]. abilities: curve -> share -> order -> ability, for shares that
+    the curve has in all of its orders.
     """
 
     first: Curve
     reliability: Estimate
+    bounded: bool
     abilities: Mapping[Curve, Mapping[float, Mapping[tuple[str, int], float]]]
 
     def value(self, curve: Curve, share: float) -> Estimate | None:
-        return _mean(self.abilities[curve].get(share, {}).values())
+        return _mean(self.abilities[curve].get(share, {}).values(), self.bounded)
 
     def difference(self, curve: Curve, other: Curve, share: float) -> Estimate | None:
         """Of the first from the second, within the orders that both have."""
@@ -192,8 +194,8 @@ class Compared:
         return _mean(ours[order] - theirs[order] for order in ours if order in theirs)
 
 
-def _mean(values: Iterable[float]) -> Estimate | None:
-    return estimate([Score(value, None) for value in values])
+def _mean(values: Iterable[float], bounded: bool = False) -> Estimate | None:
+    return estimate([Score(value, None) for value in values], bounded=bounded)
 
 
 def compared(study: Study, setting: Setting) -> Compared | None:
@@ -217,9 +219,12 @@ def compared(study: Study, setting: Setting) -> Compared | None:
             reached = {order: value for order, value in values.items() if value is not None}
             if len(reached) == len(orders):
                 abilities.setdefault(curve, {})[share] = reached
-    reliability = _mean([point.edits for point in points[plain].values()])
+    reliability = _mean(point.edits for point in points[plain].values())
+    known = study.metric(None)
     first = next((curve for curve in abilities if curve.own > 1), None)
-    return Compared(first, reliability, abilities) if first and reliability else None
+    if first is None or reliability is None:
+        return None
+    return Compared(first, reliability, known is not None and known.share, abilities)
 
 
 def _points(study: Study, series: Series, n: int) -> dict[tuple[str, int], Point]:
