@@ -5,7 +5,7 @@
 Every edit of ``tiny[100:300]`` (or batch of them, where the sweep has batches) is proposed for the unedited
 model, trimmed by each of the sweep's regularizers, applied, measured, and taken back. The means over edits
 go to ``NAME-single.csv`` beside the sweep, with half of their 95% intervals of Student's t; sweeps that have
-that file are left out. On one idle core a sweep takes a few minutes.
+that file are left out.
 """
 
 from __future__ import annotations
