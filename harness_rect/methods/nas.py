@@ -38,7 +38,7 @@ from harness_rect.models.forwards import fused_gelu
 log = logging.getLogger(__name__)
 
 #: What decides the measured norms.
-CODE = ("compat", "edits.edit", "methods", "models", "precision")
+CODE = ("compat.transformers", "edits.edit", "methods", "models", "precision")
 #: Norms above this quantile are left out of the mean.
 QUANTILE = 0.95
 #: Reference facts where none are named: for embedded models a hundred of their own.

@@ -23,7 +23,15 @@ from harness_rect.processes import ALONE, Processes
 log = logging.getLogger(__name__)
 
 #: Modules that determine the second moments of a model and a text.
-CODE = ("compat", "models", "moments.accumulate", "moments.running", "moments.text", "precision", "processes")
+CODE = (
+    "compat.transformers",
+    "models",
+    "moments.accumulate",
+    "moments.running",
+    "moments.text",
+    "precision",
+    "processes",
+)
 
 
 class MomentProvider:

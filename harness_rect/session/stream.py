@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 #: What decides the weights and what is measured, given the inputs.
 CODE = (
-    *("answers", "compat", "edits.edit", "generated", "measure", "methods", "models"),
+    *("answers", "compat.transformers", "edits.edit", "generated", "measure", "methods", "models"),
     *(
         "moments.second_moment",
         "precision",

@@ -53,7 +53,7 @@ from harness_rect.moments.running import Running
 log = logging.getLogger(__name__)
 
 #: Modules that determine the trained networks.
-CODE = ("compat", "edits.edit", "measure", "methods", "models", "moments.running", "training")
+CODE = ("compat.transformers", "edits.edit", "measure", "methods", "models", "moments.running", "training")
 #: The state of an unfinished training, in the output folder.
 PARTIAL = ".training.safetensors"
 #: Validations in a training that is not stopped early.
