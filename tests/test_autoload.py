@@ -132,6 +132,8 @@ def test_lm_evals_own_models_stay(run) -> None:
         "from lm_eval.api.registry import get_model, model_registry\n"
         "assert get_model('dummy').__name__ == 'DummyLM'\n"
         "assert model_registry._objs['edited_hf'].value == 'harness_rect.model_wrappers.edited_hf:EditedHF'\n"
+        "vllm = model_registry._objs['edited_vllm'].value\n"
+        "assert vllm == 'harness_rect.model_wrappers.edited_vllm:EditedVLLM'\n"
         "assert 'hf' in model_registry and 'vllm' in model_registry\n"
         "import sys; assert not any(m.startswith('harness_rect.model') for m in sys.modules)"  # lazily
     )

@@ -8,7 +8,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from lm_eval.api.model import CacheHook
+from lm_eval.api.model import LM, CacheHook
 from lm_eval.models.huggingface import HFLM
 from sqlitedict import SqliteDict
 from torch import Tensor
@@ -22,15 +22,8 @@ from harness_rect.compat.shared_passes import Ids, grouped_by_prefix, score
 from harness_rect.fingerprint import digest
 
 
-class SharedPassLM(HFLM):
-    """HFLM that answers several token-id requests on one sequence from one forward pass.
-
-    Attributes:
-        quiet: no progress bars.
-    """
-
-    quiet = False
-    _seeded = False
+class KeyedAnswers(LM):
+    """A model class whose answers ``--use_cache`` keeps apart for each edited model."""
 
     @property
     def run_key(self) -> str | None:
@@ -46,6 +39,17 @@ class SharedPassLM(HFLM):
         if self.run_key is not None and cache_hook.dbdict is not None:
             separate_answers(cache_hook.dbdict, self.run_key)
         super().set_cache_hook(cache_hook)
+
+
+class SharedPassLM(KeyedAnswers, HFLM):
+    """HFLM that answers several token-id requests on one sequence from one forward pass.
+
+    Attributes:
+        quiet: no progress bars.
+    """
+
+    quiet = False
+    _seeded = False
 
     @contextmanager
     def answers_not_stored(self) -> Iterator[None]:
@@ -137,6 +141,11 @@ class SharedPassLM(HFLM):
         return [answers[i] for i in range(len(requests))]
 
 
+def prompt_seed(prompt: list[int]) -> int:
+    """The seed of the sample that continues these token ids."""
+    return int(digest({"prompt": prompt})[:15], 16)
+
+
 class SeededSampling(LogitsProcessor):
     """Top-k sampling as an argmax, by noise of the Gumbel distribution from a seed for each sequence.
 
@@ -152,8 +161,7 @@ class SeededSampling(LogitsProcessor):
         self.top_k = top_k
         rows = zip(context.tolist(), mask.tolist(), strict=True)
         prompts = [[token for token, kept in zip(*row, strict=True) if kept] for row in rows]
-        seeds = [int(digest({"prompt": prompt})[:15], 16) for prompt in prompts]
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._generators = [torch.Generator().manual_seed(prompt_seed(prompt)) for prompt in prompts]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         best = scores.float().topk(min(self.top_k, scores.shape[1]))

@@ -141,7 +141,7 @@ class Results:
 
     @cached_property
     def edit(self) -> EditReport | None:
-        """What ``edited_hf`` reports of its edits; None for any other model.
+        """What ``edited_hf`` and ``edited_vllm`` report of their edits; None for any other model.
 
         Raises:
             UserError: a field cannot be read; the message names the file and the field.
@@ -169,7 +169,8 @@ class Results:
         return self._completed(self.model_args | (own if isinstance(own, dict) else {}))
 
     def _completed(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        default_model = self.model_class == "edited_hf" and not self.model_args.get("pretrained")
+        ours = self.model_class in ("edited_hf", "edited_vllm")
+        default_model = ours and not self.model_args.get("pretrained")
         return embedded.completed(arguments, default_model)
 
     def effective_rows(self, task: str) -> int | None:

@@ -9,7 +9,7 @@ number a token for the space alone). Any lm-eval model that scores token ids (Hu
 be evaluated; its tokenizer is loaded from the ``pretrained`` or ``tokenizer`` argument.
 
 :class:`Generation` is answered by any model class; what the unedited model says only by those that know it
-(``edited_hf``). Under others the metrics that need it are absent.
+(``edited_hf``, ``edited_vllm``). Under others the metrics that need it are absent.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Generation:
     The answer is a text; with ``of="both"`` a pair (edited model's, unedited model's) from the same batches.
     With "unedited" and "both" it is None where the model class does not know the unedited model.
 
-    sampled: whether the task's ``generation_kwargs`` sample. edited_hf's samples depend on the prompt alone;
-    those of other model classes on lm-eval's seed and on all that was sampled before.
+    sampled: whether the task's ``generation_kwargs`` sample. Samples of edited_hf and edited_vllm depend on
+    the prompt alone; those of other model classes on lm-eval's seed and on all that was sampled before.
     """
 
     prompt: str
@@ -144,8 +144,8 @@ class EditingTask(RectTask):
     def ended(self, answer: str) -> bool:
         """Whether a generated answer ended by itself, not at the limit of tokens.
 
-        edited_hf says it. The answers of other model classes are texts: those with fewer tokens than the
-        limit count as ended.
+        edited_hf and edited_vllm say it. The answers of other model classes are texts: those with fewer
+        tokens than the limit count as ended.
         """
         if isinstance(answer, Answer):
             return answer.ended

@@ -1,0 +1,204 @@
+"""``--model edited_vllm``: with a stand-in for vLLM, and in vLLM itself (``make test-vllm``)."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import make_dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import lm_eval
+import pytest
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import model_registry
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from support.lm_eval_files import without_groups
+
+import harness_rect._autoload  # noqa: F401  registers the model classes
+from harness_rect.errors import UserError
+
+TASKS = Path(__file__).resolve().parent.parent / "tasks"
+INSTALLED = importlib.util.find_spec("vllm") is not None
+ENGINE = {"gpu_memory_utilization": 0.3, "enforce_eager": True}
+OURS = [f"harness_rect.{name}" for name in ("compat.lm_eval_vllm", "model_wrappers.edited_vllm")]
+
+
+def evaluate(model: str, given: dict[str, Any], tasks: list[str], **more: Any) -> dict[str, Any]:
+    metadata = given | more.pop("metadata", {})
+    manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
+    results = lm_eval.simple_evaluate(
+        model=model, model_args=given, tasks=tasks, task_manager=manager, bootstrap_iters=0, **more
+    )
+    assert results is not None
+    return without_groups(results)
+
+
+def scores(results: dict[str, Any]) -> dict[tuple[str, str], float]:
+    return {
+        (task, metric): value
+        for task, found in results["results"].items()
+        for metric, value in found.items()
+        if isinstance(value, float)
+    }
+
+
+def answers(results: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(task, request, answer) of all requests, in one order for all model classes."""
+    for task, documents in sorted(results["samples"].items()):
+        for sample in sorted(documents, key=lambda sample: sample["doc_id"]):
+            for request, (answer,) in zip(sample["arguments"], sample["resps"], strict=True):
+                yield task, request, answer
+
+
+# ------------------------------------------------------------------------------------------ without vLLM
+
+
+def test_without_vllm_one_line_says_what_to_install(monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    for name in OURS:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, "argv", ["lm_eval"])
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(OURS[-1])
+    assert stopped.value.code == 2
+    line = "error: edited_vllm needs vLLM, which is not installed: pip install 'harness-rect[vllm]'\n"
+    assert capsys.readouterr().err == line
+
+
+class StandIn(TemplateLM):
+    """lm-eval's vLLM class as far as ours uses it, with answers by transformers."""
+
+    made: dict[str, Any]
+
+    def __init__(
+        self,
+        pretrained: str,
+        dtype: str = "auto",
+        tensor_parallel_size: int = 1,
+        batch_size: str | int = "auto",
+        add_bos_token: bool | None = None,
+        trust_remote_code: bool = False,
+        prefix_token_id: int | None = None,
+        max_length: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        StandIn.made = {"dtype": dtype, "tensor_parallel_size": tensor_parallel_size, **kwargs}
+        self.batch_size = batch_size
+        self.folder = Path(pretrained)
+        self.model = HFLM(pretrained=pretrained, dtype=dtype, device="cpu", batch_size=8)
+
+    eot_token_id = property(lambda self: self.model.eot_token_id)
+    tok_encode = _loglikelihood_tokens = loglikelihood_rolling = lambda self, *args, **given: None
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        return self.model.generate_until(requests, disable_tqdm=True)
+
+
+@pytest.fixture
+def edited_vllm(monkeypatch) -> Iterator[Any]:
+    """The model class, on the stand-in."""
+    modules = {name: ModuleType(name) for name in ("vllm", "lm_eval.models.vllm_causallms")}
+    engine = make_dataclass("EngineArgs", ["gpu_memory_utilization", "model"])
+    vars(modules["vllm"]).update(LLM=object, EngineArgs=engine, __spec__=object())
+    vars(modules["lm_eval.models.vllm_causallms"])["VLLM"] = StandIn
+    for name in OURS:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    model = importlib.import_module(OURS[-1]).EditedVLLM
+    monkeypatch.setitem(model_registry._objs, "edited_vllm", model)
+    yield model
+    for name in OURS:
+        sys.modules.pop(name, None)
+
+
+def test_arguments_and_report_are_those_of_edited_hf_and_the_rest_goes_to_vllm(edited_vllm, tmp_path) -> None:
+    edits = {"edits": "tiny[0:2]", "edit_cache": str(tmp_path)}
+    tasks = ["rect_autoregressive"]
+    ours = evaluate("edited_hf", edits, tasks, batch_size=8, device="cpu")
+    given = edits | {"tensor_parallel_size": 2, "gpu_memory_utilization": 0.3}
+    theirs = evaluate("edited_vllm", given, tasks, batch_size=8, device="cpu")
+    assert StandIn.made == {
+        "dtype": "float32",
+        "tensor_parallel_size": 2,
+        "gpu_memory_utilization": 0.3,
+    }
+    for report in (ours["config"]["edit"], theirs["config"]["edit"]):
+        report.pop("from_cache")
+    assert theirs["config"]["edit"] == ours["config"]["edit"]
+    assert theirs["config"]["model_num_parameters"] == ours["config"]["model_num_parameters"]
+    assert scores(theirs) == scores(ours)  # locality, for which the unedited model is needed, among them
+    assert list(answers(theirs)) == list(answers(ours))
+
+
+def test_the_checkpoint_is_there_as_long_as_the_model(edited_vllm) -> None:
+    edited = edited_vllm(edits="tiny[0:1]", edit_cache="off", device="cpu")
+    report = json.loads((edited.folder / "edit_report.json").read_text())
+    assert report["run"] == edited.get_model_info()["edit"]["run"] and edited.run_key.endswith(report["run"])
+    folder = edited.folder
+    del edited
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "processes", "message"),
+    [
+        ({"tensor_paralel_size": 2}, "1", "'tensor_paralel_size': did you mean 'tensor_parallel_size'?"),
+        ({"model": "gpt2"}, "1", "no argument 'model'"),
+        ({"peft": "adapter"}, "1", "merge the adapter"),
+        ({}, "2", "vLLM starts its own processes"),
+        ({"edits": "tiny[0:x]"}, "1", "tiny"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_a_model_is_loaded(
+    edited_vllm, monkeypatch, given: dict[str, Any], processes: str, message: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setattr(HFLM, "__init__", lambda *args, **given: pytest.fail("a model is loaded"))
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+        edited_vllm(**given)
+
+
+# ---------------------------------------------------------------------------------------------- in vLLM
+
+
+@pytest.mark.skipif(not INSTALLED, reason="vLLM is not installed: make test-vllm")
+def test_scores_of_three_ways_agree_within_rounding(tmp_path) -> None:
+    tasks = ["rect_suite", "rect_autoregressive", "rect_ripple", "rect_drift"]
+    # vLLM has to generate a token after what it scores, so a text as long as the model reads is cut.
+    how: dict[str, Any] = {"limit": 10, "metadata": {"max_length": 255}}
+    edits = {"pretrained": "rect-tiny", "edit_cache": str(tmp_path / "runs")}
+    folder = str(tmp_path / "edited")
+    hf = evaluate("edited_hf", edits | {"save_edited": folder}, tasks, batch_size=16, **how)
+    vllm = evaluate("edited_vllm", edits | ENGINE, tasks, batch_size="auto", device="cpu", **how)
+    how["metadata"] |= {"edits": "tiny[0:20]", "data": "tiny"}
+    given = {"pretrained": folder, "dtype": "float32", **ENGINE}
+    checkpoint = evaluate("vllm", given, tasks, batch_size="auto", **how)
+
+    for results in (hf, vllm):
+        del results["config"]["edit"]["from_cache"]
+    assert vllm["config"]["edit"] == hf["config"]["edit"]
+    assert scores(vllm) == pytest.approx(scores(hf), rel=1e-3, abs=1e-3)
+    assert scores(vllm).keys() - scores(checkpoint).keys() == {
+        ("rect_autoregressive", "locality,none"),
+        *(("rect_drift", f"{metric},none") for metric in ("kl", "argmax_changed", "perplexity_unedited")),
+    }
+    scored = 0
+    for (task, asked, mine), (*_, other), (*_, stock) in zip(
+        answers(hf), answers(vllm), answers(checkpoint), strict=True
+    ):
+        if isinstance(mine, tuple) and len(mine) == 2 and isinstance(mine[0], float):
+            assert other[0] == pytest.approx(mine[0], abs=1e-3) and other[1] == mine[1], (task, asked)
+            scored += 1
+        else:
+            assert other == mine, (task, asked)
+            assert getattr(other, "ended", None) == getattr(mine, "ended", None), (task, asked)
+        assert stock in (None, other), (task, asked)
+    assert scored > 200
