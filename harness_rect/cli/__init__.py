@@ -1,13 +1,15 @@
 """The ``harness-rect`` command.
 
-Exit status 0: done; 1: a run failed; 2: what was asked is wrong (one line on stderr). Each command is a
-module of this package with ``add_options(parser)`` and ``run(arguments)``; only the one named is imported.
+Exit status 0: done; 1: it failed on the way; 2: what was asked is wrong; 130: interrupted. Each but the first
+comes with one line on stderr (:mod:`harness_rect.errors`). Each command is a module of this package with
+``add_options(parser)`` and ``run(arguments)``; only the one named is imported.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
 import logging
 import os
@@ -18,7 +20,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from harness_rect import __version__
-from harness_rect.errors import UserError
+from harness_rect.errors import tell
 
 COMMANDS = {
     "edit": "edit a model and write it as a Hugging Face checkpoint",
@@ -41,15 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for noisy in ("httpx", "transformers", "datasets", "absl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     try:
         arguments = make_parser(argv).parse_args(argv)
-        return arguments.run(arguments) or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues from the last saved state", file=sys.stderr)
-        return 1
+        status = arguments.run(arguments) or 0
+        sys.stdout.flush()
+        return status
+    except (Exception, KeyboardInterrupt) as error:
+        return tell(error)
 
 
 class _Parser(argparse.ArgumentParser):

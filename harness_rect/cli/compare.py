@@ -9,11 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from harness_rect.errors import UserError
 from harness_rect.experiments import results
 from harness_rect.experiments.compare import Gate, compare
 from harness_rect.experiments.compare.rendering import print_tables, render, short
-from harness_rect.io.files import written_whole
+from harness_rect.io.files import check_file, written_whole
 from harness_rect.io.progress import progress_bar
 
 log = logging.getLogger("harness_rect.compare")
@@ -59,8 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
         return _frontiers(arguments)
     gates = [Gate.parse(text) for text in arguments.min_retention]
     output: Path | None = arguments.output
-    if output is not None and output.is_dir():
-        raise UserError(f"--output {output}: is a folder; expected a file")
+    if output is not None:
+        check_file(output, "--output")
     base, *others = (_load(argument) for argument in (arguments.base, *arguments.others))
     with progress_bar(sys.stderr.isatty()) as progress:
         bar = progress.add_task("comparing")
@@ -79,11 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
         log.warning("left out: %s", line)
     form = arguments.format or (FORMATS.get(output.suffix, "table") if output else "table")
     if output is not None:
-        try:
-            with written_whole(output) as temporary:
-                temporary.write_text(render(table, form), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--output {output}: cannot be written: {error.strerror}") from None
+        with written_whole(output) as temporary:
+            temporary.write_text(render(table, form), encoding="utf-8")
     elif form == "table" and sys.stdout.isatty():
         print_tables(table, Console())
     else:

@@ -12,7 +12,7 @@ from harness_rect.experiments.report.drawing import write
 from harness_rect.experiments.report.page import render, sections
 from harness_rect.experiments.report.reading import read_study
 from harness_rect.experiments.report.reference import FILES, read_reference
-from harness_rect.io.files import written_whole
+from harness_rect.io.files import check_file, check_parent, written_whole
 from harness_rect.io.progress import progress_bar
 
 log = logging.getLogger("harness_rect.report")
@@ -33,10 +33,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Write the page, and the figures where asked for."""
     output: Path = arguments.output
     folder: Path | None = arguments.figures
-    if output.is_dir():
-        raise UserError(f"--output {output}: is a folder; expected a file")
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise UserError(f"--figures {folder}: is a file; expected a folder")
+    check_file(output, "--output")
+    if folder is not None:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--figures {folder}: is a file; expected a folder")
+        check_parent(folder / "file")
     reference = None if arguments.reference is None else read_reference(arguments.reference)
     with progress_bar(sys.stderr.isatty()) as progress:
         bar = progress.add_task("reading")
@@ -46,16 +47,11 @@ def run(arguments: argparse.Namespace) -> None:
         found = sections(study, reference)
         page = render(study, found)
         specs = [spec for section in found for spec in section.figures]
-        target = output
-        try:
-            with written_whole(output) as temporary:
-                temporary.write_text(page, encoding="utf-8")
-            if folder is not None:
-                target = folder
-                for spec in progress.track(specs, description="figures"):
-                    write(spec, folder)
-        except OSError as error:
-            raise UserError(f"{target}: cannot be written: {error.strerror}") from None
+        with written_whole(output) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+        if folder is not None:
+            for spec in progress.track(specs, description="figures"):
+                write(spec, folder)
     print(f"{output}: {len(study.runs)} evaluations")
     if folder is not None:
         print(f"{folder}: {2 * len(specs)} files")

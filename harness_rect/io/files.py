@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from harness_rect.errors import UserError
 
@@ -19,16 +22,20 @@ def written_whole(path: Path) -> Iterator[Path]:
     Missing folders are created. The content is flushed to the disk before the file is renamed, and the file
     has the permissions of any new file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         _finish(temporary)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary != path:
+            temporary.unlink(missing_ok=True)
+        if (named := _named(error, path)) is not None:
+            raise named from error
         raise
 
 
@@ -39,13 +46,32 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
     ``folder`` must not exist, or must be empty (see :func:`check_output`).
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(folder.parent, folder.name) as temporary:
-        yield temporary
-        for path in [*temporary.rglob("*"), temporary]:
-            _finish(path)
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
+    try:
+        with temporary_folder(folder.parent, folder.name) as temporary:
+            yield temporary
+            for path in [*temporary.rglob("*"), temporary]:
+                _finish(path)
+            if folder.exists():
+                folder.rmdir()
+            temporary.rename(folder)
+    except BaseException as error:
+        if (named := _named(error, folder)) is not None:
+            raise named from error
+        raise
+
+
+def _named(error: BaseException, path: Path) -> OSError | None:
+    """An error of the system in writing ``path``, with that name in place of a temporary one or none.
+
+    safetensors has an error of its own, with the system's number in its text.
+    """
+    if isinstance(error, SafetensorError) and (found := re.search(r"os error (\d+)", str(error))):
+        return OSError(int(found[1]), os.strerror(int(found[1])), str(path))
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    name = error.filename
+    ours = name is None or (isinstance(name, str | Path) and Path(name).name.endswith(".tmp"))
+    return OSError(error.errno, error.strerror, str(path)) if ours else None
 
 
 @contextmanager
@@ -79,6 +105,7 @@ def check_output(folder: Path, resumable: bool = False) -> None:
     Raises:
         UserError: it is not.
     """
+    _refuse_dangling(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: exists already and is a file; give a folder")
     if folder.is_dir() and any(not (resumable and path.name.startswith(".")) for path in folder.iterdir()):
@@ -95,3 +122,25 @@ def check_parent(path: Path) -> None:
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"{path}: cannot be created: {parent} is not a folder that can be written to")
+
+
+def check_file(path: Path, option: str) -> None:
+    """Check, before long work starts, that the file ``path`` can be written or replaced.
+
+    Args:
+        option: the argument that gives it, for messages: ``--output``.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if path.is_dir():
+        raise UserError(f"{option} {path}: is a folder; expected a file")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{option} {path}: is a device or a pipe; expected a file")
+    _refuse_dangling(path)
+    check_parent(path)
+
+
+def _refuse_dangling(path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path}: is a link to what does not exist; remove the link")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from safetensors import SafetensorError
 
 from harness_rect.errors import UserError
@@ -12,22 +13,25 @@ from harness_rect.errors import UserError
 
 @contextmanager
 def load_errors(what: str) -> Iterator[None]:
-    """Turn what transformers raises for a missing or damaged checkpoint into a :class:`UserError`.
+    """Turn what lm-eval and transformers raise for what they cannot load into a :class:`UserError`.
+
+    Whatever they raise: they look arguments up as attributes, assert, and import what is asked for.
 
     Args:
         what: the argument that names it, for the message: ``pretrained=gpt3-xl``.
     """
     try:
         yield
-    except UserError:
+    except (UserError, MemoryError, torch.cuda.OutOfMemoryError):
         raise
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        name = str(error).rpartition("argument ")[2]
-        raise UserError(
-            f"{what}: there is no argument {name}; see the table of arguments in the README"
-        ) from None
-    except (OSError, ValueError, SafetensorError) as error:
-        lines = str(error).strip().splitlines()
-        raise UserError(f"{what}: cannot be loaded: {lines[0] if lines else type(error).__name__}") from None
+    except Exception as error:
+        text = str(error).strip()
+        if isinstance(error, TypeError) and "unexpected keyword argument" in text:
+            name = text.rpartition("argument ")[2]
+            raise UserError(
+                f"{what}: there is no argument {name}; see the table of arguments in the README"
+            ) from error
+        first = text.splitlines()[0] if text else ""
+        if not isinstance(error, OSError | ValueError | SafetensorError) or not first:
+            first = f"{type(error).__name__}{': ' if first else ''}{first}"
+        raise UserError(f"{what}: cannot be loaded: {first}") from error

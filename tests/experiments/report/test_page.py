@@ -198,7 +198,7 @@ def test_wrong_use_exits_with_2_and_one_line(add, runs: Path, tmp_path: Path, ca
     assert "empty: no results*.json" in refused(tmp_path / "empty", "-o", page)
     assert "is a folder" in refused(runs, "-o", tmp_path)
     assert "is a file" in refused(runs, "-o", page, "--figures", file)
-    assert "cannot be written" in refused(runs, "-o", file / "r.html")
+    assert "cannot be created" in refused(runs, "-o", file / "r.html")
     path.write_text("{")
     assert f"{path}: not JSON" in refused(runs, "-o", page)
     path.write_bytes(b"\xff\xfe")
