@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from harness_rect.errors import UserError, did_you_mean
+from harness_rect.io.files import expanded
 from harness_rect.methods import METHODS
 from harness_rect.regularizers import REGULARIZERS, NoRegularizer, Regularizer, parse_share
 from harness_rect.validation import validated
@@ -33,6 +34,14 @@ if TYPE_CHECKING:
 
 #: A name or path; paths and numbers are taken as their text.
 Text = Annotated[str | None, BeforeValidator(lambda value: value if value is None else str(value))]
+
+
+def _path(value: Any) -> Any:
+    return value if value is None else expanded(str(value))
+
+
+#: A path, or a name in its place, with ``~`` replaced.
+PathText = Annotated[str | None, BeforeValidator(_path)]
 #: A name, or whether at all.
 ChatTemplateName = Annotated[
     bool | str,
@@ -57,16 +66,16 @@ class EditConfig(BaseModel):
     edits: Text = None
     """facts to edit: tiny, a public set (zsre, counterfact, qaedit, knowedit, rippleedits, mquake, ...) or a
     .json/.jsonl file, each with an optional [start:stop:step]"""
-    edit_batch_size: int = Field(default=1, ge=1)
+    edit_batch_size: int = Field(default=1, ge=1, lt=2**31)
     """facts edited together; the edits of all batches accumulate"""
     regularizer: SerializeAsAny[Regularizer] = NoRegularizer()
     """what is applied to each update before it is added to the weight"""
-    hparams: Text = None
+    hparams: PathText = None
     """hyper-parameters: a preset name, or a JSON or YAML file as published for the method; otherwise the
     preset of the model's family is used"""
-    stats: Text = None
+    stats: PathText = None
     """folder of second moments; otherwise they are computed and kept in the user's cache"""
-    edit_cache: Text = None
+    edit_cache: PathText = None
     """folder where finished edit runs are kept and found again, or off; otherwise the user's cache"""
     edit_seed: int = Field(default=0, ge=0, lt=2**63)
     """seed of all random choices in editing"""
@@ -129,7 +138,7 @@ class ModelArguments(EditConfig):
     data: Text = None
     """where the tasks read their rows: hub, tiny or a folder; otherwise tiny for an embedded model and hub
     for others"""
-    save_edited: Text = None
+    save_edited: PathText = None
     """folder for the edited checkpoint"""
     judge: Text = None
     """address of an OpenAI-compatible endpoint that also grades the answers of rect_autoregressive"""
@@ -139,7 +148,7 @@ class ModelArguments(EditConfig):
     @field_validator("data")
     @classmethod
     def _data(cls, data: str | None) -> str | None:
-        if data not in (None, "hub", "tiny") and not Path(data).expanduser().is_dir():
+        if data not in (None, "hub", "tiny", "") and not Path(expanded(data)).is_dir():
             raise ValueError(f"expected hub, tiny or a folder that exists, found {data}")
         return data
 

@@ -6,7 +6,6 @@ devices and paths are ignored; a key that no published file has is an error.
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness_rect.errors import UserError, did_you_mean
+from harness_rect.io.rows import parse_json, read_text
+from harness_rect.io.yaml_files import read_yaml
 from harness_rect.methods import METHODS, Method
 from harness_rect.methods.base import HyperParameters
 from harness_rect.models import EditableLM
@@ -116,16 +117,8 @@ def read_hparams_file(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, does not parse, or is not a mapping.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"hparams={path}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"hparams={path}: not a text file in UTF-8") from None
-    try:
-        raw = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: does not parse: {' '.join(str(error).split())}") from None
+    name = f"hparams={path}"
+    raw = parse_json(read_text(path, name), name) if path.suffix == ".json" else read_yaml(path, name)
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected a mapping of hyper-parameters, found {type(raw).__name__}")
     return {str(key): value for key, value in raw.items()}  # YAML keys can be numbers or booleans

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -19,9 +19,35 @@ def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Mode
         UserError: one line that names ``where`` and the first wrong key.
     """
     try:
+        for name in model.model_fields.keys() & values.keys():
+            if not _has_booleans(model.model_fields[name].annotation):
+                refuse_boolean(values[name], f"{where}: {name}" if where else name)
         return model(**values)
     except ValidationError as error:
         raise UserError(f"{where}: {first_problem(error)}" if where else first_problem(error)) from None
+
+
+def refuse_boolean(value: Any, name: str = "") -> Any:
+    """``value``, where it is no boolean or list with one: pydantic would take true for the number 1.
+
+    Raises:
+        UserError: it is.
+    """
+    if isinstance(value, bool) or (isinstance(value, list) and any(isinstance(one, bool) for one in value)):
+        raise UserError(f"{name}{': ' if name else ''}expected no true or false (got {str(value)[:100]})")
+    return value
+
+
+def _has_booleans(annotation: Any) -> bool:
+    """Whether a field may hold true or false, or anything."""
+    parts = list(_parts(annotation))
+    return not (int in parts or float in parts) or bool in parts or Any in parts
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for part in get_args(annotation):
+        yield from _parts(part)
 
 
 def first_problem(error: ValidationError) -> str:

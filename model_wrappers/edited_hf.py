@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,11 @@ from harness_rect.config import (
 )
 from harness_rect.edits import EditStream, load_edits
 from harness_rect.errors import UserError, closest, one_line_errors
-from harness_rect.io.files import check_output
+from harness_rect.io.files import check_output, expanded
 from harness_rect.methods import METHODS, check_edits
 from harness_rect.model_wrappers.unedited import ComparingLM
 from harness_rect.models.architecture import check_editable, refuse_config
-from harness_rect.models.load import load_errors
+from harness_rect.models.load import check_device, load_errors
 from harness_rect.models.prompt_format import ChatTemplate, PromptFormat
 from harness_rect.moments.layout import layout_name
 from harness_rect.session.checkpoint import save_checkpoint
@@ -44,6 +45,13 @@ from harness_rect.session.stream import EditSession
 
 log = logging.getLogger("harness_rect.edited_hf")
 
+#: Names and paths among the arguments of lm-eval's class; its command reads 0.4 as a number.
+TEXTS = frozenset(
+    (
+        *("tokenizer", "backend", "device", "dtype", "peft", "delta", "gguf_file", "attn_implementation"),
+        *("device_map", "offload_folder", "torch_dtype"),
+    )
+)
 QUANTISING = ("load_in_8bit", "load_in_4bit", "autogptq", "gptqmodel")
 
 
@@ -67,6 +75,10 @@ class EditedHF(ComparingLM):
             if not pretrained:
                 pretrained = embedded.NAME
                 embedded.unnamed.add(self)
+            if isinstance(pretrained, int | float):  # lm-eval reads 0.4 as a number
+                pretrained = str(pretrained)
+            if isinstance(pretrained, str):
+                pretrained = expanded(pretrained)
             ours = {name: arguments.pop(name) for name in _ours() if name in arguments}
             config = _resolve(pretrained, _with_options(ours, options_of_evaluation()))
             self._edit_report = UNEDITED
@@ -232,6 +244,26 @@ def _check_theirs(arguments: Mapping[str, Any]) -> None:
     for name in arguments.keys() - THEIRS:
         if close := closest(name, _ours(), cutoff=0.75):
             raise UserError(f"model_args: unknown argument {name!r}: did you mean {close!r}?")
+    for name in TEXTS & arguments.keys():
+        if isinstance(value := arguments[name], bool | int | float) or value == "":
+            raise UserError(f"{name}={value}: expected a name or a path")
+    for name in ("dtype", "softmax_dtype", "mixed_precision_dtype"):
+        value = arguments.get(name)
+        if not (value is None or value == "auto" or _is_floating(value)):
+            raise UserError(f"{name}={value}: expected auto, float32, bfloat16, float16 or float64")
+    for name in ("batch_size", "max_batch_size"):
+        value = str(arguments.get(name, 1))
+        whole = re.fullmatch(r"\d{1,9}", value) and int(value) > 0
+        if not (whole or value == "None" or (name == "batch_size" and re.fullmatch(r"auto(:\d+)?", value))):
+            raise UserError(f"{name}={value}: expected a number from 1 on{', or auto' * (name[0] == 'b')}")
+    device = arguments.get("device")
+    if not (device == "cuda:0" and not torch.cuda.is_available()):  # the command's own default
+        check_device(device, f"device={device}")
+
+
+def _is_floating(dtype: Any) -> bool:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    return isinstance(found, torch.dtype) and found.is_floating_point
 
 
 def _check_before_loading(pretrained: object, editing: bool, arguments: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from harness_rect import __version__
-from harness_rect.errors import tell
+from harness_rect.errors import UserError, tell
 
 COMMANDS = {
     "edit": "edit a model and write it as a Hugging Face checkpoint",
@@ -80,6 +80,16 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             module.add_options(command)
             command.set_defaults(run=module.run)
     return parser
+
+
+def path_argument(text: str) -> Path:
+    """A path that an option gives, with ``~`` and ``~user`` replaced."""
+    from harness_rect.io.files import expanded
+
+    try:
+        return Path(expanded(text))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def module_of(command: str) -> ModuleType:

@@ -11,9 +11,12 @@ import transformers
 from harness_rect import embedded
 from harness_rect.config import declared_arguments
 from harness_rect.errors import UserError
+from harness_rect.io.files import expanded
 from harness_rect.models.architecture import refuse_config
-from harness_rect.models.load import load_errors
+from harness_rect.models.load import check_device, load_errors
 
+#: More layers than any model has.
+DEEPEST = 9999
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
@@ -57,16 +60,12 @@ def template_arguments(arguments: argparse.Namespace) -> dict[str, bool]:
 
 def load_model(arguments: argparse.Namespace) -> tuple[Any, Any]:
     """The model and tokenizer of ``--model``; one that cannot be edited is refused before it is loaded."""
-    name = embedded.resolve_model(arguments.model)
+    name = embedded.resolve_model(expanded(arguments.model))
+    check_device(arguments.device, f"--device {arguments.device}")
     if arguments.dtype not in DTYPES:
         raise UserError(f"--dtype {arguments.dtype}: expected one of {', '.join(DTYPES)}")
     dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
-    try:
-        device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--device {arguments.device}: cannot be used here: {reason}") from None
+    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with load_errors(f"--model {arguments.model}"):
         refuse_config(transformers.AutoConfig.from_pretrained(name))
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
@@ -86,6 +85,8 @@ def parse_layers(text: str) -> list[int]:
         first, dash, last = part.strip().partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
             raise UserError(f"--layers {text}: expected numbers such as 5, 3,5,8 or 13-17")
+        if max(len(first), len(last)) > len(str(DEEPEST)):
+            raise UserError(f"--layers {text[:100]}: no model has that many layers")
         layers |= set(range(int(first), int(last or first) + 1))
     if not layers:
         raise UserError(f"--layers {text}: an empty range")

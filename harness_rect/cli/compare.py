@@ -9,10 +9,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from harness_rect.cli import path_argument
 from harness_rect.experiments import results
 from harness_rect.experiments.compare import Gate, compare
 from harness_rect.experiments.compare.rendering import print_tables, render, short
-from harness_rect.io.files import check_file, written_whole
+from harness_rect.io.files import check_file, expanded, written_whole
 from harness_rect.io.progress import progress_bar
 
 log = logging.getLogger("harness_rect.compare")
@@ -49,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=("table", "markdown", "csv", "json"),
         help="default: by --output's name, else table",
     )
-    parser.add_argument("--output", type=Path, help="write to this file instead of printing")
+    parser.add_argument("--output", type=path_argument, help="write to this file instead of printing")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -116,7 +117,7 @@ def _frontiers(arguments: argparse.Namespace) -> int:
 
 def _load(argument: str) -> results.Results:
     path, choices = results.newest(argument)
-    if Path(argument) != path:
+    if Path(expanded(argument)) != path:
         of = f", the newest of {choices}" if choices > 1 else ""
         log.info("%s: taking %s%s", argument, path, of)
     return results.load(path)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from harness_rect import config
+from harness_rect.cli import path_argument
 from harness_rect.cli.common import (
     add_chat_options,
     add_model_options,
@@ -19,6 +19,7 @@ from harness_rect.cli.common import (
 from harness_rect.edits import load_edits
 from harness_rect.errors import UserError
 from harness_rect.io.files import check_output
+from harness_rect.io.progress import console
 from harness_rect.methods import METHODS, check_edits
 from harness_rect.moments.layout import layout_name
 from harness_rect.session.checkpoint import save_checkpoint
@@ -38,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         add_option(parser, option, argument.help, default, type=argument.type, required=required, dest=name)
     add_chat_options(parser)
     parser.add_argument(
-        "--output", type=Path, required=True, help="folder for the checkpoint and edit_report.json"
+        "--output", type=path_argument, required=True, help="folder for the checkpoint and edit_report.json"
     )
 
 
@@ -75,6 +76,5 @@ def _print_summary(report: EditReport, output: Path) -> None:
         if metric == "locality":  # before an edit it is 1 by definition
             values[0] = None
         table.add_row(metric, *("-" if value is None else f"{value:.3g}" for value in values))
-    console = Console()
-    console.print(table)
-    console.print(f"checkpoint and edit_report.json: {output}", soft_wrap=True)
+    console().print(table)
+    console().print(f"checkpoint and edit_report.json: {output}", soft_wrap=True)

@@ -7,6 +7,7 @@ import logging
 import sys
 from pathlib import Path
 
+from harness_rect.cli import path_argument
 from harness_rect.errors import UserError
 from harness_rect.experiments.report.drawing import write
 from harness_rect.experiments.report.page import render, sections
@@ -19,14 +20,18 @@ log = logging.getLogger("harness_rect.report")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("results", metavar="DIR", type=Path, help="a folder with lm-eval's results files")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, help="the page to write, e.g. report.html"
+        "results", metavar="DIR", type=path_argument, help="a folder with lm-eval's results files"
+    )
+    parser.add_argument(
+        "-o", "--output", type=path_argument, required=True, help="the page to write, e.g. report.html"
     )
     parser.add_argument(
         "--reference", metavar="NAME", help=f"published numbers to set ours beside: {', '.join(FILES)}"
     )
-    parser.add_argument("--figures", metavar="DIR", type=Path, help="also write each figure as SVG and PNG")
+    parser.add_argument(
+        "--figures", metavar="DIR", type=path_argument, help="also write each figure as SVG and PNG"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 
 import torch
 import transformers
 
+from harness_rect.cli import path_argument
 from harness_rect.cli.common import add_model_options, load_model, parse_layers
 from harness_rect.errors import UserError
 from harness_rect.fingerprint import model_fingerprint
-from harness_rect.io.files import check_parent
+from harness_rect.io.files import check_parent, expanded
 from harness_rect.models import EditableLM
 from harness_rect.moments import MomentProvider
 from harness_rect.moments.text import DEFAULT_TOKENS, texts_of
@@ -29,7 +29,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--tokens", type=int, default=DEFAULT_TOKENS, help=f"tokens to read (default {DEFAULT_TOKENS})"
     )
     parser.add_argument("--float64", action="store_true", help="keep the sums in float64")
-    parser.add_argument("--output", type=Path, required=True, help="folder for one npz file per layer")
+    parser.add_argument(
+        "--output", type=path_argument, required=True, help="folder for one npz file per layer"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -44,6 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
         if (tokens := arguments.tokens) < 1:
             raise UserError(f"--tokens {tokens}: expected a positive number")
         check_parent(arguments.output / "file")
+        arguments.text = expanded(arguments.text)
         texts_of(arguments.text)  # refuses what is no text source before the model is loaded
         arguments.device = processes.own_device(arguments.device)
         model, tokenizer = load_model(arguments)

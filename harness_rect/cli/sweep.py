@@ -26,15 +26,17 @@ def run(arguments: argparse.Namespace) -> None:
     started = time.perf_counter()
     os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval shows one bar for each task of each evaluation
     if arguments.list:
-        from rich.console import Console
-
         from harness_rect.experiments.sweep.named import listing
+        from harness_rect.io.progress import console
 
-        Console().print(listing())
+        console().print(listing())
         return
     if arguments.config is None:
         raise UserError("what to run is missing: a YAML file, or a name that --list shows")
     models = [] if arguments.models is None else [name.strip() for name in arguments.models.split(",")]
     from harness_rect.experiments.sweep.runner import run_sweep
+    from harness_rect.io.files import expanded
 
-    run_sweep(arguments.config, arguments.dry_run, started, arguments.output, models)
+    output = None if arguments.output is None else expanded(arguments.output)
+
+    run_sweep(expanded(arguments.config), arguments.dry_run, started, output, models)

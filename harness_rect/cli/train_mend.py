@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 
-from rich.console import Console
-
+from harness_rect.cli import path_argument
 from harness_rect.cli.common import (
     add_chat_options,
     add_model_options,
@@ -18,6 +16,7 @@ from harness_rect.cli.common import (
 )
 from harness_rect.edits import load_edits
 from harness_rect.io.files import check_output
+from harness_rect.io.progress import console
 from harness_rect.models import EditableLM
 from harness_rect.models.prompt_format import PromptFormat
 from harness_rect.moments.layout import layout_name
@@ -36,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--val", help="held-out rows (default: the last tenth of --train, at most 500)")
     parser.add_argument(
-        "--output", type=Path, required=True, help="folder for mend.safetensors and mend.yaml"
+        "--output", type=path_argument, required=True, help="folder for mend.safetensors and mend.yaml"
     )
     parser.add_argument(
         "--layers", help="blocks whose MLP matrices are edited: 45-47 (default: the last three)"
@@ -67,8 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings = validated(MendTraining, usual_settings(lm) | given, "command line")
     described = MendTrainer(lm, train, held_out, settings, layout_name(arguments.model)).run(arguments.output)
     scores = ", ".join(f"{name} {value:.3g}" for name, value in described.validation.items())
-    console = Console()
-    console.print(
+    console().print(
         f"best of {described.training['last_step']} steps on held-out rows: {scores}", soft_wrap=True
     )
-    console.print(f"edit with: --method mend --hparams {arguments.output}", soft_wrap=True)
+    console().print(f"edit with: --method mend --hparams {arguments.output}", soft_wrap=True)

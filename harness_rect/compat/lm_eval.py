@@ -80,6 +80,16 @@ class YamlTask(_Base):
         finally:
             self.config.filter_list = listed
 
+    #: False under ``--predict_only``, where lm-eval wants the answers alone.
+    scored = True
+
+    def override_metric(self, metric_name: str) -> None:
+        """Give every document no value under lm-eval's placeholder for metrics."""
+        super().override_metric(metric_name)
+        self.scored = False
+        self.process_results = lambda doc, results: {metric_name: None}
+        self.aggregation, self.higher_is_better = super().aggregation, super().higher_is_better
+
     def aggregation(self) -> dict[str, Callable[[Sequence[Any]], float]]:
         """metric -> how the values of all documents become one."""
         if not SCORERS:

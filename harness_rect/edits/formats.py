@@ -16,7 +16,7 @@ from harness_rect.edits.fields import Fields
 from harness_rect.edits.ripple import split_sentence
 from harness_rect.io.rows import Row
 
-_OLD_TARGETS = ("target_true", "ground_truth", "target_old", "pred")
+OLD_TARGETS = ("target_true", "ground_truth", "target_old", "pred")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _fact(row: Fields, within: str = "", target: str = "target_new") -> Fact:
         prompt_name=f"{within}prompt",
         subject=row.text("subject"),
         target_new=row.target(target),
-        target_old=row.answer(*_OLD_TARGETS),
+        target_old=row.answer(*OLD_TARGETS),
         relation=row.identifier("relation_id"),
         target_id=row.object(target).identifier("id") if isinstance(new, dict) else "",
         paraphrases=tuple(row.texts("question")) if within else (),

@@ -13,7 +13,7 @@ from harness_rect.edits.fields import Fields, answer, forms, listed, paired, tex
 from harness_rect.errors import UserError, did_you_mean
 from harness_rect.io.rows import kind
 
-_PARAPHRASES = ("paraphrase_prompts", "paraphrases", "rephrase_prompts", "rephrase_prompt", "rephrase")
+PARAPHRASES = ("paraphrase_prompts", "paraphrases", "rephrase_prompts", "rephrase_prompt", "rephrase")
 _PROMPTS = ("prompt", "loc")
 _ANSWERS = ("ground_truth", "loc_ans", "answer", "target")
 CRITERIA = (
@@ -29,7 +29,7 @@ _OTHER_NAMES = {
 
 
 def paraphrases_of(row: Fields) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(row.texts(*_PARAPHRASES)))
+    return tuple(dict.fromkeys(row.texts(*PARAPHRASES)))
 
 
 def neighborhood_of(row: Fields, old: str | None) -> Iterator[Probe]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,15 +18,32 @@ from typing import overload
 from harness_rect import embedded
 from harness_rect.edits.edit import Edit
 from harness_rect.edits.fields import Fields
-from harness_rect.edits.formats import facts_of
+from harness_rect.edits.formats import OLD_TARGETS, facts_of
 from harness_rect.edits.public import URLS, download
-from harness_rect.edits.questions import consequences_of, multi_hop_of, neighborhood_of, paraphrases_of
+from harness_rect.edits.questions import (
+    PARAPHRASES,
+    consequences_of,
+    multi_hop_of,
+    neighborhood_of,
+    paraphrases_of,
+)
 from harness_rect.edits.subject import mark_subject
 from harness_rect.errors import UserError, closest
+from harness_rect.io.files import expanded
 from harness_rect.io.rows import Row, json_rows
 
 logger = logging.getLogger(__name__)
 
+#: The keys of rows that are read, of all formats.
+KEYS = frozenset(
+    (
+        *("case_id", "prompt", "subject", "target_new", "target", "relation_id", *OLD_TARGETS),
+        *("requested_rewrite", "edit", "src", "alt", "concept", "text", "labels", *PARAPHRASES),
+        *("loc", "loc_ans", "neighborhood_prompts", "locality_prompt", "locality_ground_truth", "locality"),
+        *("portability", "attribute_prompts", "generation_prompts", "attribute_snippets", "consequences"),
+        *("questions", "new_answer", "new_answer_alias", "new_single_hops"),
+    )
+)
 #: Of the ids in a warning, so many are named.
 NAMED = 20
 
@@ -79,7 +96,7 @@ def load_edits(spec: str) -> EditStream:
             edits.append(edit)
             if loose:
                 loosely.append(edit.id)
-    warnings = tuple(_warnings(edits, loosely))
+    warnings = (*_warnings(edits, loosely), *_misspelled(rows))
     for line in warnings:
         _log_once(logging.WARNING, f"edits {spec}: {line}")
     for field, what in (("paraphrases", "paraphrases"), ("neighborhood", "neighborhood prompts")):
@@ -129,12 +146,12 @@ def _rows_of(name: str) -> list[Row]:
     if name in URLS:
         path = download(name)
         return json_rows(path, URLS[name].rsplit("/", 1)[-1], hint=f"delete {path} to download it again")
-    path = Path(name).expanduser()
+    path = Path(expanded(name))
     if path.suffix.lower() not in {".json", ".jsonl"}:
         near = closest(name, URLS)
         meant = f"did you mean {near}?" if near else f"expected tiny, {', '.join(URLS)},"
         raise UserError(f"edits={name}: {meant} or a path ending in .json or .jsonl")
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"edits={name}: there is no file {path.absolute()}")
     return json_rows(path, name)
 
@@ -171,6 +188,23 @@ def _to_edits(row: Row, used: set[str]) -> Iterator[tuple[Edit, bool]]:
             source=f"{place}, {fact.prompt_name.split('.')[0]}" if several else place,
         )
         yield edit, loose
+
+
+def _misspelled(rows: Sequence[Row]) -> Iterator[str]:
+    """A line for each key that no format has and that is nearly one that its rows lack."""
+    meant = Counter(
+        (key, near)
+        for row in rows
+        for key in row.value.keys() - KEYS
+        if (near := _near(key)) is not None and near not in row.value
+    )
+    for (key, near), count in sorted(meant.items()):
+        yield f"{count} of {len(rows)} rows have a key {key!r}, which is not read; did you mean {near!r}?"
+
+
+@cache
+def _near(key: str) -> str | None:
+    return closest(key.lower(), KEYS, cutoff=0.8)
 
 
 def _unused_id(case_id: object, index: int, ending: str, used: set[str]) -> str:

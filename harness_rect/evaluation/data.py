@@ -45,6 +45,7 @@ from datasets import Dataset, load_dataset
 from harness_rect import embedded
 from harness_rect.errors import UserError, one_line_errors
 from harness_rect.evaluation.catalogue import TASKS
+from harness_rect.io.files import expanded
 from harness_rect.io.rows import Row, as_text, json_rows, read_lines, read_text, tsv_rows
 
 log = logging.getLogger(__name__)
@@ -416,7 +417,7 @@ def folder_of(data: str) -> Path | None:
     """The folder that a choice of data names; None for the hub."""
     if data == "hub":
         return None
-    return embedded.DATA if data == "tiny" else Path(data).expanduser()
+    return embedded.DATA if data == "tiny" else Path(expanded(data))
 
 
 def file_in(folder: Path | None, name: str) -> Path | None:

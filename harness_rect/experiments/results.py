@@ -8,7 +8,6 @@ its edit report as ``config.edit``. Samples (``--log_samples``) are read when th
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -23,7 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from harness_rect import embedded
 from harness_rect.errors import UserError
 from harness_rect.evaluation.catalogue import TASKS, entry, is_repetition
-from harness_rect.io.rows import json_lines
+from harness_rect.io.files import expanded
+from harness_rect.io.rows import json_lines, parse_json, read_text
 from harness_rect.session.report import EditReport
 
 #: Entries of a task's results that are numbers but not metrics.
@@ -356,11 +356,13 @@ def find(source: Path | str) -> list[Path]:
     Raises:
         UserError: if there is none.
     """
-    path = Path(source)
+    path = Path(expanded(str(source)))
     if path.is_file():
         return [path]
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
+    if not path.is_dir():
+        raise UserError(f"{path}: is a pipe or a device; expected a results file or a folder with some")
     candidates = (p for p in path.rglob("*.json") if p.stem.startswith("results") or _DATE.search(p.stem))
     if found := sorted(candidates, key=lambda p: (p.parent, _date(p))):
         return found
@@ -390,12 +392,7 @@ def load(path: Path | str) -> Results:
         UserError: if it cannot be read or is not a results file of lm-eval.
     """
     path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_int=_integer)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
+    content = parse_json(read_text(path), str(path), parse_int=_integer)
     try:
         file = _File.model_validate(content)
     except ValidationError as error:

@@ -96,6 +96,20 @@ def _finish(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def expanded(path: str) -> str:
+    """A path with ``~`` and ``~user`` replaced.
+
+    Raises:
+        UserError: the path is empty, or there is no such user.
+    """
+    if not path.strip():
+        raise UserError("a path is empty; leave the argument out, or give one")
+    found = os.path.expanduser(path)
+    if found.startswith("~") and not os.path.lexists(found):
+        raise UserError(f"{path}: there is no user {found.split('/')[0][1:]!r} whose folder ~ could mean")
+    return found
+
+
 def check_output(folder: Path, resumable: bool = False) -> None:
     """Check, before long work starts, that ``folder`` is new or empty and can be written.
 
@@ -105,7 +119,6 @@ def check_output(folder: Path, resumable: bool = False) -> None:
     Raises:
         UserError: it is not.
     """
-    _refuse_dangling(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: exists already and is a file; give a folder")
     if folder.is_dir() and any(not (resumable and path.name.startswith(".")) for path in folder.iterdir()):
@@ -119,7 +132,11 @@ def check_parent(path: Path) -> None:
     Raises:
         UserError: they cannot.
     """
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    path = path.absolute()
+    for link in (path, *path.parents):
+        if link.is_symlink() and not link.exists():
+            raise UserError(f"{path}: {link} is a link to what does not exist; remove the link")
+    parent = next(folder for folder in path.parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"{path}: cannot be created: {parent} is not a folder that can be written to")
 
@@ -137,10 +154,4 @@ def check_file(path: Path, option: str) -> None:
         raise UserError(f"{option} {path}: is a folder; expected a file")
     if path.exists() and not path.is_file():
         raise UserError(f"{option} {path}: is a device or a pipe; expected a file")
-    _refuse_dangling(path)
     check_parent(path)
-
-
-def _refuse_dangling(path: Path) -> None:
-    if path.is_symlink() and not path.exists():
-        raise UserError(f"{path}: is a link to what does not exist; remove the link")

@@ -5,9 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def console(**settings: Any) -> Console:
+    """A console on which texts stand as they are: a path or a name may hold what rich takes for markup."""
+    return Console(markup=False, **settings)
 
 
 def progress_bar(shown: bool = True) -> Progress:
@@ -17,7 +23,7 @@ def progress_bar(shown: bool = True) -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console(stderr=True),
         disable=not shown,
     )
 

@@ -8,11 +8,12 @@ one line that names the file and the row or line.
 from __future__ import annotations
 
 import json
+import stat
 from codecs import BOM_UTF8
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from harness_rect.errors import UserError
 
@@ -127,7 +128,7 @@ def read_lines(path: Path, name: str = "", errors: str = "strict") -> Iterator[t
     """
     name, number = name or str(path), 0
     try:
-        with path.open("rb") as file:
+        with _opened(path, name) as file:
             for number, line in enumerate(file, start=1):
                 yield number, (line.removeprefix(BOM_UTF8) if number == 1 else line).decode("utf-8", errors)
     except UnicodeDecodeError as error:
@@ -143,15 +144,55 @@ def read_text(path: Path, name: str = "") -> str:
     return "".join(line for _, line in read_lines(path, name))
 
 
-def parse_json(text: str, name: str, line: int = 1, hint: str = "") -> Any:
-    """The value of a JSON text that begins in ``line`` of the file ``name``."""
+def read_bytes(path: Path) -> bytes:
+    """A whole file; what is none is refused as by :func:`read_lines`."""
     try:
-        return json.loads(text)
+        with _opened(path, str(path)) as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _opened(path: Path, name: str) -> BinaryIO:
+    """A file to read; a pipe, which may never end or begin, a device or a folder is refused."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise UserError(f"{name}: cannot be read: it is a folder, a pipe or a device; expected a file")
+    return path.open("rb")
+
+
+#: Lists and objects within each other that no format has and that recursive code could not follow.
+LEVELS = 100
+
+
+def parse_json(
+    text: str, name: str, line: int = 1, hint: str = "", parse_int: Callable[[str], Any] | None = None
+) -> Any:
+    """The value of a JSON text that begins in ``line`` of the file ``name``; at most :data:`LEVELS` deep."""
+    try:
+        value = json.loads(text, parse_int=parse_int)
+        if not _deeper(value, LEVELS):
+            return value
+        problem = f"nested more than {LEVELS} levels deep"
     except json.JSONDecodeError as error:
         line, problem = line + error.lineno - 1, f"{error.msg} at column {error.colno}"
     except (ValueError, RecursionError) as error:  # a number of too many digits, or nested too deeply
         problem = str(error)
     raise UserError(f"{name}, line {line}: malformed JSON: {problem}" + (f"; {hint}" if hint else ""))
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects lie more than ``levels`` deep within each other."""
+    found = [value]
+    for _ in range(levels + 1):
+        found = [
+            inner
+            for outer in found
+            if isinstance(outer, list | dict)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not found:
+            return False
+    return True
 
 
 def as_text(value: Any, name: str) -> str:

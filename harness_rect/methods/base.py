@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from harness_rect.edits import Edit
@@ -15,11 +15,24 @@ from harness_rect.models.forwards import fused_gelu
 from harness_rect.moments import SecondMoment
 from harness_rect.updates import Update
 
+#: The largest whole number that a hyper-parameter may be.
+MOST = 10**9
+
 
 class HyperParameters(BaseModel):
     """Base of every method's hyper-parameters: immutable, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _feasible(cls, values: Any) -> Any:
+        """Refuse counts with which an edit would never end."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, int) and abs(one) > MOST:
+                    raise ValueError(f"{name}: expected a number up to {MOST} (got {str(one)[:40]})")
+        return values
 
 
 class MomentHyperParameters(HyperParameters):

@@ -17,7 +17,9 @@ from safetensors.torch import load, save
 
 from harness_rect import embedded
 from harness_rect.errors import UserError
-from harness_rect.io.files import written_whole
+from harness_rect.io.files import expanded, written_whole
+from harness_rect.io.rows import read_bytes
+from harness_rect.io.yaml_files import read_yaml
 from harness_rect.methods.mend_network import Editor
 from harness_rect.validation import validated
 
@@ -45,7 +47,7 @@ class Description(BaseModel):
 
 def weights_folder(name: str) -> Path:
     """The folder of a path, or of ``rect-tiny`` for the embedded weights."""
-    return embedded.MEND if name == embedded.NAME else Path(name).expanduser()
+    return embedded.MEND if name == embedded.NAME else Path(expanded(name))
 
 
 def read_description(folder: Path) -> Description:
@@ -61,8 +63,8 @@ def read_description(folder: Path) -> Description:
             f" train-mend --model M --train FILE --output {folder}`"
         )
     try:
-        return validated(Description, yaml.safe_load(path.read_text(encoding="utf-8")), "")
-    except (OSError, ValueError, TypeError, yaml.YAMLError, UserError) as error:
+        return validated(Description, read_yaml(path), "")
+    except (TypeError, UserError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not a description of a trained MEND: {reason}") from None
 
@@ -80,10 +82,7 @@ def load_editor(folder: Path) -> Editor:
 def _load(folder: Path, sha256: str) -> Editor:
     path = folder / TENSORS
     description = read_description(folder)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
+    data = read_bytes(path)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise UserError(f"{path}: damaged, or not the file that {DESCRIPTION} beside it describes")
     editor = Editor.identity(description.inner_params, description.rank, 0.0)

@@ -11,6 +11,21 @@ from safetensors import SafetensorError
 from harness_rect.errors import UserError
 
 
+def check_device(device: object, what: str) -> None:
+    """Refuse a device that is not there; None leaves the choice to others.
+
+    Args:
+        what: the argument, for the message: ``device=cuda``.
+    """
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=torch.device(str(device)))
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{what}: cannot be used here: {reason}") from None
+
+
 @contextmanager
 def load_errors(what: str) -> Iterator[None]:
     """Turn what lm-eval and transformers raise for what they cannot load into a :class:`UserError`.

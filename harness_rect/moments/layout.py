@@ -7,7 +7,10 @@
 
 from __future__ import annotations
 
+import lzma
 import re
+import stat
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -68,6 +71,22 @@ def find_moment(folder: Path, module: str, model: str, dataset: str, dtype: str,
     return None
 
 
+#: What numpy and zipfile raise for damaged, foreign, encrypted and oversized files.
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, EOFError, OverflowError, MemoryError, RuntimeError),
+    *(SyntaxError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
+
+
+def _check_claims(path: Path, most: int) -> None:
+    """Raise ValueError if an archive claims to hold more bytes than second moments of the model take."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is a pipe or a device")
+    with zipfile.ZipFile(path) as archive:
+        if (claimed := sum(entry.file_size for entry in archive.infolist())) > most:
+            raise ValueError(f"it claims to hold {claimed} bytes, for this model at most {most} are expected")
+
+
 def read_moment(path: Path, d_mlp: int) -> SecondMoment:
     """Read one file.
 
@@ -75,6 +94,7 @@ def read_moment(path: Path, d_mlp: int) -> SecondMoment:
         UserError: it is no npz file, lacks arrays, or has another width; the message names the file.
     """
     try:
+        _check_claims(path, 16 * d_mlp**2 + 2**16)
         arrays = np.load(path, allow_pickle=False)
         if isinstance(arrays, np.ndarray):
             raise ValueError("it holds a single array")
@@ -82,7 +102,7 @@ def read_moment(path: Path, d_mlp: int) -> SecondMoment:
             total, count = arrays["mom2.mom2"], int(arrays["mom2.count"])
         if total.dtype.kind not in "fiu":
             raise ValueError(f"mom2.mom2 holds {total.dtype}")
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _UNREADABLE as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path}: not a file of second moments (expected an npz with mom2.mom2 and mom2.count): {reason}"

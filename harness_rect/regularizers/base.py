@@ -24,7 +24,7 @@ def parse_share(value: object, name: str) -> float:
     text = str(value).strip()
     percent = text.endswith("%")
     try:
-        share = float(text.rstrip("% ")) / (100 if percent else 1)
+        share = float(text.removesuffix("%")) / (100 if percent else 1)
     except ValueError:
         share = float("nan")
     if not 0 <= share <= 1:

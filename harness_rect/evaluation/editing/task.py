@@ -227,6 +227,8 @@ class EditingTask(RectTask):
     def apply_filters(self) -> None:
         """Once all answers are there, score the edits; count those that have a metric, in all processes."""
         super().apply_filters()
+        if not self.scored:
+            return
         by_document: dict[int, list[Instance]] = {}
         for request in sorted(self._instances, key=lambda request: request.idx):
             by_document.setdefault(request.doc_id, []).append(request)

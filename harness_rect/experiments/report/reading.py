@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from harness_rect.errors import UserError
 from harness_rect.evaluation.catalogue import GENERAL, GROUPS, TASKS, headline, is_ability, is_editing
 from harness_rect.experiments import results
 from harness_rect.experiments.compare.differences import SEEDS, find_differences
@@ -32,7 +33,7 @@ def read_study(folder: Path | str, on_file: Callable[[int, int], None] | None = 
         on_file: called with (files done, number of files); each file is read twice, then with its samples.
 
     Raises:
-        UserError: if there are none, or one cannot be read; the message names it.
+        UserError: there are none that can be read. One of several is named in the notes.
     """
     folder = Path(folder)
     paths = results.find(folder)
@@ -42,11 +43,17 @@ def read_study(folder: Path | str, on_file: Callable[[int, int], None] | None = 
         if on_file is not None:
             on_file(next(reports), 2 * len(paths))
 
-    runs = []
+    runs, unread = [], []
     for path in paths:
-        runs.append(_run(results.load(path), folder))
+        try:
+            runs.append(_run(results.load(path), folder))
+        except UserError as error:
+            unread.append(f"left out: {error}")
         step()
+    if not runs:
+        raise UserError(f"{folder}: no results file can be read; {unread[0]}")
     runs, notes = _without_repetitions(_separated(runs))
+    notes = [*unread, *notes]
     runs.sort(key=lambda run: run.order)
     tasks = _tasks(runs)
     complete = [group.name for group in GROUPS.values() if group.mean and set(group.members) <= set(tasks)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -16,8 +17,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from harness_rect import embedded
 from harness_rect.config import EditConfig, Measured, ModelArguments, declared_arguments, settings
@@ -25,9 +33,10 @@ from harness_rect.edits import Consequence, Edit, EditStream, Query, load_edits
 from harness_rect.edits.readers import split_spec
 from harness_rect.errors import UserError, did_you_mean
 from harness_rect.experiments.sweep.networks import TrainMend, networks_folder
-from harness_rect.io.files import written_whole
+from harness_rect.io.files import expanded, written_whole
+from harness_rect.io.yaml_files import read_yaml
 from harness_rect.methods import METHODS, check_edits
-from harness_rect.validation import validated
+from harness_rect.validation import refuse_boolean, validated
 
 #: lm-eval's own seeds of random, numpy, torch and few-shot sampling.
 SEEDS = (0, 1234, 1234, 1234)
@@ -47,7 +56,9 @@ def _a_list(value: Any) -> Any:
 T = TypeVar("T")
 #: A list that is not empty; a single value stands for a list of one.
 OneOrMore = Annotated[list[T], Field(min_length=1), BeforeValidator(_a_list)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(refuse_boolean)]
+#: More evaluations, or trajectories, than this are a slip of the hand.
+MOST = 100_000
 
 
 class _Entry(BaseModel):
@@ -151,7 +162,7 @@ class SweepConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     title: str = ""
-    output: str = Field(min_length=1)
+    output: Annotated[str, Field(min_length=1), AfterValidator(expanded)]
     models: OneOrMore[ModelEntry]
     edits: str
     data: str | None = None
@@ -160,16 +171,16 @@ class SweepConfig(BaseModel):
     checkpoints: OneOrMore[Count]
     tasks: OneOrMore[str]
     train_mend: TrainMend | None = None
-    edit_batch_size: int = Field(default=1, ge=1)
+    edit_batch_size: int = Field(default=1, ge=1, lt=2**31)
     orders: int = Field(default=1, ge=1)
     edit_seeds: OneOrMore[Count] = [0]
     measure: Measured = "teacher_forced"
-    limit: float | None = Field(default=None, gt=0)
+    limit: float | None = Field(default=None, gt=0, lt=2**31)
     apply_chat_template: bool | str = False
     system_instruction: str | None = None
     batch_size: int | str = 1
     device: str | None = None
-    seed: OneOrMore[int] = list(SEEDS)
+    seed: OneOrMore[Annotated[int, Field(ge=0, lt=2**32)]] = list(SEEDS)
     log_samples: bool = False
 
     @model_validator(mode="before")
@@ -196,8 +207,8 @@ class SweepConfig(BaseModel):
     @field_validator("batch_size")
     @classmethod
     def _batch(cls, size: int | str) -> int | str:
-        if not (size >= 1 if isinstance(size, int) else re.fullmatch(r"auto(:\d+)?", size)):
-            raise ValueError("expected a number from 1 on, or auto")
+        if not (1 <= size < 2**31 if isinstance(size, int) else re.fullmatch(r"auto(:\d{1,9})?", size)):
+            raise ValueError("expected a number from 1 to 2147483647, or auto")
         return size
 
     def checkpoints_of(self, method: MethodEntry) -> tuple[int, ...]:
@@ -343,16 +354,7 @@ def read_values(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read, or is something else.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"{path}: cannot be read: {reason}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "malformed"
-        raise UserError(f"{path}{where}: not valid YAML: {problem}") from None
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping with output, models, edits, ...; see docs/sweep.md")
     return {str(key): value for key, value in values.items()}
@@ -367,6 +369,11 @@ def make_plan(config: SweepConfig, where: str) -> Plan:
     Raises:
         UserError: edits cannot be read, a checkpoint cannot be reached, or two entries would share a folder.
     """
+    parts = (config.models, config.methods, config.regularizers, range(config.orders), config.edit_seeds)
+    if (count := math.prod(map(len, parts))) > MOST:
+        raise UserError(
+            f"{where}: models x methods x regularizers x orders x edit_seeds are {count}, more than {MOST}"
+        )
     stream = load_edits(config.edits)
     output = Path(config.output)
     last = max((n for method in config.methods for n in config.checkpoints_of(method)), default=0)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from rich.console import Console
 from torch import Tensor
 
 from harness_rect.compat.lm_eval import describe_machine
@@ -40,7 +39,7 @@ from harness_rect.experiments.sweep.named import read_sweep
 from harness_rect.experiments.sweep.networks import train_networks
 from harness_rect.experiments.sweep.plan import Evaluation, ModelEntry, Plan, Trajectory, make_plan
 from harness_rect.io.files import check_parent, written_whole
-from harness_rect.io.progress import logging_only
+from harness_rect.io.progress import console, logging_only
 from harness_rect.model_wrappers.edited_hf import EditedHF
 from harness_rect.models import EditableLM
 from harness_rect.moments.layout import layout_name
@@ -78,7 +77,7 @@ def run_sweep(
     with logging_only(logging.WARNING, "lm_eval", "harness_rect.hparams", "harness_rect.edited_hf"):
         if dry_run:
             with _locked(plan.output) if plan.output.is_dir() else nullcontext():
-                show_dry_run(plan, read_timing(plan.output / INDEX), Console())
+                show_dry_run(plan, read_timing(plan.output / INDEX), console())
             return
         plan.output.mkdir(parents=True, exist_ok=True)
         with _locked(plan.output):
@@ -91,7 +90,7 @@ class Sweep:
     def __init__(self, plan: Plan, clock: Clock) -> None:
         self.plan, self.clock = plan, clock
         self.rows = {row.name: row for row in _rows(plan)}
-        self.display = Display(list(self.rows.values()), Console(stderr=True))
+        self.display = Display(list(self.rows.values()), console(stderr=True))
         self._timing = read_timing(plan.output / INDEX)
         self._warnings: dict[str, list[str]] = {}  # value of edits= -> warnings of its reader
 
@@ -105,7 +104,7 @@ class Sweep:
                 self._model(model)
         shutil.rmtree(self.plan.output / STATES, ignore_errors=True)
         overhead = {k: s for k, s in self.clock.seconds.items() if k not in (EDITING, EVALUATING)}
-        Console().print(timing_table(self.display.rows, overhead))
+        console().print(timing_table(self.display.rows, overhead))
         print(f"results: {self.plan.output}")
 
     def _model(self, entry: ModelEntry) -> None:
