@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: setup demo test lint scores test-lm-eval test-transformers test-vllm
+SECONDS ?= 3600
+
+.PHONY: setup demo fuzz test lint scores test-lm-eval test-transformers test-vllm
 
 # Installed again only when what is to be installed has changed.
 setup: $(VENV)/.installed
@@ -20,6 +22,10 @@ demo: setup
 # One thread a worker: two workers with two threads each would fight over two cores.
 test: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist worksteal $(ARGS)
+
+# Hostile inputs for an hour, or SECONDS=60: tests/fuzz.
+fuzz: setup
+	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m fuzz --seconds $(SECONDS) $(ARGS)
 
 # One other release each, in an environment that holds it alone and takes all else from the main one: the tests of
 # what depends on it, and the embedded suite, whose scores must be those of the main environment.

@@ -19,7 +19,9 @@ def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Mode
         UserError: one line that names ``where`` and the first wrong key.
     """
     try:
-        for name in model.model_fields.keys() & values.keys():
+        reading = model.__pydantic_decorators__.field_validators.values()
+        own = {name for one in reading if one.info.mode == "before" for name in one.info.fields}
+        for name in (model.model_fields.keys() & values.keys()) - own:
             if not _has_booleans(model.model_fields[name].annotation):
                 refuse_boolean(values[name], f"{where}: {name}" if where else name)
         return model(**values)

@@ -438,6 +438,12 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "an output that exists": ({"save_edited": "{data}"}, "exists already"),
     "a misspelled argument": ({"regularizr": "rect"}, "did you mean 'regularizer'"),
     "an argument nobody knows": ({"wizardry": 3}, "no argument 'wizardry'"),
+    "a number for the model": ({"pretrained": 0.4}, "pretrained=0.4: cannot be loaded"),
+    "a number for another name": ({"tokenizer": 0.4}, "tokenizer=0.4: expected a name or a path"),
+    "no such dtype": ({"dtype": "float7"}, "dtype=float7: expected auto, float32"),
+    "no such attention": ({"attn_implementation": "nope"}, "cannot be loaded: .*nope"),
+    "an empty batch": ({"batch_size": 0}, "batch_size=0: expected a number from 1 on"),
+    "an empty path": ({"save_edited": ""}, "save_edited: a path is empty"),
     "no such data": ({"data": "{nowhere}"}, "expected hub, tiny or a folder"),
 }
 
@@ -463,6 +469,13 @@ def test_what_cannot_be_done_is_one_line_and_status_2(
         EditedHF(**given, device="cpu")
     assert exit.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"error: {error.value}"
+
+
+def test_answers_alone_are_asked_for_under_predict_only(arguments) -> None:
+    given = arguments(method="none", rect=None)
+    results = evaluate("edited_hf", given, ["rect_counterfact"], predict_only=True, limit=2)
+    assert results["results"]["rect_counterfact"]["bypass,none"] == 999
+    assert len(results["samples"]["rect_counterfact"]) == 2
 
 
 def test_the_lm_eval_command_refuses_in_one_line(arguments, tmp_path: Path) -> None:

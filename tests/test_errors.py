@@ -118,12 +118,19 @@ def test_lm_eval_ends_in_one_line(inside: str, outside: str, status: int, says: 
     assert line.startswith(says)
 
 
+PRINTING = """
+from types import SimpleNamespace as Made
+from harness_rect import cli
+arguments = Made(run=lambda arguments: print("much" * 10_000))
+cli.make_parser = lambda argv: Made(parse_args=lambda argv: arguments)
+raise SystemExit(cli.main([]))
+"""
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_a_full_standard_output_is_one_line():
     with open("/dev/full", "w") as full:
-        done = run(
-            "from harness_rect.cli import main; raise SystemExit(main(['sweep', '--list']))", stdout=full
-        )
+        done = run(PRINTING, stdout=full)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "error: standard output: No space left on device"
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr

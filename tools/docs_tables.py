@@ -21,6 +21,7 @@ from harness_rect.experiments.sweep import named
 from harness_rect.hparams import Preset, presets
 from harness_rect.methods import METHODS
 from harness_rect.regularizers import REGULARIZERS
+from tools.error_messages import advice, messages
 
 ROOT = Path(__file__).parent.parent
 REGION = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
@@ -137,10 +138,19 @@ def paper_sweeps() -> str:
     return markdown(named.COLUMNS, [[f"`{name}`", *cells] for name, *cells in found])
 
 
+def errors() -> str:
+    rows = []
+    for module, texts in messages().items():
+        plain = (text.replace("|", "/").replace("`", "'").strip() for text in texts)
+        rows.append([f"`{module}`", "<br>".join(f"`{text}`" for text in plain), advice(module)])
+    return markdown(["in", "message", "cause, and what to do"], rows)
+
+
 #: Name in the pages -> what makes the table.
 TABLES: dict[str, Callable[[], str]] = {
     "arguments": arguments,
     "edit_sets": edit_sets,
+    "errors": errors,
     "presets": published_presets,
     "methods": methods,
     "paper_sweeps": paper_sweeps,

@@ -146,11 +146,12 @@ def _rows_of(name: str) -> list[Row]:
     if name in URLS:
         path = download(name)
         return json_rows(path, URLS[name].rsplit("/", 1)[-1], hint=f"delete {path} to download it again")
-    path = Path(expanded(name))
+    path = Path(name)
     if path.suffix.lower() not in {".json", ".jsonl"}:
         near = closest(name, URLS)
         meant = f"did you mean {near}?" if near else f"expected tiny, {', '.join(URLS)},"
         raise UserError(f"edits={name}: {meant} or a path ending in .json or .jsonl")
+    path = Path(expanded(name))
     if not path.exists():
         raise UserError(f"edits={name}: there is no file {path.absolute()}")
     return json_rows(path, name)

@@ -102,6 +102,7 @@ def read_moment(path: Path, d_mlp: int) -> SecondMoment:
             total, count = arrays["mom2.mom2"], int(arrays["mom2.count"])
         if total.dtype.kind not in "fiu":
             raise ValueError(f"mom2.mom2 holds {total.dtype}")
+        total = total.astype(total.dtype.newbyteorder("="), copy=False)
     except _UNREADABLE as error:
         reason = " ".join(str(error).split())
         raise UserError(

@@ -172,6 +172,16 @@ def test_options_mean_what_they_mean_in_python(
     assert described == python_config(place, **config)
 
 
+def test_a_path_may_begin_at_home_and_hold_what_looks_like_markup(
+    place: Path, command, monkeypatch, capsys
+) -> None:
+    monkeypatch.setenv("HOME", str(place))
+    monkeypatch.chdir(place / "model")
+    assert cli.main(command("edit", output="~/out[/x]", edit_cache="~/kept")) == 0
+    assert str(place / "out[/x]") in capsys.readouterr().out
+    assert (place / "kept").is_dir() and not (place / "model" / "~").exists()
+
+
 def test_templates_come_from_the_hyper_parameter_file(place: Path, command) -> None:
     (place / "hparams.yaml").write_text(json.dumps(HPARAMS | {"context_templates": ["{}", "Here: {}"]}))
     assert cli.main(command("edit", hparams=place / "hparams.yaml")) == 0
@@ -228,6 +238,13 @@ def test_an_existing_output_is_refused_before_any_work(
         ("edit", {"regularizer": "rect"}, "needs keep="),
         ("edit", {"keep": "0.4"}, "no regularizer"),
         ("edit", {"regularizer": "rect", "keep": "40"}, "keep=40: expected a share"),
+        ("edit", {"regularizer": "rect", "keep": "0.4%%"}, "keep=0.4%%: expected a share"),
+        ("edit", {"hparams": "boolean.json"}, "boolean.json: layers: expected no true or false"),
+        ("edit", {"hparams": "endless.json"}, "v_num_grad_steps: expected a number up to 1000000000"),
+        ("edit", {"edits": "pipe.json"}, "it is a folder, a pipe or a device"),
+        ("edit", {"edits": "~nosuchuser/f.json"}, "there is no user 'nosuchuser'"),
+        ("edit", {"output": "dangling"}, "is a link to what does not exist"),
+        ("stats", {"layers": "0-99999999999"}, "no model has that many layers"),
         ("edit", {"regularizer": "rekt", "keep": "0.4"}, "rekt"),
         ("edit", {"regularizer": "rect", "keep": "0.4", "rect_convention": "papers"}, "papers"),
         ("edit", {"regularizer": "sphere", "alpha": "2"}, "alpha: Input should be less than or equal to 1"),
@@ -263,6 +280,10 @@ def test_errors_are_one_line_with_status_2_and_leave_nothing(
 ) -> None:
     monkeypatch.chdir(place)
     (place / "moments.json").write_text(json.dumps(HPARAMS | {"mom2_adjustment": True}))
+    (place / "boolean.json").write_text(json.dumps(HPARAMS | {"layers": [True]}))
+    (place / "endless.json").write_text(json.dumps(HPARAMS | {"v_num_grad_steps": 10**20}))
+    (place / "dangling").symlink_to("nowhere")
+    os.mkfifo(place / "pipe.json")
     before = files_below(place)
     arguments = command(name, **options)
     capfd.readouterr()

@@ -314,6 +314,21 @@ def test_a_name_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec
     assert expected.format(tmp_path) in message(spec)
 
 
+def test_a_misspelled_key_is_warned_of_once_a_file(tmp_path: Path) -> None:
+    rows = [plain(i, paraphrase_promts=["It lives on"], note="x") for i in range(3)]
+    stream = load_edits(write(tmp_path / "e.json", [*rows, plain(3, case_id=9, pararel_idx=7)]))
+    [line] = [one for one in stream.warnings if "key" in one]
+    expected = "3 of 4 rows have a key 'paraphrase_promts', which is not read; did you mean"
+    assert line == f"{expected} 'paraphrase_prompts'?"
+
+
+def test_a_subject_in_another_unicode_form_is_found_and_said(tmp_path: Path) -> None:
+    row = plain(prompt="Caf\u00e9 Zur\u00fcck lies in", subject="Cafe\u0301 Zuru\u0308ck")
+    stream = load_edits(write(tmp_path / "e.json", [row]))
+    assert stream[0].has_subject
+    assert any("Unicode form" in line for line in stream.warnings)
+
+
 # --- rows that are refused ----------------------------------------------------------------------
 
 

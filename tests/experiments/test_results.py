@@ -136,7 +136,7 @@ def test_spoilt_samples_are_refused_by_line(tmp_path: Path, tasks, spoil, messag
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not JSON"),
+        ("{", "malformed JSON"),
         ("[]", "not a results file of lm-eval"),
         ('{"method": "rome"}', "not a results file of lm-eval: results: Field required"),
         ('{"results": {"a": 1}}', "not a results file of lm-eval: results.a"),

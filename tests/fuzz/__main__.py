@@ -23,9 +23,7 @@ def main() -> int:
     parser.add_argument("--area", choices=AREAS, action="append", help="only this one; may be repeated")
     parser.add_argument("--seconds", type=float, default=3600, help="stop after so long (default 3600)")
     parser.add_argument("--count", type=int, default=10**9, help="stop after so many inputs of each area")
-    parser.add_argument(
-        "--seed", default=str(int(time.time())), help="of the inputs (default: the time)"
-    )
+    parser.add_argument("--seed", default=str(int(time.time())), help="of the inputs (default: the time)")
     given = parser.parse_args()
     logging.disable(logging.CRITICAL)
     areas = given.area or list(AREAS)

@@ -151,7 +151,7 @@ def damaged(rng: random.Random, data: bytes) -> bytes:
 
 
 def put(rng: random.Random, path: Path, data: bytes) -> Path:
-    """Write a file, or rarely something else of its name: a folder, a pipe, a link, a file nobody may read."""
+    """Write a file, or rarely something else: a folder, a pipe, a link, a file nobody may read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         path.unlink()

@@ -48,12 +48,12 @@ def read_study(folder: Path | str, on_file: Callable[[int, int], None] | None = 
         try:
             runs.append(_run(results.load(path), folder))
         except UserError as error:
-            unread.append(f"left out: {error}")
+            unread.append(str(error))
         step()
     if not runs:
-        raise UserError(f"{folder}: no results file can be read; {unread[0]}")
+        raise UserError(f"{folder}: no results file can be read: {unread[0]}")
     runs, notes = _without_repetitions(_separated(runs))
-    notes = [*unread, *notes]
+    notes = [*(f"This file cannot be read and is left out: {line}" for line in unread), *notes]
     runs.sort(key=lambda run: run.order)
     tasks = _tasks(runs)
     complete = [group.name for group in GROUPS.values() if group.mean and set(group.members) <= set(tasks)]

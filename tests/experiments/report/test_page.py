@@ -200,6 +200,6 @@ def test_wrong_use_exits_with_2_and_one_line(add, runs: Path, tmp_path: Path, ca
     assert "is a file" in refused(runs, "-o", page, "--figures", file)
     assert "cannot be created" in refused(runs, "-o", file / "r.html")
     path.write_text("{")
-    assert f"{path}: not JSON" in refused(runs, "-o", page)
+    assert f"{path}, line 1: malformed JSON" in refused(runs, "-o", page)
     path.write_bytes(b"\xff\xfe")
-    assert f"{path}: cannot be read" in refused(runs, "-o", page)
+    assert f"{path}, line 1: not UTF-8" in refused(runs, "-o", page)
