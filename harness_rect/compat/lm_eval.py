@@ -88,7 +88,8 @@ class YamlTask(_Base):
         super().override_metric(metric_name)
         self.scored = False
         self.process_results = lambda doc, results: {metric_name: None}
-        self.aggregation, self.higher_is_better = super().aggregation, super().higher_is_better
+        for name in ("aggregation", "higher_is_better"):
+            setattr(self, name, getattr(super(), name))
 
     def aggregation(self) -> dict[str, Callable[[Sequence[Any]], float]]:
         """metric -> how the values of all documents become one."""

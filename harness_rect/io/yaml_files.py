@@ -46,7 +46,7 @@ class _Loader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem=f"not a valid {tag}", problem_mark=node.start_mark) from None
 
 
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda loader, node: str(node.value))
 
 
 def read_yaml(path: Path, name: str = "") -> Any:

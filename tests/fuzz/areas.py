@@ -99,7 +99,7 @@ def through_boundary(do: Callable[[], object]) -> Run:
 def _results(rng: random.Random, folder: Path, samples: bool = True) -> list[Path]:
     add = writer(folder / "in")
     tasks = ("rect_nli", "rect_sentiment")
-    more = {"before_each_edit": {"reliability": 0.1}, "edits": [_record(i) for i in range(3)]}
+    more: dict[str, Any] = {"before_each_edit": {"reliability": 0.1}, "edits": [_record(i) for i in range(3)]}
     steps = [{"edits": ["0"], "weights": {"h.3.weight": {"update_norm": 1.0, "kept": 0.4}}, "seconds": 1.0}]
     paths = [
         add(7, tasks=tasks, samples=samples),

@@ -369,8 +369,8 @@ def make_plan(config: SweepConfig, where: str) -> Plan:
     Raises:
         UserError: edits cannot be read, a checkpoint cannot be reached, or two entries would share a folder.
     """
-    parts = (config.models, config.methods, config.regularizers, config.edit_seeds)
-    if (count := config.orders * math.prod(map(len, parts))) > MOST:
+    parts: tuple[Sequence[Any], ...] = (config.models, config.methods, config.regularizers, config.edit_seeds)
+    if (count := config.orders * math.prod(len(part) for part in parts)) > MOST:
         raise UserError(
             f"{where}: models x methods x regularizers x orders x edit_seeds are {count}, more than {MOST}"
         )
