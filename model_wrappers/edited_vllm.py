@@ -23,6 +23,7 @@ from harness_rect.compat.lm_eval import IdRequest
 from harness_rect.compat.lm_eval_vllm import ENGINE, AnsweringVLLM
 from harness_rect.config import ModelArguments, declared_arguments
 from harness_rect.errors import UserError, did_you_mean, one_line_errors
+from harness_rect.io.files import expanded
 from harness_rect.model_wrappers import edited_hf
 from harness_rect.model_wrappers.edited_hf import EditedHF, check_prompts, share_logging
 from harness_rect.model_wrappers.unedited import ComparingLM, Comparison
@@ -65,7 +66,9 @@ class EditedVLLM(AnsweringVLLM):
             engine = {name: arguments.pop(name) for name in [*arguments] if _of_vllm_alone(name)}
             if not pretrained:
                 embedded.unnamed.add(self)
-            if not arguments.get("save_edited"):
+            if arguments.get("save_edited") is not None:
+                arguments["save_edited"] = expanded(str(arguments["save_edited"]))
+            else:
                 self._temporary = TemporaryDirectory(prefix="harness-rect-")
                 arguments["save_edited"] = str(Path(self._temporary.name, "edited"))
             edited = EditedHF(pretrained, **arguments)

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from harness_rect.cli import path_argument
+from harness_rect.errors import UserError
 from harness_rect.experiments import results
 from harness_rect.experiments.compare import Gate, compare
 from harness_rect.experiments.compare.rendering import print_tables, render, short
