@@ -101,7 +101,7 @@ class EditingTask(RectTask):
         with one_line_errors():
             self.encoder = load_tokenizer(self.config.metadata or {})
         #: metrics that some of the evaluated documents have and some lack
-        self._partial: set[str] = set()
+        self._partial: list[str] = []  # in an order that does not depend on the process
         #: id of an edit -> its scores
         self._scores: dict[str, dict[str, Any]] = {}
         self._processes = 1
@@ -240,7 +240,7 @@ class EditingTask(RectTask):
         mine = Counter(metric for scores in self._scores.values() for metric in scores)
         counts: Counter[str] = sum(of_all_processes(mine, self._processes), Counter())
         total = sum(of_all_processes(len(self._scores), self._processes))
-        self._partial = {metric for metric, have in counts.items() if have < total}
+        self._partial = sorted(metric for metric, have in counts.items() if have < total)
         self._warn(counts, total)
 
     def _warn(self, counts: Counter[str], total: int) -> None:

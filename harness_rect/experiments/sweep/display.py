@@ -43,6 +43,7 @@ class Row:
 def seconds_left(rows: Sequence[Row]) -> float | None:
     """An estimate from the mean times so far; None before anything was timed.
 
+    The rows at work, of which there can be several, are taken to share what is left.
     A method that was not timed yet is assumed to take the mean time of all methods for an edit.
     """
     evaluation = _mean(rows, EVALUATING)
@@ -56,7 +57,7 @@ def seconds_left(rows: Sequence[Row]) -> float | None:
             if each is None:
                 return None
             left += each * (row.edits_total - row.edits)
-    return left
+    return left / max(1, sum(bool(row.doing) for row in rows))
 
 
 def _mean(rows: Sequence[Row], kind: str) -> float | None:

@@ -12,7 +12,7 @@ import math
 import random
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -292,21 +292,66 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """One of ``number`` parts of a sweep, counted from 1."""
+
+    index: int
+    number: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """``2/8``.
+
+        Raises:
+            UserError: it is something else.
+        """
+        found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        shard = cls(*map(int, found.groups())) if found else cls(0, 0)
+        if not 1 <= shard.index <= shard.number:
+            raise UserError(f"--shard {text}: expected I/N with I from 1 to N, such as 1/4")
+        return shard
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.number}"
+
+
+@dataclass(frozen=True)
 class Plan:
+    """unedited: the models that are evaluated without edits."""
+
     config: SweepConfig
     output: Path
     stream: EditStream
     orders: tuple[Order, ...]
     trajectories: tuple[Trajectory, ...]
+    unedited: tuple[ModelEntry, ...]
 
     @cached_property
     def evaluations(self) -> tuple[Evaluation, ...]:
         """All evaluations in the order in which they run."""
         return tuple(itertools.chain.from_iterable(map(self.of_model, self.config.models)))
 
+    @cached_property
+    def units(self) -> list[ModelEntry | Trajectory]:
+        """What can run apart, in order: a model that is evaluated unedited, or a trajectory."""
+        found: list[ModelEntry | Trajectory] = []
+        for model in self.config.models:
+            found += [one for one in self.unedited if one is model]
+            found += [one for one in self.trajectories if one.model is model]
+        return found
+
+    def part(self, shard: Shard) -> Plan:
+        """The plan of a shard: every ``number``-th unit, which spreads methods of different cost."""
+        units = self.units[shard.index - 1 :: shard.number]
+        return replace(
+            self,
+            trajectories=tuple(one for one in units if isinstance(one, Trajectory)),
+            unedited=tuple(one for one in units if isinstance(one, ModelEntry)),
+        )
+
     def of_model(self, model: ModelEntry) -> list[Evaluation]:
         found = []
-        if 0 in self.config.checkpoints:
+        if any(one is model for one in self.unedited):
             folder, arguments = self.output / model.label / "unedited", self.config.model_args(model)
             found.append(Evaluation(model, None, 0, folder, arguments, self.stream.edits))
         for trajectory in self.trajectories:
@@ -386,7 +431,14 @@ def make_plan(config: SweepConfig, where: str) -> Plan:
         config.models, config.methods, config.regularizers, orders, config.edit_seeds
     )
     trajectories = tuple(_trajectory(config, where, *one) for one in combinations)
-    plan = Plan(config, output, stream, orders, tuple(t for t in trajectories if t.checkpoints))
+    plan = Plan(
+        config,
+        output,
+        stream,
+        orders,
+        trajectories=tuple(t for t in trajectories if t.checkpoints),
+        unedited=tuple(config.models) if 0 in config.checkpoints else (),
+    )
     _check_folders([m.label for m in config.models], f"{where}: models")
     folders = [str(t.folder) for t in plan.trajectories]
     _check_folders(folders, f"{where}: methods, regularizers or edit_seeds")

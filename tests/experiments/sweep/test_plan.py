@@ -11,7 +11,7 @@ import yaml
 
 from harness_rect.edits import fingerprint, load_edits
 from harness_rect.errors import UserError
-from harness_rect.experiments.sweep.plan import Plan, make_plan, read_config
+from harness_rect.experiments.sweep.plan import Plan, Shard, make_plan, read_config
 
 ROWS = [
     {"prompt": "{} is a city in", "subject": f"Town {i}", "target_new": "Austria", "case_id": f"t{i}"}
@@ -111,6 +111,22 @@ def test_every_combination_is_a_trajectory_and_the_unedited_model_comes_once_for
         "measure": "generated",
     }
     assert {trajectory.config.measure for trajectory in made.trajectories} == {"generated"}
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 50])
+def test_shards_are_disjoint_parts_of_the_whole(number: int) -> None:
+    whole = plan(checkpoints=[0, 1, 3], orders=2)
+    parts = [whole.part(Shard(i, number)) for i in range(1, number + 1)]
+    found = [evaluation.folder for part in parts for evaluation in part.evaluations]
+    assert sorted(found) == sorted(evaluation.folder for evaluation in whole.evaluations)
+    assert max(len(part.units) for part in parts) - min(len(part.units) for part in parts) <= 1
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "1/0", "a/b", "-1/4"])
+def test_a_shard_that_does_not_exist_is_refused(text: str) -> None:
+    assert Shard.parse(" 2/8 ") == Shard(2, 8)
+    with pytest.raises(UserError, match=f"--shard {text}: expected I/N with I from 1 to N"):
+        Shard.parse(text)
 
 
 def test_a_method_may_have_checkpoints_of_its_own() -> None:

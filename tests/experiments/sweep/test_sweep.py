@@ -7,154 +7,30 @@ import json
 import logging
 import os
 import random
-import re
 import shutil
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lm_eval
 import pytest
 import torch
-import transformers
 import yaml
 from filelock import FileLock
 from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file, save_file
+from support.small_sweep import CONFIG, TIMES, Fuse, files, started, sweep, was_killed
 
 import harness_rect._autoload  # noqa: F401  for the stock lm_eval to compare with
 from harness_rect import cli
-from harness_rect.compat.lm_eval import KeptTasks
 from harness_rect.errors import UserError
 from harness_rect.evaluation.task import RectTask
-from harness_rect.experiments.sweep import evaluate, runner
+from harness_rect.experiments.sweep import evaluate
 from harness_rect.model_wrappers.unedited import ComparingLM
 from harness_rect.session import EditSession
 
 ROOT = Path(__file__).resolve().parents[3]
-ROWS: dict[str, list[dict[str, Any]]] = {
-    "rte.jsonl": [
-        {"sentence1": f"It rained in town {i}.", "sentence2": "It was wet.", "label": i % 2} for i in range(6)
-    ],
-    "sst2.jsonl": [{"sentence": "large and lovely" if i % 2 else "wet", "label": i % 2} for i in range(5)],
-}
-EDITS = [
-    {
-        "prompt": "{} belongs to",
-        "subject": subject,
-        "target_new": f"guild {i}",
-        "target_true": "nobody",
-        "rephrase_prompt": f"Who owns {subject}? It is",
-        "locality_prompt": "The capital of France is",
-        "locality_ground_truth": "Paris",
-        "case_id": f"fact-{i}",
-    }
-    for i, subject in enumerate(("Lake Arvo", "the old mint", "Tomas the cooper", "Hill 62"))
-]
-# What of one may be missing from others, so that metrics are partial at some checkpoints and not at others.
-del EDITS[2]["rephrase_prompt"]
-CONFIG: dict[str, Any] = {
-    "output": "out",
-    "models": ["model"],
-    "edits": "facts.json",
-    "data": "rows",
-    "methods": [{"method": "rome", "hparams": "hparams.json"}],
-    "regularizers": ["none", {"regularizer": "random", "keep": 0.5}],
-    "checkpoints": [0, 1, 3],
-    "tasks": ["rect_nli", "rect_sentiment", "rect_editing"],
-    "orders": 2,
-    "limit": 4,
-    "batch_size": 2,
-    "device": "cpu",
-    "log_samples": True,
-}
-TIMES = re.compile(
-    r'("(?:date|start_time|end_time|total_evaluation_time_seconds|seconds|measuring_seconds'
-    r'|seconds_per_edit|seconds_per_evaluation)": )("[\d.]+"|[\d.]+)'
-)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, make_model, tokenizer) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    make_model("gpt2", n_positions=256).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    (folder / "rows").mkdir()
-    for name, rows in ROWS.items():
-        (folder / "rows" / name).write_text("\n".join(map(json.dumps, rows)))
-    (folder / "rows" / "drift.txt").write_text(
-        "The old mint belongs to nobody. You can use a list here.\n" * 9
-    )
-    (folder / "facts.json").write_text(json.dumps(EDITS))
-    hparams = {"layers": [0], "v_num_grad_steps": 2, "context_templates": ["{}", "You list. {}"]}
-    (folder / "hparams.json").write_text(json.dumps(hparams))
-    return folder
-
-
-@contextmanager
-def small_world(world: Path, folder: Path) -> Iterator[pytest.MonkeyPatch]:
-    """Work in a folder with links to the small world."""
-    folder.mkdir(exist_ok=True)
-    for path in world.iterdir():
-        (folder / path.name).symlink_to(path)
-    with pytest.MonkeyPatch.context() as patch:
-        # All of lm-eval's own tasks take seconds to list.
-        patch.setattr(evaluate, "KeptTasks", functools.partial(KeptTasks, include_defaults=False))
-        patch.chdir(folder)
-        yield patch
-
-
-@pytest.fixture
-def place(world: Path, tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """``place(name)``: a folder with links to the small world, the working directory from now on."""
-    with ExitStack() as stack:
-
-        def place(name: str) -> Path:
-            patch = stack.enter_context(small_world(world, tmp_path / name))
-            patch.setenv("HARNESS_RECT_CACHE", str(tmp_path / "cache"))
-            return tmp_path / name
-
-        yield place
-
-
-@pytest.fixture
-def here(place: Callable[[str], Path]) -> Path:
-    return place("here")
-
-
-@pytest.fixture
-def finished(undisturbed: Path, here: Path) -> Path:
-    """The small world with the output of the whole sweep, to be changed."""
-    shutil.copytree(undisturbed, here / "out")
-    return here
-
-
-def sweep(dry_run: bool = False, **changes: Any) -> None:
-    path = Path("sweep.yaml")
-    path.write_text(yaml.safe_dump(CONFIG | changes))
-    runner.run_sweep(path, dry_run)
-
-
-def files(folder: Path) -> dict[str, str]:
-    """Path -> content without times, of everything below ``folder``."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            found[str(path.relative_to(folder))] = TIMES.sub(r"\g<1>0", path.read_text())
-    found["sweep.json"] = json.dumps(json.loads(found["sweep.json"]) | {"timing": None})
-    return found
-
-
-@pytest.fixture(scope="module")
-def undisturbed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of the whole sweep, made once."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    with small_world(world, folder):
-        sweep()
-    return folder / "out"
 
 
 # ------------------------------------------------------------------------------------------ what it writes
@@ -289,51 +165,6 @@ def test_the_unedited_model_answers_once_and_as_in_a_run_of_its_own(here, monkey
 # --------------------------------------------------------------------------------------------- being killed
 
 
-class Fuse:
-    """Kills this process (SIGKILL) at one of its file renames or of the model's forward passes."""
-
-    def __init__(self, kind: str, below: int, moments: random.Random) -> None:
-        self.kind, self.left = kind, moments.randrange(1, below)
-
-    def burn(self, kind: str) -> None:
-        self.left -= kind == self.kind
-        if not self.left:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def install(self, patch: pytest.MonkeyPatch) -> None:
-        rename, forward = os.replace, transformers.GPT2LMHeadModel.forward
-
-        def replace(*args: Any, **kwargs: Any) -> None:
-            self.burn("rename")  # before: a temporary file is left
-            rename(*args, **kwargs)
-            self.burn("rename")  # after
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            self.burn("pass")
-            return forward(*args, **kwargs)
-
-        patch.setattr(os, "replace", replace)
-        patch.setattr(transformers.GPT2LMHeadModel, "forward", run)
-
-
-def killed(fuse: Fuse) -> bool:
-    """Sweep in a process of its own; whether the fuse blew (else the sweep must have ended well)."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            with pytest.MonkeyPatch.context() as patch:
-                fuse.install(patch)
-                sweep()
-                status = 0
-        finally:
-            os._exit(status)
-    _, how = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(how) or os.WEXITSTATUS(how) == 0
-    return os.WIFSIGNALED(how)
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_random_moments_it_ends_with_the_same_files(undisturbed: Path, place) -> None:
     reference = files(undisturbed)
@@ -342,7 +173,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_files(undisturbed: Path,
     while kills < 6:
         rounds += 1
         folder = place(f"round{rounds}") / "out"
-        while killed(Fuse(*moments.choice([("rename", 40), ("pass", 120)]), moments)):
+        while was_killed(started(Fuse(*moments.choice([("rename", 40), ("pass", 120)]), moments))):
             kills += 1
             for path in folder.rglob("results.json"):  # what is there is whole
                 json.loads(path.read_text())
