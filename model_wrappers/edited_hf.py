@@ -31,13 +31,16 @@ from harness_rect.config import (
 )
 from harness_rect.edits import EditStream, load_edits
 from harness_rect.errors import UserError, closest, one_line_errors
+from harness_rect.fingerprint import model_fingerprint
 from harness_rect.io.files import check_output, expanded
+from harness_rect.io.progress import logging_only
 from harness_rect.methods import METHODS, check_edits
 from harness_rect.model_wrappers.unedited import ComparingLM
 from harness_rect.models.architecture import check_editable, refuse_config
 from harness_rect.models.load import check_device, load_errors
 from harness_rect.models.prompt_format import ChatTemplate, PromptFormat
 from harness_rect.moments.layout import layout_name
+from harness_rect.processes import Processes
 from harness_rect.session.checkpoint import save_checkpoint
 from harness_rect.session.report import UNEDITED, EditReport
 from harness_rect.session.runs import EditCache
@@ -109,10 +112,15 @@ class EditedHF(ComparingLM):
                 save_checkpoint(output, self.model, self.tokenizer, self._edit_report)
 
     def _edit(self, config: EditConfig, stream: EditStream, model_name: str) -> None:
-        """Edit on the first process and give every other process the same weights."""
-        dist = torch.distributed
-        shared = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        if not shared or dist.get_rank() == 0:
+        """Edit on the first process, with the help of all others, and give them the same weights.
+
+        Raises:
+            UserError: what was asked cannot be done, or the processes end with different models. Where there
+                are several, the first prints it and all exit with status 2.
+        """
+        processes = Processes.joined()
+        quiet = () if processes.is_main else ("harness_rect",)  # the main process says it
+        with processes.failing_together(), logging_only(logging.ERROR, *quiet):
             session = EditSession(
                 self.model,
                 self.tokenizer,
@@ -121,19 +129,28 @@ class EditedHF(ComparingLM):
                 model_name,
                 add_special_tokens=self.add_bos_token,
                 chat_template_args=self.chat_template_args,
+                processes=processes,
             )
-            session.run(EditCache.from_spec(config.edit_cache))
-            self._edit_report = session.report
-            self.edited_from(session.originals)
-        if shared:
-            box = [self._edit_report]
-            dist.broadcast_object_list(box, src=0)
-            self._edit_report = box[0]
-            weights = {name: self.model.get_parameter(name).data for name in self._edit_report.weights}
-            if dist.get_rank() > 0:
-                self.edited_from({name: weight.clone() for name, weight in weights.items()})
-            for weight in weights.values():
-                dist.broadcast(weight, src=0)
+        with processes.failing_together():
+            if processes.is_main:
+                try:
+                    session.run(EditCache.from_spec(config.edit_cache))
+                finally:
+                    processes.dismiss()
+                originals = session.originals
+            else:
+                originals = {n: session.lm.weight(n).detach().clone() for n in session.weight_names}
+                session.help()
+        with processes.failing_together():
+            self._edit_report = processes.from_main(session.report)
+            self.edited_from({name: originals[name] for name in self._edit_report.weights})
+            for name in self._edit_report.weights:
+                processes.as_main_(self.model.get_parameter(name).data)
+            if processes.number > 1:
+                problem = (
+                    "the processes hold different models; load the same checkpoint, in the same way, on all"
+                )
+                processes.check_equal(model_fingerprint(self.model), problem)
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
         self._check_prompts()

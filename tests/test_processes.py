@@ -1,40 +1,58 @@
-"""Several processes: one edits, all end with the same weights, and one writes."""
+"""Several processes: they share out value searches, all end with the same weights, and one writes."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
+from support.every_method import HPARAMS, write_moments
 from support.ranks import run_ranks
+from support.tiny_models import depth
+
+from harness_rect.config import EditConfig
+from harness_rect.session import EditSession
 
 WEIGHT = "transformer.h.0.mlp.c_proj.weight"
+#: The second batch is about the subjects of the first: its search depends on the weights after the first.
+FACTS = [
+    {"prompt": "{} is a city in", "subject": subject, "target_new": target, "target_true": "France"}
+    for targets in (("Austria", "Vienna", "Seattle"), ("Rome", "Paris", "Austria"))
+    for subject, target in zip(("Old Ferrol", "New Kassel", "Upper Thun"), targets, strict=True)
+]
 
-#: One rank: counts what its editing method proposes, and says what its model and report look like at the end.
+#: One rank: counts what its editing method proposes and the facts that it searches for, and says what its
+#: model and report look like at the end.
 RANK = """
 import dataclasses, json, os, sys
 import torch
 torch.set_num_threads(1)
-from harness_rect.methods import METHODS
+from harness_rect.methods import METHODS, value_search
 from harness_rect.model_wrappers.edited_hf import EditedHF
 
-rank, calls = int(os.environ["RANK"]), []
-propose = METHODS["rome"].propose
+rank, calls, searched = int(os.environ["RANK"]), [], []
+propose, search = METHODS["memit"].propose, value_search._search
 
 def watched(*arguments):
     calls.append(1)
     return propose(*arguments)
 
-METHODS["rome"] = dataclasses.replace(METHODS["rome"], propose=watched)
+def counted(terms, v0, settings):
+    searched.append(len(v0))
+    return search(terms, v0, settings)
+
+METHODS["memit"] = dataclasses.replace(METHODS["memit"], propose=watched)
+value_search._search = counted
 model = EditedHF(**json.loads(sys.argv[1]), device="cpu")
-assert torch.distributed.get_world_size() == 2
 with model.unedited():
     unedited = {name: weight.clone() for name, weight in model.model.state_dict().items()}
 torch.save(
     {
         "calls": len(calls),
+        "searched": searched,
         "report": model.get_model_info()["edit"],
         "weights": model.model.state_dict(),
         "unedited": unedited,
@@ -47,42 +65,56 @@ torch.distributed.destroy_process_group()
 
 @pytest.fixture
 def place(tmp_path: Path, make_model, tokenizer) -> Path:
-    make_model("gpt2").to(torch.bfloat16).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    facts = [
-        {"prompt": "{} is a city in", "subject": subject, "target_new": "Austria", "target_true": "France"}
-        for subject in ("Old Ferrol", "New Kassel", "Upper Thun")
-    ]
-    (tmp_path / "facts.json").write_text(json.dumps(facts))
-    hparams = {"layers": [0], "v_num_grad_steps": 2, "context_templates": ["{}"]}
-    (tmp_path / "hparams.json").write_text(json.dumps(hparams))
+    for name, seed in (("model", 0), ("other", 1)):
+        make_model("gpt2", seed=seed, **depth("gpt2", 3)).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    (tmp_path / "facts.json").write_text(json.dumps(FACTS))
+    (tmp_path / "hparams.json").write_text(json.dumps(HPARAMS["memit"]))
+    (tmp_path / "moments").mkdir()
+    write_moments(tmp_path / "moments")
+    (tmp_path / "rank.py").write_text(RANK)
     return tmp_path
 
 
-def test_one_process_edits_and_all_hold_the_same_weights(place: Path) -> None:
-    arguments = {
-        "pretrained": str(place / "model"),
+def editing(place: Path) -> dict[str, Any]:
+    return {
+        "method": "memit",
         "edits": str(place / "facts.json"),
+        "edit_batch_size": 3,
         "hparams": str(place / "hparams.json"),
-        "rect": 0.5,
-        "edit_cache": "off",
-        "save_edited": str(place / "out"),
+        "stats": str(place / "moments"),
     }
-    (place / "rank.py").write_text(RANK)
-    for ended in run_ranks([[str(place / "rank.py"), json.dumps(arguments), str(place)]] * 2):
-        assert ended.status == 0, ended.err
-    first, second = (torch.load(place / f"rank{rank}.pt", weights_only=True) for rank in range(2))
-    assert (first["calls"], second["calls"]) == (3, 0)
-    assert first["report"] == second["report"]
-    assert first["weights"].keys() == second["weights"].keys()
-    for name, weight in first["weights"].items():
-        assert torch.equal(weight.view(torch.uint8), second["weights"][name].view(torch.uint8)), name
 
-    original = transformers.AutoModelForCausalLM.from_pretrained(place / "model")
-    assert not torch.equal(original.get_parameter(WEIGHT), second["weights"][WEIGHT])
-    for name, weight in original.named_parameters():
-        assert torch.equal(first["unedited"][name], weight), name
-        assert torch.equal(second["unedited"][name], weight), name
+
+def test_searches_are_shared_out_and_all_hold_the_same_weights(place: Path, tokenizer) -> None:
+    more = {"pretrained": str(place / "model"), "edit_cache": "off", "save_edited": str(place / "out")}
+    words = [str(place / "rank.py"), json.dumps(editing(place) | more), str(place)]
+    for ended in run_ranks([words] * 3):
+        assert ended.status == 0, ended.err
+    first, *others = (torch.load(place / f"rank{rank}.pt", weights_only=True) for rank in range(3))
+    assert first["calls"] == 2 and first["searched"] == [1, 1]
+    for other in others:
+        assert other["calls"] == 0 and other["searched"] == [1, 1]
+        assert other["report"] == first["report"]
+        for name, weight in first["weights"].items():
+            assert torch.equal(weight.view(torch.uint8), other["weights"][name].view(torch.uint8)), name
+
+    alone = transformers.AutoModelForCausalLM.from_pretrained(place / "model")
+    assert not torch.equal(alone.get_parameter(WEIGHT), first["weights"][WEIGHT])
+    for name, weight in alone.named_parameters():
+        assert all(torch.equal(one["unedited"][name], weight) for one in (first, *others)), name
+    EditSession(alone, tokenizer, EditConfig.from_args(**editing(place))).run()
+    torch.testing.assert_close(first["weights"], alone.state_dict(), rtol=1e-3, atol=1e-4)
     saved = transformers.AutoModelForCausalLM.from_pretrained(place / "out")
-    assert torch.equal(saved.get_parameter(WEIGHT), second["weights"][WEIGHT])
-    assert not [path for path in place.iterdir() if path.name.startswith(".")], "both have written"
+    assert torch.equal(saved.get_parameter(WEIGHT), others[0]["weights"][WEIGHT])
+    assert not [path for path in place.iterdir() if path.name.startswith(".")], "several have written"
+
+
+def test_different_models_are_refused_by_all(place: Path) -> None:
+    given = [
+        editing(place) | {"pretrained": str(place / name), "edit_cache": "off"} for name in ("model", "other")
+    ]
+    ranks = run_ranks([[str(place / "rank.py"), json.dumps(one), str(place)] for one in given])
+    assert [ended.status for ended in ranks] == [2, 2]
+    assert "error: the processes hold different models" in ranks[0].err
+    assert "ranks that differ from rank 0: 1" in ranks[0].err

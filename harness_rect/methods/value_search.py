@@ -29,6 +29,7 @@ from harness_rect.methods.base import HyperParameters
 from harness_rect.methods.contexts import fill
 from harness_rect.models import EditableLM
 from harness_rect.models.forward import Prompts, open_forward
+from harness_rect.models.forwards import fused_gelu
 from harness_rect.models.graphs import recorded_after_first_call
 
 LOSS_FLOOR = 5e-2
@@ -63,6 +64,9 @@ class Request:
 
     edit: Edit
     v0: Tensor
+
+    def on_cpu(self) -> Request:
+        return Request(self.edit, self.v0.cpu())
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,9 @@ def search_values(
 ) -> list[tuple[Tensor, dict[str, Any]]]:
     """Find d for every fact, many facts in one batch; each stops, decays and is clamped on its own.
 
+    The facts are shared out over ``lm.processes``, each of which makes batches of its share; that changes
+    the last bits of d, as other batches do.
+
     Args:
         layer, at_block: d is added to the output of this block (MEMIT) or of its down projection (ROME).
         loss_layer: the block whose output goes through the final norm and head for the NLL (MEMIT's
@@ -133,21 +140,71 @@ def search_values(
         for each fact d, (d_model,), float32, and what the search did: evaluations, first and last loss terms,
         norms.
     """
-    rows = [_rows(lm, i, request.edit, templates) for i, request in enumerate(requests)]
-    # Facts of similar length together: less padding.
-    order = sorted(range(len(requests)), key=lambda i: max(len(row.sequence) for row in rows[i]))
-    found: dict[int, tuple[Tensor, dict[str, Any]]] = {}
-    while order:
-        chosen: list[int] = []
-        limit = _token_limit(lm, layer)
-        while order and (not chosen or _tokens([rows[i] for i in [*chosen, order[0]]]) <= limit):
-            chosen.append(order.pop(0))
-        group = [replace(row, fact=at) for at, i in enumerate(chosen) for row in rows[i]]
-        group.sort(key=lambda row: len(row.sequence) - row.subject)  # decides the order of sums
-        v0 = torch.stack([requests[i].v0 for i in chosen])
-        terms = _LossTerms(lm, group, len(chosen), layer, at_block, loss_layer, settings)
-        found.update(zip(chosen, _search(terms, v0, settings), strict=True))
+    search = _Search(list(requests), list(templates), layer, settings, at_block, loss_layer)
+    number = min(lm.processes.number, len(requests))
+    if number == 1:
+        return search.run(lm)
+    order = sorted(range(len(requests)), key=lambda i: len(lm.encoder.ids(requests[i].edit.text)))
+    shares = [order[rank::number] for rank in range(number)]
+    parts = [replace(search, requests=[requests[i].on_cpu() for i in share]) for share in shares]
+    job = SharedSearch(parts, list(lm.changing))
+    found = dict[int, tuple[Tensor, dict[str, Any]]]()
+    for share, part in zip(shares, lm.processes.share(job, partial(search_share, lm)), strict=False):
+        found |= {i: (d.to(requests[i].v0), trace) for i, (d, trace) in zip(share, part, strict=True)}
     return [found[i] for i in range(len(requests))]
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The arguments of :func:`search_values`."""
+
+    requests: list[Request]
+    templates: list[str]
+    layer: int
+    settings: SearchHyperParameters
+    at_block: bool
+    loss_layer: int | None
+
+    def run(self, lm: EditableLM) -> list[tuple[Tensor, dict[str, Any]]]:
+        """Search in this process alone."""
+        rows = [_rows(lm, i, request.edit, self.templates) for i, request in enumerate(self.requests)]
+        # Facts of similar length together: less padding.
+        order = sorted(range(len(rows)), key=lambda i: max(len(row.sequence) for row in rows[i]))
+        found: dict[int, tuple[Tensor, dict[str, Any]]] = {}
+        while order:
+            chosen: list[int] = []
+            limit = _token_limit(lm, self.layer)
+            while order and (not chosen or _tokens([rows[i] for i in [*chosen, order[0]]]) <= limit):
+                chosen.append(order.pop(0))
+            group = [replace(row, fact=at) for at, i in enumerate(chosen) for row in rows[i]]
+            group.sort(key=lambda row: len(row.sequence) - row.subject)  # decides the order of sums
+            v0 = torch.stack([self.requests[i].v0 for i in chosen])
+            where = self.layer, self.at_block, self.loss_layer
+            terms = _LossTerms(lm, group, len(chosen), *where, self.settings)
+            found.update(zip(chosen, _search(terms, v0, self.settings), strict=True))
+        return [found[i] for i in range(len(rows))]
+
+
+@dataclass(frozen=True)
+class SharedSearch:
+    """A search in several processes: the part of each, and the weights that the main one has changed."""
+
+    parts: list[_Search]
+    weights: list[str]
+
+
+def search_share(lm: EditableLM, job: SharedSearch) -> list[tuple[Tensor, dict[str, Any]]]:
+    """This process's part of a search in several; d on the CPU. All of ``lm.processes`` must call it."""
+    for name in job.weights:
+        lm.processes.as_main_(lm.weight(name).data)
+    if (rank := lm.processes.rank) >= len(job.parts):
+        return []
+    part = job.parts[rank]
+    device = lm.weight(lm.architecture.weight_name(part.layer)).device
+    requests = [Request(request.edit, request.v0.to(device)) for request in part.requests]
+    with fused_gelu(lm.model):  # as in every search of the main process
+        found = replace(part, requests=requests).run(lm)
+    return [(d.cpu(), trace) for d, trace in found]
 
 
 def _tokens(facts: Sequence[Sequence[_Row]]) -> int:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from harness_rect.errors import UserError
 from harness_rect.models.architecture import check_floating, is_transposed, locate
 from harness_rect.models.prompt_format import ChatTemplate, PromptFormat
+from harness_rect.processes import ALONE, Processes
 
 
 class _StopForward(Exception):
@@ -122,6 +123,8 @@ class EditableLM:
         pad_id: the token id of padding, which is masked.
         encoder: the :class:`TextEncoder`.
         architecture: names of blocks, down projections, norm and head.
+        processes: those that hold this model too and help with value searches; None but this one by default.
+        changing: names of the weights that edits change, which helpers get before each search.
     """
 
     def __init__(
@@ -134,6 +137,8 @@ class EditableLM:
         self.model = model
         self.encoder = TextEncoder(tokenizer, add_special_tokens, format)
         self.architecture = locate(model)
+        self.processes: Processes = ALONE
+        self.changing: Sequence[str] = ()
         self._modules = dict(model.named_modules())
         self._writes: dict[int, bool] = {}
         pad = tokenizer.pad_token_id

@@ -15,6 +15,7 @@ import platform
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,11 @@ from harness_rect.io import resume
 from harness_rect.io.progress import progress_bar
 from harness_rect.measure import averages, measure_baseline, probes
 from harness_rect.methods import METHODS, Context, Proposal, check_edits
+from harness_rect.methods.value_search import search_share
 from harness_rect.models import EditableLM
 from harness_rect.models.prompt_format import PromptFormat
 from harness_rect.moments import MomentProvider, SecondMoment
+from harness_rect.processes import ALONE, Processes
 from harness_rect.session.report import SCHEMA_VERSION, UNEDITED, EditReport
 from harness_rect.session.runs import NOTHING_KEPT, EditCache
 from harness_rect.session.step import FLAGS, Editing, take_step
@@ -74,6 +77,8 @@ class EditSession:
         model_name: for finding second moments in the public folder layout.
         add_special_tokens: see :class:`~harness_rect.models.lm.TextEncoder`.
         chat_template_args: further arguments of the chat template, such as ``enable_thinking``.
+        processes: those that hold the same model; while the main one is in :meth:`run`, the others must be in
+            :meth:`help`.
 
     Attributes:
         report: the report of the last run.
@@ -91,6 +96,7 @@ class EditSession:
         model_name: str = "",
         add_special_tokens: bool | None = None,
         chat_template_args: Mapping[str, Any] | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         if config.method == "none":
             raise UserError("method=none edits nothing; an EditSession needs an editing method")
@@ -109,6 +115,7 @@ class EditSession:
         self.weight_names = self.method.weights(self.lm, self.hparams.values)
         for name in self.weight_names:
             self.lm.weight(name)  # raises if it cannot be edited
+        self.lm.processes, self.lm.changing = processes, self.weight_names
         self.report = UNEDITED
         self._model_name = model_name
         self._model_fingerprint = model_fingerprint(model)
@@ -166,6 +173,11 @@ class EditSession:
         if n := report.prompts_too_long:
             log.warning("%d prompts are longer than the model can read and were left out", n)
         return report.to_dict()
+
+    def help(self) -> None:
+        """Take part in the value searches of the main process until it has ended its run."""
+        with torch.inference_mode(False), self.lm.frozen():
+            self.lm.processes.help(partial(search_share, self.lm))
 
     def revert(self) -> None:
         """Put the original weights back, bit for bit. Does nothing on an unedited model."""
@@ -354,6 +366,8 @@ class EditSession:
             ),
             "second_moments": self._moments.hashes() if self._moments else None,
             "harness_rect": harness_rect.__version__,
+            # Values that are searched in other batches differ in their last bits.
+            **({} if (number := self.lm.processes.number) == 1 else {"processes": number}),
             "code_sha256": code_digest(CODE, self.method, type(config.regularizer)),
         }
 
