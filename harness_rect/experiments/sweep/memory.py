@@ -193,8 +193,9 @@ class _Estimate:
         return places * self.lm.model.config.get_text_config().vocab_size * (self.itemsize + 12)
 
     def _measuring(self) -> int:
-        tokens, places = BATCH_SEQUENCES * self.width, BATCH_SEQUENCES * self.target
-        return tokens * self._forward(fused=False) + self._logits(places)
+        prompts = sum(1 + len(edit.paraphrases) + len(edit.neighborhood) for edit in self.edits)
+        sequences = min(BATCH_SEQUENCES, prompts)
+        return sequences * self.width * self._forward(fused=False) + self._logits(sequences * self.target)
 
     def _search(self) -> int:
         """Reading keys, and the search for the values of as many facts as are searched together."""

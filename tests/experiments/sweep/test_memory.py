@@ -47,12 +47,13 @@ def entry(**arguments: Any) -> ModelEntry:
         ("rect-tiny", 2, "rome"),
         ("rect-tiny", 12, {"method": "memit", "edit_batch_size": 6}),
         ("rect-tiny", 2, "kn"),
+        ("rect-tiny", 2, "ft"),
         ("rect-tiny", 10, {"method": "mend", "edit_batch_size": 5}),
         ("rect-tiny-llama", 2, "rome"),
         ("rect-tiny-llama", 8, {"method": "alphaedit", "edit_batch_size": 4}),
     ],
 )
-def test_it_is_within_a_quarter_of_what_torch_counts(model: str, n: int, method: Any) -> None:
+def test_it_is_within_15_percent_of_what_torch_counts(model: str, n: int, method: Any) -> None:
     config, trajectory = planned(model, n, method)
     told = needed(skeleton(config.models[0]), trajectory, config, CPU)
     folder = embedded.resolve_model(model)
@@ -62,7 +63,7 @@ def test_it_is_within_a_quarter_of_what_torch_counts(model: str, n: int, method:
     assert told.weights == weights
     session = EditSession(loaded, tokenizer, trajectory.config, trajectory.edits, model)
     edited = peak_allocated(lambda: session.run(on_step=lambda done: None), "cpu")
-    assert told.total == pytest.approx(weights + edited, rel=0.25)
+    assert told.total == pytest.approx(weights + edited, rel=0.15)
 
 
 def test_it_follows_dtype_and_shape(tmp_path) -> None:
