@@ -22,6 +22,10 @@ class LowRank:
         """The update as a matrix (rows, columns)."""
         return self.left @ self.right.T
 
+    def contiguous(self) -> LowRank:
+        """With factors laid out row by row: the bits of their product can depend on the layout."""
+        return LowRank(self.left.contiguous(), self.right.contiguous())
+
     def smaller(self, dtype: torch.dtype) -> LowRank | Dense:
         """This update, or a matrix of ``dtype`` if that holds fewer numbers (thousands of facts)."""
         (rows, r), columns = self.left.shape, len(self.right)
@@ -36,6 +40,9 @@ class Dense:
 
     def dense(self) -> Tensor:
         return self.matrix
+
+    def contiguous(self) -> Dense:
+        return Dense(self.matrix.contiguous())
 
 
 Update = LowRank | Dense

@@ -19,8 +19,8 @@ from harness_rect.errors import UserError
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary file beside ``path`` to write to; renamed to ``path`` at the end, removed on failure.
 
-    Missing folders are created. The content is flushed to the disk before the file is renamed, and the file
-    has the permissions of any new file.
+    Missing folders are created. The content is flushed to the disk before the file is renamed, its new name
+    after that, and the file has the permissions of any new file.
     """
     temporary = path
     try:
@@ -31,6 +31,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield temporary
         _finish(temporary)
         os.replace(temporary, path)
+        flush(path.parent)
     except BaseException as error:
         if temporary != path:
             temporary.unlink(missing_ok=True)
@@ -54,6 +55,7 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
             if folder.exists():
                 folder.rmdir()
             temporary.rename(folder)
+            flush(folder.parent)
     except BaseException as error:
         if (named := _named(error, folder)) is not None:
             raise named from error
@@ -85,15 +87,23 @@ def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
 
 
 def _finish(path: Path) -> None:
-    """Give a file or folder the permissions of a new one, and flush a file's content to the disk."""
+    """Give a file or folder the permissions of a new one, and flush its content to the disk."""
     umask = os.umask(0)
     os.umask(umask)
-    if path.is_dir():
-        path.chmod(0o777 & ~umask)
-        return
-    path.chmod(0o666 & ~umask)  # files of tempfile and safetensors are readable by their owner only
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+    # Files of tempfile and safetensors are readable by their owner only.
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+    flush(path)
+
+
+def flush(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def expanded(path: str) -> str:

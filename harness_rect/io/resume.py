@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from harness_rect.io.checksums import Damaged, set_aside
 from harness_rect.io.files import written_whole
-
-log = logging.getLogger(__name__)
 
 #: An unfinished state is saved when this many seconds have passed since the last save.
 SAVE_SECONDS = 30.0
@@ -24,26 +24,44 @@ State = tuple[dict[str, Tensor], Any]
 
 
 def save_state(path: Path, key: str, tensors: Mapping[str, Tensor], state: Any) -> None:
-    """Write tensors, and ``state`` as JSON, with a key that identifies the work."""
+    """Write tensors, and ``state`` as JSON, with a key that identifies the work and a checksum of it all."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"key": key, "state": json.dumps(state)}
+    metadata["sha256"] = _digest(plain, key, metadata["state"])
     with written_whole(path) as temporary:
-        save_file(plain, temporary, metadata={"key": key, "state": json.dumps(state)})
+        save_file(plain, temporary, metadata=metadata)
 
 
 def load_state(path: Path, key: str) -> State | None:
-    """What :func:`save_state` wrote; None if the file is missing, damaged or has another key."""
+    """What :func:`save_state` wrote; None if the file is missing, damaged or has another key.
+
+    A damaged file is set aside with a warning.
+    """
     if not path.exists():
         return None
     try:
+        if not path.is_file():
+            raise Damaged("no file")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("key") != key:
-                return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, json.loads(metadata["state"])
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        log.warning("ignoring a damaged file %s (%s)", path, error)
+        if metadata["sha256"] != _digest(tensors, metadata["key"], metadata["state"]):
+            raise Damaged("not what was written, by its checksum")
+        return (tensors, json.loads(metadata["state"])) if metadata["key"] == key else None
+    except FileNotFoundError:
+        return None  # removed meanwhile
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError, Damaged) as error:
+        set_aside(path, "the saved state", error)
         return None
+
+
+def _digest(tensors: Mapping[str, Tensor], *texts: str) -> str:
+    """sha256 (hex) of names, shapes, dtypes and elements."""
+    total = hashlib.sha256(json.dumps(texts).encode())
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        total.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 class Resumable:

@@ -115,8 +115,12 @@ class EditReport(_Part):
         code_sha256: digest of the editing code; see :mod:`harness_rect.code_digest`.
         second_moments: layer -> sha256 of the second moments used.
         second_moments_origin: layer -> file, tokens and sha256.
+        computed_on: device and threads; with others the weights can differ in their last bits.
         run: digest of everything that determines the edited weights; names the kept run.
+        replay_of: the kept run of which this is a part, or the same with another regularizer; such a report
+            has no metrics after editing.
         from_cache: whether the run was kept and found again.
+        seconds: time that the session took for all of it, from the cache or not.
         flagged: flag -> ids of the edits that have it.
         prompts_too_long: number of prompts left out because the model cannot read them.
         right_after_each_edit, at_the_end, before_each_edit: metrics averaged over the edits.
@@ -148,8 +152,11 @@ class EditReport(_Part):
     edits_spec: str | None = None
     edit_warnings: list[str] = []
     second_moments_origin: dict[str, dict[str, Any]] | None = None
+    computed_on: dict[str, str | int] | None = None
     run: str | None = None
+    replay_of: str | None = None
     from_cache: bool = False
+    seconds: float | None = None
     n_edits: int = 0
     flagged: dict[str, list[str]] = {}
     prompts_too_long: int = 0

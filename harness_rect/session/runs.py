@@ -1,43 +1,142 @@
-"""Finished and interrupted edit runs on disk, one safetensors file each.
+"""Finished and interrupted edit runs on disk.
 
-A file holds the float32 edited weights under their names and the report as JSON in its metadata; that of an
-interrupted run holds :meth:`~harness_rect.session.step.Editing.saved`. It is written under a temporary name
-and renamed, so a file that is there is whole.
+A finished run is a folder of five files:
+
+    run.json              version of this format, key, base model, hashes of the edited weights, the steps
+    report.json           the edit report
+    edits.json            the edits
+    updates.safetensors   what each step proposed (:mod:`harness_rect.session.history`); where that is more
+                          than a gigabyte, the edited weights in float32 instead
+    SHA256SUMS            the checksums of the other four
+
+It is written under a temporary name, flushed to the disk and renamed, so a folder that is there is whole. An
+interrupted run is one safetensors file with :meth:`~harness_rect.session.step.Editing.saved` and a checksum.
+What is damaged is said in one line and set aside, and the run is computed again.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import logging
+import os
+import re
+import shutil
 import tempfile
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from harness_rect.edits import Edit
 from harness_rect.errors import UserError
 from harness_rect.io.cache import cache_folder
+from harness_rect.io.checksums import ASIDE, SUMS, Damaged, check_sums, set_aside, write_sums
+from harness_rect.io.files import folder_written_whole
 from harness_rect.io.resume import State, load_state, save_state
+from harness_rect.session.history import History
+from harness_rect.session.report import EditReport
+
+log = logging.getLogger(__name__)
 
 OFF = "off"
+#: Version of the folder's format.
+FORMAT = 1
+RUN, REPORT, EDITS, UPDATES = "run.json", "report.json", "edits.json", "updates.safetensors"
+#: Hexadecimal digits of a key that name its files.
+NAME = 32
+
+
+@dataclass(frozen=True)
+class KeptRun:
+    """A finished run.
+
+    key: digest of everything that determines it. base: the model's name or folder as it was loaded, and its
+    dtype. edits: as JSON. hashes: weight -> sha256 of the edited weight, in the model's dtype.
+    history: the updates. masters: the float32 edited weights, where the history does not have all steps.
+    """
+
+    key: str
+    base: Mapping[str, str]
+    report: EditReport
+    edits: Sequence[Mapping[str, Any]]
+    hashes: Mapping[str, str]
+    history: History
+    masters: Mapping[str, Tensor]
+
+    def write(self, folder: Path) -> None:
+        """Write the files into an empty folder."""
+        steps = self.history.described()
+        run = {"format": FORMAT, "key": self.key, "base": self.base, "weights": self.hashes, "steps": steps}
+        for name, content in ((RUN, run), (REPORT, self.report.to_dict()), (EDITS, self.edits)):
+            text = json.dumps(content, indent=1) + "\n"
+            (folder / name).write_text(text, encoding="ascii")
+        tensors = self.masters if steps is None else self.history.tensors()
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(plain, folder / UPDATES)
+        write_sums(folder)
+
+    @classmethod
+    def read(cls, folder: Path) -> KeptRun:
+        """Read a folder.
+
+        Raises:
+            Damaged: a file is missing, not as it was written, or of another version.
+        """
+        try:
+            check_sums(folder, (RUN, REPORT, EDITS, UPDATES))
+            run, report, edits = (
+                json.loads((folder / name).read_text("utf-8")) for name in (RUN, REPORT, EDITS)
+            )
+            if run["format"] != FORMAT:
+                raise Damaged(f"of format {run['format']}; this harness-rect reads {FORMAT}")
+            tensors = load_file(folder / UPDATES)
+            history = History.restored(run["steps"], tensors)
+            report = EditReport.read(report)
+            masters = tensors if history.steps is None else {}
+            return cls(run["key"], run["base"], report, edits, run["weights"], history, masters)
+        except OSError as error:
+            raise Damaged(f"{error.strerror or error}") from None
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+            raise Damaged(f"not as harness-rect writes it ({type(error).__name__}: {error})") from None
 
 
 class EditCache:
     """A folder of runs, named by the digest of everything that determines them."""
+
+    keeps = True
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @classmethod
     def from_spec(cls, spec: str | None) -> EditCache | None:
-        """``off``: none; a folder; or None for the user's cache."""
+        """``off``: none; a folder; or None for the user's cache.
+
+        Raises:
+            UserError: ``~name`` of a user that there is not.
+        """
         if spec == OFF:
             return None
-        return cls(Path(spec) if spec else cache_folder("edits"))
+        try:
+            return cls(Path(spec).expanduser() if spec else cache_folder("edits"))
+        except RuntimeError as error:
+            raise UserError(f"edit_cache={spec}: {error}") from None
 
     def path(self, key: str, partial: bool = False) -> Path:
-        return self.folder / f"{key[:32]}{'.partial' if partial else ''}.safetensors"
+        return self.folder / (f"{key[:NAME]}.partial.safetensors" if partial else key[:NAME])
 
-    def lock(self, key: str) -> AbstractContextManager[Any]:
+    def lock_file(self, key: str) -> Path:
+        return self.folder / f"{key[:NAME]}.lock"
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
         """Held while a run is computed, so that two processes do it once.
 
         Raises:
@@ -46,34 +145,188 @@ class EditCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder).close()
-        except OSError as error:
+            lock = FileLock(self.lock_file(key))
+            lock.acquire()
+        except (OSError, NotImplementedError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise UserError(
-                f"edit_cache={self.folder}: cannot be written ({error.strerror}); give another folder, or off"
+                f"edit_cache={self.folder}: cannot be written ({reason}); give another folder, or off"
             ) from None
-        return FileLock(self.folder / f"{key[:32]}.lock")
+        try:
+            yield
+        finally:
+            lock.release()
 
-    def load(self, key: str, partial: bool = False) -> State | None:
-        """(weights, report) of a finished run, or the state of an interrupted one."""
-        return load_state(self.path(key, partial), key)
+    def load(self, key: str) -> KeptRun | None:
+        """A finished run; None if there is none, or a damaged one, which is set aside."""
+        folder = self.path(key)
+        if not folder.exists():
+            return None
+        try:
+            run = KeptRun.read(folder)
+            if run.key != key:
+                raise Damaged("another run's")
+            os.utime(folder)  # the time of its last use
+        except OSError:
+            pass
+        except Damaged as problem:
+            if folder.exists():  # it may have been removed meanwhile
+                set_aside(folder, "the kept edit run", problem)
+            return None
+        return run
 
-    def save(self, key: str, state: State, partial: bool = False) -> None:
-        """Keep a finished run, or the state of one that is not."""
-        save_state(self.path(key, partial), key, *state)
-        if not partial:
-            self.path(key, partial=True).unlink(missing_ok=True)
+    def load_partial(self, key: str) -> State | None:
+        """The state of an interrupted run."""
+        return load_state(self.path(key, partial=True), key)
+
+    def save(self, run: KeptRun) -> None:
+        """Keep a finished run; where that fails, a warning says so and the run goes on."""
+        with self._or_warning():
+            folder = self.path(run.key)
+            if not folder.exists():
+                with folder_written_whole(folder) as temporary:
+                    run.write(temporary)
+            self.path(run.key, partial=True).unlink(missing_ok=True)
+
+    def save_partial(self, key: str, state: State) -> None:
+        """Keep the state of a run that is not finished; likewise."""
+        with self._or_warning():
+            save_state(self.path(key, partial=True), key, *state)
+
+    @contextmanager
+    def _or_warning(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            log.warning("edit_cache=%s: the run cannot be kept (%s); it goes on without", self.folder, reason)
+
+    def remove(self, key: str) -> None:
+        """Remove a finished run, if it is there."""
+        remove(self.path(key))
+
+    # -- what is in the folder --------------------------------------------------------------------
+
+    def entries(self) -> list[Entry]:
+        """All that the folder holds of ours, the least recently used first."""
+        found = []
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if (match := _OURS.fullmatch(path.name)) and not path.name.endswith(".lock"):
+                try:
+                    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+                    size = sum(file.stat().st_size for file in files)
+                    found.append(Entry(path, _kind(path), match["key"], size, path.stat().st_mtime))
+                except FileNotFoundError:
+                    pass  # removed meanwhile
+        return sorted(found, key=lambda entry: entry.used)
+
+    def find(self, prefix: str) -> Path:
+        """The folder of the finished run whose key begins so.
+
+        Raises:
+            UserError: there is none, or there are several.
+        """
+        kept = [entry.path for entry in self.entries() if entry.kind == "run"]
+        found = [path for path in kept if path.name.startswith(prefix)]
+        if len(found) != 1:
+            few = ", ".join(path.name[:12] for path in found[:5]) or "`harness-rect cache list` shows all"
+            problem = f"{len(found)} kept runs begin so" if found else "no such folder and no kept run"
+            raise UserError(f"{prefix}: {problem} in {self.folder}: {few}")
+        return found[0]
+
+    def clear(self, chosen: Callable[[Entry], bool] = lambda entry: True) -> list[Entry]:
+        """Remove entries; those of runs that are being made are left alone."""
+        return [
+            entry for entry in self.entries() if chosen(entry) and _unlocked(self.lock_file(entry.key), entry)
+        ]
+
+    def remove_locks(self) -> None:
+        """Remove the locks that nobody holds. A process that starts in this moment may make a run twice."""
+        for path in self.folder.glob("*.lock"):
+            if _OURS.fullmatch(path.name):
+                _unlocked(path)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something in the folder of a cache.
+
+    kind: run, unfinished, damaged (set aside) or leftover (of a process that was killed while it wrote).
+    key: the first 32 digits. bytes: on the disk. used: when it was last read or written, as a timestamp.
+    """
+
+    path: Path
+    kind: str
+    key: str
+    bytes: int
+    used: float
+
+
+_OURS = re.compile(
+    rf"\.?(?P<key>[0-9a-f]{{{NAME}}})(\.partial)?(\.safetensors)?(\.lock|{re.escape(ASIDE)}(-\d+)?)?(\..*\.tmp)?"
+)
+
+
+def _kind(path: Path) -> str:
+    if path.name.endswith(".tmp"):
+        return "leftover"
+    if ASIDE in path.name:
+        return "damaged"
+    return "run" if (path / SUMS).exists() else "unfinished" if ".partial" in path.name else "damaged"
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, which disappears at once; does nothing if it is gone already."""
+    aside = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.tmp")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return
+    if aside.is_dir():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        aside.unlink()
+
+
+def _unlocked(path: Path, entry: Entry | None = None) -> bool:
+    """Remove an entry, or the lock itself, under a lock; False if another process holds that."""
+    lock = FileLock(path, timeout=0)
+    try:
+        with lock:
+            if entry is None:
+                path.unlink()
+            else:
+                remove(entry.path)
+        return True
+    except TimeoutError:
+        return False
 
 
 class _NothingKept(EditCache):
     """A cache that never holds anything."""
 
-    def lock(self, key: str) -> AbstractContextManager[Any]:
-        return nullcontext()
+    keeps = False
 
-    def load(self, key: str, partial: bool = False) -> None:
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        yield
+
+    def load(self, key: str) -> None:
         return None
 
-    def save(self, key: str, state: State, partial: bool = False) -> None:
+    def load_partial(self, key: str) -> None:
+        return None
+
+    def save(self, run: KeptRun) -> None:
+        pass
+
+    def save_partial(self, key: str, state: State) -> None:
         pass
 
 
 NOTHING_KEPT = _NothingKept(Path())
+
+
+def edits_as_json(edits: Sequence[Edit]) -> list[dict[str, Any]]:
+    """The edits as plain JSON types."""
+    return json.loads(json.dumps([dataclasses.asdict(edit) for edit in edits]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +18,13 @@ from harness_rect.io.resume import State
 from harness_rect.measure import Baseline, EditProbes, measure
 from harness_rect.methods import Context, Method
 from harness_rect.models import EditableLM
-from harness_rect.regularizers import WeightState
+from harness_rect.regularizers import Regularizer, WeightState
+from harness_rect.session.history import History, KeptStep, KeptUpdate
 from harness_rect.session.weights import EditedWeights
 from harness_rect.updates import Update
 
-#: Before the names of saved tensors that are a method's or a regularizer's memory and no weights.
-MEMORY = "memory:"
+#: Before the names of saved tensors that are no weights: a method's or a regularizer's memory, and updates.
+MEMORY, UPDATE = "memory:", "update:"
 #: What can be wrong with an edit, and how the warning says it.
 FLAGS = {
     "skipped": "were skipped by the method",
@@ -40,6 +41,7 @@ class Editing:
     Attributes:
         unedited_answers: what the unedited model generates; None where generated answers are not measured.
         memory: the context's state after the last whole step; a method may add to that early in a step.
+        history: the updates of the steps so far.
         committing: whether the weights are ahead of the records, so that no state can be saved now.
     """
 
@@ -55,6 +57,7 @@ class Editing:
     steps: list[dict[str, Any]] = field(default_factory=list)
     edits: list[dict[str, Any]] = field(default_factory=list)
     memory: dict[str, Tensor] = field(default_factory=dict)
+    history: History = field(default_factory=History)
     committing: bool = False
 
     def measured(self, edits: Sequence[Edit]) -> dict[str, dict[str, float]]:
@@ -66,14 +69,20 @@ class Editing:
         return found
 
     def saved(self) -> State:
-        """(float32 weights and the context's state, records) after the last whole step."""
-        memory = {MEMORY + name: tensor for name, tensor in self.memory.items()}
-        return self.weights.masters | memory, {"steps": self.steps, "edits": self.edits}
+        """(float32 weights, the context's state and the updates, records) after the last whole step."""
+        others = {MEMORY + name: tensor for name, tensor in self.memory.items()}
+        others |= {UPDATE + name: tensor for name, tensor in self.history.tensors().items()}
+        records = {"steps": self.steps, "edits": self.edits, "history": self.history.described()}
+        return self.weights.masters | others, records
 
     def resume(self, saved: State) -> None:
         """Continue from what :meth:`saved` returned."""
         tensors, records = saved
-        self.memory = {n.removeprefix(MEMORY): t for n, t in tensors.items() if n.startswith(MEMORY)}
+        self.memory, updates = (
+            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+            for prefix in (MEMORY, UPDATE)
+        )
+        self.history = History.restored(records["history"], updates)
         self.context.state.update(self.memory)
         self.weights.resume({name: tensors[name] for name in self.weights.masters})
         self.steps, self.edits = records["steps"], records["edits"]
@@ -93,9 +102,10 @@ def take_step(editing: Editing, edits: Sequence[Edit]) -> None:
     proposal = editing.method.propose(lm, edits, editing.hparams, context)
     remembered = dict(context.state)
     trimmed: dict[str, Tensor] = {}
+    kept: dict[str, KeptUpdate] = {}
     statistics: dict[str, dict[str, Any]] = {}
     for position, (name, update) in enumerate(proposal.updates.items()):
-        trimmed[name], statistics[name] = _trimmed(editing, position, name, update)
+        trimmed[name], statistics[name] = _trimmed(editing, position, name, update.contiguous(), kept)
     # All or nothing: half an edit would be neither the method's result nor the model before it.
     editing.committing = True
     if applied := bool(statistics) and all(of["finite"] for of in statistics.values()):
@@ -131,12 +141,15 @@ def take_step(editing: Editing, edits: Sequence[Edit]) -> None:
     ]
     editing.steps.append(step)
     editing.edits += records
+    editing.history.add(KeptStep(len(edits), kept if applied else {}))
     editing.memory = dict(context.state)
     editing.committing = False
 
 
-def _trimmed(editing: Editing, position: int, name: str, update: Update) -> tuple[Tensor, dict[str, Any]]:
-    """The dense update of a weight after the regularizer, and its statistics.
+def _trimmed(
+    editing: Editing, position: int, name: str, update: Update, kept: dict[str, KeptUpdate]
+) -> tuple[Tensor, dict[str, Any]]:
+    """The dense update of a weight after the regularizer, and its statistics; adds to ``kept``.
 
     An update that is not finite is not trimmed, and neither of the two is applied.
     """
@@ -145,12 +158,19 @@ def _trimmed(editing: Editing, position: int, name: str, update: Update) -> tupl
     norm, finite = float(result.norm()), bool(torch.isfinite(result).all())
     if finite:
         del result  # so that the regularizer's copies are the only ones
-        kept, prefix = editing.context.state, f"regularizer:{name}:"
-        memory = {key.removeprefix(prefix): kept.pop(key) for key in list(kept) if key.startswith(prefix)}
-        generator = _generator(editing.config.edit_seed, len(editing.steps), position)
-        state = WeightState(memory, generator, transposed=editing.lm.is_transposed(name))
-        result = editing.config.regularizer.trim(update, master, original, state).dense().to(master)
-        kept.update({prefix + key: tensor for key, tensor in memory.items()})
+        left = trim(
+            editing.config.regularizer,
+            update,
+            master,
+            original,
+            state=editing.context.state,
+            weight=name,
+            place=(editing.config.edit_seed, len(editing.steps), position),
+            transposed=editing.lm.is_transposed(name),
+        )
+        if editing.history.steps is not None:
+            kept[name] = KeptUpdate.of(update, left)
+        result = left.dense().to(master)
         # After rounding: in float16 a finite sum can become infinite.
         finite = bool(torch.isfinite((master + result).to(original.dtype)).all())
     return result, {
@@ -173,6 +193,32 @@ def _flags(
     if not after["target_probability"] > before["target_probability"]:
         return ["no_gain"]
     return []
+
+
+def trim(
+    regularizer: Regularizer,
+    update: Update,
+    master: Tensor,
+    original: Tensor,
+    *,
+    state: MutableMapping[str, Tensor],
+    weight: str,
+    place: tuple[int, int, int],
+    transposed: bool,
+) -> Update:
+    """What a regularizer leaves of the update of one weight in one step; ``update`` itself if it leaves all.
+
+    Args:
+        master, original: the weight before this step, float32, and before all edits.
+        state: of the stream; holds this weight's memory under the name ``weight``.
+        place: seed, number of the step and position of the weight in it, for everything random.
+        transposed: whether the weight is stored as (inputs, outputs).
+    """
+    prefix = f"regularizer:{weight}:"
+    memory = {key.removeprefix(prefix): state.pop(key) for key in list(state) if key.startswith(prefix)}
+    found = regularizer.trim(update, master, original, WeightState(memory, _generator(*place), transposed))
+    state.update({prefix + key: tensor for key, tensor in memory.items()})
+    return found if found is update else found.contiguous()
 
 
 def _generator(seed: int, step: int, position: int) -> torch.Generator:

@@ -34,6 +34,7 @@ from harness_rect.fingerprint import digest, model_fingerprint
 from harness_rect.generated import unedited_answers
 from harness_rect.hparams import resolve_hparams
 from harness_rect.io import resume
+from harness_rect.io.checksums import set_aside
 from harness_rect.io.progress import progress_bar
 from harness_rect.measure import averages, measure_baseline, probes
 from harness_rect.methods import METHODS, Context, Proposal, check_edits
@@ -42,11 +43,12 @@ from harness_rect.models import EditableLM
 from harness_rect.models.prompt_format import PromptFormat
 from harness_rect.moments import MomentProvider, SecondMoment
 from harness_rect.processes import ALONE, Processes
+from harness_rect.session.history import History
+from harness_rect.session.replay import Differs, replay
 from harness_rect.session.report import SCHEMA_VERSION, UNEDITED, EditReport
-from harness_rect.session.runs import NOTHING_KEPT, EditCache
+from harness_rect.session.runs import NOTHING_KEPT, EditCache, KeptRun, edits_as_json
 from harness_rect.session.step import FLAGS, Editing, take_step
 from harness_rect.session.weights import EditedWeights
-from harness_rect.weight_change import weight_change
 
 log = logging.getLogger(__name__)
 
@@ -149,10 +151,11 @@ class EditSession:
         """
         if self._weights.originals:
             raise UserError("this session has edited its model already; revert() first")
+        started = time.perf_counter()
         cache = cache or NOTHING_KEPT
         with torch.inference_mode(False), self.lm.frozen():
             try:
-                key = digest(self.identity())
+                key = self.key()
                 with cache.lock(key):
                     # A finished run has no weights of an earlier checkpoint.
                     at_the_end = all(n >= len(self.edits) for n in checkpoints)
@@ -167,6 +170,7 @@ class EditSession:
             except BaseException:
                 self.revert()
                 raise
+        report.seconds = round(time.perf_counter() - started, 4)
         self.report = report
         for flag, ids in report.flagged.items():
             log.warning("%d of %d edits %s: %s", len(ids), report.n_edits, FLAGS[flag], ", ".join(ids))
@@ -199,11 +203,15 @@ class EditSession:
         found = cache.load(key)
         if found is None:
             return None
-        weights, report = found
+        try:
+            replay(found, self._weights)
+        except (Differs, UserError, LookupError, RuntimeError) as problem:
+            set_aside(cache.path(key), "the kept edit run", problem)
+            self._weights.revert()
+            return None
         log.info("edits taken from the cache: %s", cache.path(key))
-        self._weights.install(weights)
         # The same edits and numbers may have been read from other files then.
-        return EditReport.read(report | self._origins() | {"from_cache": True})
+        return found.report.model_copy(update=self._origins() | {"from_cache": True})
 
     def _edit(
         self,
@@ -215,7 +223,8 @@ class EditSession:
     ) -> EditReport:
         """Edit and measure, from the start or from where an interrupted run was saved."""
         editing = self._start()
-        partial = cache.load(key, partial=True)
+        editing.history = History(kept=cache.keeps)
+        partial = cache.load_partial(key)
         if partial is not None and all(len(partial[1]["edits"]) <= n for n in checkpoints):
             editing.resume(partial)
             log.info("resuming an interrupted run after %d of %d edits", len(editing.edits), len(self.edits))
@@ -235,14 +244,23 @@ class EditSession:
                         take_step(editing, self.edits[n : n + size])
                         due = time.monotonic() - saved > resume.SAVE_SECONDS
                         if due or len(editing.edits) in checkpoints:
-                            cache.save(key, editing.saved(), partial=True)
+                            cache.save_partial(key, editing.saved())
                             saved = time.monotonic()
-            cache.save(key, (self._weights.masters, report.to_dict()))
+            if cache.keeps:
+                cache.save(self._kept_run(key, editing, report))
             return report
         except KeyboardInterrupt:
             if editing.steps and not editing.committing:
-                cache.save(key, editing.saved(), partial=True)
+                cache.save_partial(key, editing.saved())
             raise
+
+    def _kept_run(self, key: str, editing: Editing, report: EditReport) -> KeptRun:
+        dtype = next(self.lm.model.parameters()).dtype
+        base = {"model": self.lm.model.name_or_path or "", "dtype": str(dtype).removeprefix("torch.")}
+        weights = self._weights
+        masters = weights.masters if editing.history.steps is None else {}
+        edits, hashes = edits_as_json(self.edits), weights.hashes()
+        return KeptRun(key, base, report, edits, hashes, editing.history, masters)
 
     def _start(self) -> Editing:
         """Sample the templates, tokenize what is measured, measure the unedited model, copy its weights."""
@@ -284,7 +302,8 @@ class EditSession:
                 **identity,
                 "hparams": identity["hparams"] | {"context_templates": editing.context.templates},
                 **self._origins(),
-                "run": digest(identity),
+                "computed_on": self._machine(),
+                "run": self.key(len(records)),
                 "from_cache": False,
                 "n_edits": len(records),
                 "flagged": flagged,
@@ -292,11 +311,7 @@ class EditSession:
                 "right_after_each_edit": averages([record["after"] for record in records]),
                 "at_the_end": averages([record["end"] for record in records]),
                 "before_each_edit": averages([record["before"] for record in records]),
-                "weights": {
-                    name: weight_change(master, self._weights.originals[name].float())
-                    | {"dtype": str(self.lm.weight(name).dtype).removeprefix("torch.")}
-                    for name, master in self._weights.masters.items()
-                },
+                "weights": self._weights.changes(),
                 "seconds_per_edit": sum(step["seconds"] for step in editing.steps) / max(1, len(records)),
                 "edits": records,
                 "steps": editing.steps,
@@ -339,9 +354,9 @@ class EditSession:
         return provider
 
     def identity(self, n_edits: int | None = None) -> dict[str, Any]:
-        """Everything that determines weights and report after the first ``n_edits``.
+        """Everything that determines weights and report after the first ``n_edits``, the machine excepted.
 
-        Its digest names the run. Templates that are sampled are None: model, method and seed fix them.
+        Templates that are sampled are None: model, method and seed fix them.
         """
         self.prepare()
         config, settings = self.config, self.config.regularizer.model_dump(mode="json")
@@ -370,6 +385,16 @@ class EditSession:
             **({} if (number := self.lm.processes.number) == 1 else {"processes": number}),
             "code_sha256": code_digest(CODE, self.method, type(config.regularizer)),
         }
+
+    def key(self, n_edits: int | None = None) -> str:
+        """Names the run of the first ``n_edits``: a digest of its identity, and of device and threads.
+
+        Sums are split over the threads, so another number of them gives other bits.
+        """
+        return digest(self.identity(n_edits) | {"computed_on": self._machine()})
+
+    def _machine(self) -> dict[str, str | int]:
+        return {"device": self.lm.input_device.type, "threads": torch.get_num_threads()}
 
     def _origins(self) -> dict[str, Any]:
         """Where the inputs were read from: the only part of the report that does not determine the result."""

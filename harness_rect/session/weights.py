@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness_rect.models import EditableLM
+from harness_rect.weight_change import weight_change
 
 
 class EditedWeights:
@@ -45,6 +48,18 @@ class EditedWeights:
         self.masters = {name: master.to(self.masters[name]) for name, master in masters.items()}
         self.install(self.masters)
 
+    def hashes(self) -> dict[str, str]:
+        """Name -> sha256 (hex) of the weight in the model, in its dtype and row by row."""
+        return {name: sha256_of(self.lm.weight(name)) for name in self.masters}
+
+    def changes(self) -> dict[str, Any]:
+        """Name -> dtype, and how far the float32 copy is from the original, for the report."""
+        return {
+            name: weight_change(master, self.originals[name].float())
+            | {"dtype": str(self.lm.weight(name).dtype).removeprefix("torch.")}
+            for name, master in self.masters.items()
+        }
+
     @torch.no_grad()
     def add(self, name: str, update: Tensor) -> float:
         """Add a dense float32 update to a weight.
@@ -65,3 +80,9 @@ class EditedWeights:
             self.lm.weight(name).copy_(original)
         self.originals.clear()
         self.masters.clear()
+
+
+def sha256_of(tensor: Tensor) -> str:
+    """sha256 (hex) of a tensor's elements, row by row."""
+    plain = tensor.detach().cpu().contiguous().flatten()
+    return hashlib.sha256(plain.view(torch.uint8).numpy().data).hexdigest()

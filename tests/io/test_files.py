@@ -62,7 +62,7 @@ def test_content_is_on_the_disk_before_it_gets_its_name(
     monkeypatch.setattr(os, "fsync", lambda handle: synced.append((tmp_path / "file").exists()))
     with written_whole(tmp_path / "file") as temporary:
         temporary.write_text("content")
-    assert synced == [False]
+    assert synced == [False, True], "its content before it is renamed, its name afterwards"
 
 
 def test_output_must_be_new_or_empty_and_can_be_created(tmp_path: Path) -> None:

@@ -26,15 +26,22 @@ def test_a_state_comes_back_under_its_key_alone(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("content", [b"", b"nothing", None])
-def test_a_damaged_state_is_ignored_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | None
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "bit", "state", "folder"])
+def test_a_damaged_state_is_set_aside_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     work = Resumable(tmp_path / "state.safetensors", "a")
-    work.save({"x": torch.ones(100)}, {})
-    work.path.write_bytes(work.path.read_bytes()[:100] if content is None else content)
+    work.save({"x": torch.ones(100)}, {"done": 1})
+    whole = work.path.read_bytes()
+    work.path.unlink()
+    content = {"empty": b"", "text": b"nothing", "cut": whole[:100], "bit": whole[:-1] + b"\0"}
+    if damage == "folder":
+        work.path.mkdir()
+    else:
+        work.path.write_bytes(content.get(damage) or whole.replace(b"done", b"dome"))
     assert work.load() is None
-    assert f"ignoring a damaged file {work.path}" in caplog.text
+    assert f"the saved state {work.path} is damaged" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors.damaged"]
 
 
 def test_it_is_time_to_save_some_seconds_after_the_last_save(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,10 +19,11 @@ from torch import Tensor
 from harness_rect.config import EditConfig
 from harness_rect.errors import UserError
 from harness_rect.io import resume
+from harness_rect.io.checksums import write_sums
 from harness_rect.methods import METHODS
 from harness_rect.session import EditSession
 from harness_rect.session.report import EditReport
-from harness_rect.session.runs import EditCache
+from harness_rect.session.runs import EditCache, KeptRun
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHT = "transformer.h.0.mlp.c_proj.weight"
@@ -45,6 +47,24 @@ def files(tmp_path: Path) -> dict[str, Path]:
     edits.write_text(json.dumps(ROWS))
     hparams.write_text(json.dumps(HPARAMS))
     return {"edits": edits, "hparams": hparams, "runs": tmp_path / "runs"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, make_model, tokenizer) -> Path:
+    """A cache with one finished run, that of ``run()``."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "facts.json").write_text(json.dumps(ROWS))
+    (folder / "hparams.yaml").write_text(json.dumps(HPARAMS))
+    paths = {"edits": str(folder / "facts.json"), "hparams": str(folder / "hparams.yaml")}
+    session = EditSession(make_model("gpt2"), tokenizer, EditConfig.from_args(rect=0.5, **paths))
+    session.run(EditCache(folder / "runs"))
+    return folder / "runs"
+
+
+@pytest.fixture
+def kept(made: Path, tmp_path: Path) -> EditCache:
+    """A copy of that cache."""
+    return EditCache(Path(shutil.copytree(made, tmp_path / "kept")))
 
 
 class Stop(BaseException):
@@ -89,13 +109,19 @@ def steps_of(session: EditSession, cache: EditCache | None, stop: BaseException 
     return seen[-1] - seen[0]
 
 
+def kept_in(runs: Path) -> Path:
+    """The folder of the one finished run."""
+    (folder,) = (path for path in runs.iterdir() if path.is_dir() and "." not in path.name)
+    return folder
+
+
 def weight(session: EditSession) -> Tensor:
     return session.lm.weight(WEIGHT).detach()
 
 
 def without_times(report: EditReport) -> dict[str, Any]:
     """What must be the same however often a run was interrupted."""
-    times = {"seconds_per_edit": True, "from_cache": True}
+    times = {"seconds": True, "seconds_per_edit": True, "from_cache": True}
     return report.model_dump(exclude=times | {"steps": {"__all__": {"seconds", "measuring_seconds"}}})
 
 
@@ -110,8 +136,9 @@ def test_a_finished_run_is_found_again(run, files: dict[str, Path]) -> None:
     assert steps == 0
     assert second.report.from_cache is True
     assert torch.equal(weight(first), weight(second))
-    assert first.report.to_dict() == second.report.to_dict() | {"from_cache": False}
-    assert sorted(p.suffix for p in files["runs"].iterdir()) == [".lock", ".safetensors"]
+    other = {"from_cache": False, "seconds": first.report.seconds}
+    assert first.report.to_dict() == second.report.to_dict() | other
+    assert sorted(p.suffix for p in files["runs"].iterdir()) == ["", ".lock"]
     plain, _ = run(cache=False)
     assert torch.equal(weight(plain), weight(second))
     assert without_times(plain.report) == without_times(second.report)
@@ -178,31 +205,104 @@ def test_a_model_edited_before_is_another_model(run, files: dict[str, Path], tok
 # -------------------------------------------------------------------------------------- files on the disk
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "garbage"])
-def test_a_damaged_file_is_ignored_with_a_warning(
-    run, files: dict[str, Path], damage: str, caplog: pytest.LogCaptureFixture
+def flip(path: Path, place: float) -> None:
+    """Flip one bit of a file, so far into it (0 to 1)."""
+    content = bytearray(path.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 1
+    path.write_bytes(content)
+
+
+def written_anew(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """Change ``run.json`` as another program may have written it, its checksum included."""
+
+    def damage(folder: Path) -> None:
+        run = json.loads((folder / "run.json").read_text())
+        change(run)
+        (folder / "run.json").write_text(json.dumps(run))
+        write_sums(folder)
+
+    return damage
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a tensor's bit": (lambda f: flip(f / "updates.safetensors", 1.0), "updates.safetensors is not the file"),
+    "a header's bit": (lambda f: flip(f / "updates.safetensors", 0.1), "updates.safetensors is not the file"),
+    "a report's bit": (lambda f: flip(f / "report.json", 0.5), "report.json is not the file"),
+    "cut": (lambda f: os.truncate(f / "run.json", 50), "run.json is not the file"),
+    "missing": (lambda f: (f / "edits.json").unlink(), "edits.json is missing"),
+    "no checksums": (lambda f: (f / "SHA256SUMS").write_bytes(b"\xff"), "run.json is not the file"),
+    "another format": (written_anew(lambda run: run.update(format=2)), "of format 2"),
+    "another run": (written_anew(lambda run: run.update(key="0" * 64)), "another run's"),
+    "no format": (written_anew(lambda run: run.clear()), "not as harness-rect writes it"),
+    "a pipe": (lambda f: [(f / "run.json").unlink(), os.mkfifo(f / "run.json")], "run.json is no file"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_run_is_set_aside_with_a_line(
+    kept: EditCache, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first, _ = run()
-    (path,) = files["runs"].glob("*.safetensors")
-    whole = path.read_bytes()
-    path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "garbage": b"\xff" * 64}[damage])
-    second, steps = run()
-    assert steps == 4
-    assert f"damaged file {path}" in caplog.text
-    assert torch.equal(weight(first), weight(second))
-    assert path.stat().st_size > len(whole) // 2, "written anew"
+    folder, (do, said) = kept_in(kept.folder), DAMAGE[damage]
+    key = KeptRun.read(folder).key
+    assert kept.load(key) is not None
+    do(folder)
+    assert kept.load(key) is None
+    (line,) = caplog.messages
+    assert line.startswith(f"the kept edit run {folder} is damaged: ") and said in line and "\n" not in line
+    assert folder.with_name(folder.name + ".damaged").is_dir()
+    assert kept.load(key) is None and len(caplog.messages) == 1
 
 
-def test_a_file_of_another_run_under_this_name_is_not_taken(run, files: dict[str, Path]) -> None:
-    run()
-    (path,) = files["runs"].glob("*.safetensors")
-    stranger = path.read_bytes()
-    path.unlink()
-    run(edit_seed=1)
-    (other,) = files["runs"].glob("*.safetensors")
-    other.write_bytes(stranger)
-    _, steps = run(edit_seed=1)
-    assert steps == 4
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: flip(folder / "updates.safetensors", 1.0), "is not the file that was written"),
+        (
+            written_anew(lambda run: run["weights"].update({WEIGHT: "0"})),
+            "do not come out as the run had them",
+        ),
+        (written_anew(lambda run: run["steps"][0].update(updates={"x.y": "again"})), "damaged"),
+    ],
+    ids=["a bit", "weights that do not come out", "weights that are not there"],
+)
+def test_a_run_that_cannot_be_taken_is_made_again(
+    run, files: dict[str, Path], kept: EditCache, damage: Any, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(kept_in(kept.folder))
+    session, steps = run(kept)
+    assert steps == 4 and session.report.from_cache is False
+    assert said in caplog.text
+    again, steps = run(kept)
+    assert steps == 0, "kept anew"
+    assert torch.equal(weight(session), weight(again))
+
+
+def test_a_run_that_cannot_be_kept_goes_on_with_a_line(
+    run, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(resume, "SAVE_SECONDS", 0.0)  # unfinished states cannot be kept either
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        session, steps = run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert steps == 4 and session.report.n_edits == 4
+    lines = [record.getMessage() for record in caplog.records if "cannot be kept" in record.getMessage()]
+    assert lines and all("File too large" in line and "\n" not in line for line in lines)
+    assert [path.name for path in files["runs"].iterdir() if not path.name.endswith(".lock")] == []
+
+
+def test_a_cache_deleted_in_use_is_made_again(run, files: dict[str, Path]) -> None:
+    class Deleting(EditCache):
+        def save_partial(self, *state: Any) -> None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resume, "SAVE_SECONDS", 0.0)
+        run(Deleting(files["runs"]))
+    assert run()[1] == 0
 
 
 def test_off_keeps_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -304,7 +404,7 @@ def test_a_damaged_partial_file_means_starting_over(
     partial.write_bytes(partial.read_bytes()[:100])
     again, steps = run()
     assert steps == 4
-    assert "damaged file" in caplog.text
+    assert f"the saved state {partial} is damaged" in caplog.text
     whole, _ = run(cache=False)
     assert torch.equal(weight(again), weight(whole))
 

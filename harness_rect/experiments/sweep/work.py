@@ -24,10 +24,11 @@ from harness_rect.experiments.sweep.display import EDITING, EVALUATING, Row, dur
 from harness_rect.experiments.sweep.evaluate import Evaluator, prompt_format
 from harness_rect.experiments.sweep.networks import train_networks
 from harness_rect.experiments.sweep.plan import Evaluation, ModelEntry, Plan, SweepConfig, Trajectory
+from harness_rect.io.resume import State
 from harness_rect.model_wrappers.edited_hf import EditedHF
 from harness_rect.models import EditableLM
 from harness_rect.moments.layout import layout_name
-from harness_rect.session.runs import EditCache
+from harness_rect.session.runs import EditCache, KeptRun
 
 #: Called with a row that has changed, and a line for the log or "".
 Changed = Callable[[Row, str], None]
@@ -151,7 +152,7 @@ class Worker:
         row.seconds[EDITING] = self.clock.read(EDITING) - editing_before
         row.doing = ""
         self.changed(row, "")
-        cache.path(report["run"]).unlink(missing_ok=True)
+        cache.remove(report["run"])
 
     def _evaluate(
         self,
@@ -185,6 +186,10 @@ class _TimedCache(EditCache):
         super().__init__(folder)
         self._clock = clock
 
-    def save(self, *arguments: Any, **named: Any) -> None:
+    def save(self, run: KeptRun) -> None:
         with self._clock.running("saving states"):
-            super().save(*arguments, **named)
+            super().save(run)
+
+    def save_partial(self, key: str, state: State) -> None:
+        with self._clock.running("saving states"):
+            super().save_partial(key, state)

@@ -1,0 +1,75 @@
+"""SHA-256 checksums of kept files, and what is done with a damaged one: it is named, and set aside."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+#: The checksums of the other files of a folder, as ``sha256sum -c`` reads them.
+SUMS = "SHA256SUMS"
+#: What the name of something set aside ends in, before a number.
+ASIDE = ".damaged"
+
+
+class Damaged(Exception):
+    """A kept file is not as it was written; ``str(error)`` says in what, in one line."""
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file's content.
+
+    Raises:
+        Damaged: there is no such file, or it is something else, such as a pipe.
+    """
+    if not path.is_file():
+        raise Damaged(f"{path.name} is {'no file' if path.exists() else 'missing'}")
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_sums(folder: Path) -> None:
+    """Write the checksums of all files that lie directly in a folder."""
+    lines = [f"{file_sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir()) if path.name != SUMS]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def check_sums(folder: Path, names: Sequence[str]) -> None:
+    """Check the files of these names in a folder; others are left alone.
+
+    Raises:
+        Damaged: one is missing, has another checksum or none.
+    """
+    file_sha256(folder / SUMS)  # that it can be read at all
+    pairs = [line.split("  ", 1) for line in (folder / SUMS).read_text("utf-8", "replace").splitlines()]
+    sums = {pair[1]: pair[0] for pair in pairs if len(pair) == 2}
+    for name in names:
+        if sums.get(name) != file_sha256(folder / name):
+            raise Damaged(f"{name} is not the file that was written (by its checksum in {SUMS})")
+
+
+def set_aside(path: Path, what: str, problem: object) -> None:
+    """Rename a damaged file or folder, so that it is not used, and say so in one line.
+
+    Args:
+        what: it is, for the message.
+    """
+    aside = path.with_name(path.name + ASIDE)
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}{ASIDE}-{number}")
+    reason = " ".join(str(problem).split())
+    try:
+        path.rename(aside)
+        log.warning("%s %s is damaged: %s; set aside as %s", what, path, reason, aside.name)
+    except FileNotFoundError:
+        pass  # another process was faster
+    except OSError as error:
+        log.warning("%s %s is damaged: %s; not used (%s)", what, path, reason, error.strerror)
