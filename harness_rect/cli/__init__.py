@@ -28,6 +28,9 @@ COMMANDS = {
     "stats": "compute second moments from text, in the public npz layout",
     "compare": "evaluations side by side, with intervals and p-values",
     "train-mend": "train the networks that method mend edits with",
+    "replay": "put a kept edit run onto its base model again, without any search",
+    "export": "write a kept edit run as a checkpoint, a LoRA adapter or a checkpoint of differences",
+    "cache": "list, show, verify, prune or clear kept edit runs",
     "report": "one self-contained HTML page from a folder of results",
 }
 

@@ -2,7 +2,8 @@
 
 ``<model>/<dataset>_stats/<module>_<dtype>_mom2_<n>.npz`` holds ``mom2.mom2``, the SUM of outer products
 (d_mlp, d_mlp); ``mom2.count``, the number of tokens; and ``sample_size``, the number of documents. Ours add
-``fingerprint``, a JSON text that describes the sample. Pickled data is never loaded.
+``fingerprint``, a JSON text that describes the sample, and ``sha256`` of the numbers. Pickled data is never
+loaded, and no member of a file that claims to be larger than the sum can be.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def read_moment(path: Path, d_mlp: int) -> SecondMoment:
     """Read one file.
 
     Raises:
-        UserError: it is no npz file, lacks arrays, or has another width; the message names the file.
+        UserError: it is no npz file, is damaged, lacks arrays, or its sum is of another width, not finite or
+            not symmetric; the message names the file.
     """
     try:
         _check_claims(path, 16 * d_mlp**2 + 2**16)
@@ -100,21 +102,44 @@ def read_moment(path: Path, d_mlp: int) -> SecondMoment:
             raise ValueError("it holds a single array")
         with arrays:
             total, count = arrays["mom2.mom2"], int(arrays["mom2.count"])
+            written = str(arrays["sha256"]) if "sha256" in arrays.files else None
         if total.dtype.kind not in "fiu":
             raise ValueError(f"mom2.mom2 holds {total.dtype}")
-        total = total.astype(total.dtype.newbyteorder("="), copy=False)
+        wide = total.dtype.itemsize > 4
+        moment = torch.from_numpy(total.astype(np.float64 if wide else np.float32, copy=False))
     except _UNREADABLE as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path}: not a file of second moments (expected an npz with mom2.mom2 and mom2.count): {reason}"
         ) from None
-    if total.shape != (d_mlp, d_mlp):
+    if moment.shape != (d_mlp, d_mlp):
         fit = f"do not fit this model, whose keys have {d_mlp} elements"
         raise UserError(f"{path}: second moments of shape {total.shape} {fit}")
-    if count <= 0 or not np.isfinite(total).all():
+    if count <= 0 or not torch.isfinite(moment).all():
         expected = f"must be finite and over at least one token (count is {count})"
         raise UserError(f"{path}: second moments {expected}")
-    return SecondMoment(torch.from_numpy(total), count, str(path))
+    if (apart := _asymmetry(moment)) > ASYMMETRY:
+        raise UserError(
+            f"{path}: second moments must be symmetric, and two elements that should be equal differ by"
+            f" {apart:.2g} of the largest; the file is damaged or holds something else"
+        )
+    found = SecondMoment(moment, count, str(path))
+    if written not in (None, found.sha256):
+        raise UserError(f"{path}: second moments are not those that were written, by their checksum")
+    return found
+
+
+#: How much elements (i, j) and (j, i) may differ by rounding, as a share of the largest element.
+ASYMMETRY = 1e-3
+
+
+def _asymmetry(total: Tensor) -> float:
+    """The largest difference of two elements that should be equal, as a share of the largest."""
+    rows = max(1, (1 << 24) // len(total))
+    starts = range(0, len(total), rows)
+    apart = max(float((total[i : i + rows] - total[:, i : i + rows].T).abs().max()) for i in starts)
+    largest = float(total.abs().max())
+    return apart / largest if largest else 0.0
 
 
 def write_moment(path: Path, total: Tensor, count: int, documents: int, fingerprint: str) -> None:
@@ -124,6 +149,7 @@ def write_moment(path: Path, total: Tensor, count: int, documents: int, fingerpr
         "mom2.count": np.asarray(count),
         "sample_size": np.asarray(documents),
         "fingerprint": np.asarray(fingerprint),
+        "sha256": np.asarray(SecondMoment(total, count, "").sha256),
     }
     with written_whole(path) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)

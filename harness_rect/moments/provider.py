@@ -13,6 +13,7 @@ from filelock import FileLock
 from harness_rect.code_digest import code_digest
 from harness_rect.errors import UserError
 from harness_rect.io.cache import cache_folder
+from harness_rect.io.checksums import set_aside
 from harness_rect.models import EditableLM
 from harness_rect.moments.accumulate import accumulate
 from harness_rect.moments.layout import file_name, find_moment, folder_name, read_moment, write_moment
@@ -72,12 +73,12 @@ class MomentProvider:
     def load(self, layers: Sequence[int]) -> None:
         """Find or compute the moments of all ``layers`` at once. Must be called before any edit."""
         if self.folder is None:
-            paths = self._cached(layers)
+            self._moments |= self._cached(layers)
         else:
             paths = {layer: self._find(self.folder, layer) for layer in layers}
-        for layer, path in paths.items():
-            self._moments[layer] = read_moment(path, self.lm.architecture.d_mlp)
-            log.info("second moments of layer %d: %s", layer, path)
+            self._moments |= {layer: self._read(path) for layer, path in paths.items()}
+        for layer in layers:
+            log.info("second moments of layer %d: %s", layer, self._moments[layer].origin)
 
     def get(self, layer: int) -> SecondMoment:
         """The second moment of a loaded layer."""
@@ -111,19 +112,36 @@ class MomentProvider:
             )
         return found
 
-    def _cached(self, layers: Sequence[int]) -> dict[int, Path]:
-        """layer -> its file in the cache, computed if it is missing."""
+    def _read(self, path: Path) -> SecondMoment:
+        return read_moment(path, self.lm.architecture.d_mlp)
+
+    def _cached(self, layers: Sequence[int]) -> dict[int, SecondMoment]:
+        """Layer -> its moments from the cache, computed if they are missing there or damaged."""
         key = hashlib.sha256(json.dumps(self._sample(), sort_keys=True).encode()).hexdigest()[:16]
         folder = cache_folder("stats") / key
         paths = self.paths_in(folder, layers)
-        if all(path.is_file() for path in paths.values()):
-            return paths
+        found = self._whole(paths)
+        if len(found) == len(paths):
+            return found
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):  # two runs on one machine compute once
-            missing = {layer: path for layer, path in paths.items() if not path.is_file()}
-            if missing:
+            missing = {layer: path for layer, path in paths.items() if layer not in found}
+            found |= self._whole(missing)
+            if missing := {layer: path for layer, path in missing.items() if layer not in found}:
                 self.compute_into(missing)
-        return paths
+                found |= {layer: self._read(path) for layer, path in missing.items()}
+        return found
+
+    def _whole(self, paths: Mapping[int, Path]) -> dict[int, SecondMoment]:
+        """Layer -> moments of the files that are there; damaged ones are set aside."""
+        found: dict[int, SecondMoment] = {}
+        for layer, path in paths.items():
+            if path.exists():
+                try:
+                    found[layer] = self._read(path)
+                except UserError as error:
+                    set_aside(path, "the cached file", str(error).removeprefix(f"{path}: "))
+        return found
 
     def _sample(self) -> dict[str, object]:
         """Everything that determines computed moments, except the layers."""

@@ -37,6 +37,33 @@ def regularizer_of(run: KeptRun) -> Regularizer:
     return make_regularizer(run.report.regularizer, given)
 
 
+def put(
+    run: KeptRun, weights: EditedWeights, upto: int | None = None, regularizer: Regularizer | None = None
+) -> EditReport:
+    """Put a run, a part of it, or its first step with another regularizer into its base model.
+
+    Returns:
+        the report of that.
+
+    Raises:
+        Differs, UserError: see :func:`replay` and :func:`replay_first`; also where another regularizer is
+            asked for beyond the first step.
+    """
+    if regularizer is None or regularizer == regularizer_of(run):
+        replay(run, weights, upto)
+        return report_of(run, weights, upto)
+    steps = run.history.steps
+    first = steps[0].edits if steps else run.report.n_edits
+    if (run.report.n_edits if upto is None else upto) != first:
+        raise UserError(
+            f"regularizer {regularizer.name} instead of {run.report.regularizer}: what {run.report.method}"
+            " proposes in later steps depends on what was added in earlier ones, so only the first step can"
+            f" have another one: add --upto {first}, or edit anew"
+        )
+    replay_first(run, weights, regularizer)
+    return report_of(run, weights, first, regularizer)
+
+
 def replay(run: KeptRun, weights: EditedWeights, upto: int | None = None) -> None:
     """Put the weights of a run into its base model: those at its end, or after the first ``upto`` edits.
 

@@ -347,6 +347,14 @@ class EditSession:
                 log.warning("stats=%s has no effect: %s uses no second moments", folder, self.hparams.origin)
             return None
         h: Any = self.hparams.values
+        usual = type(h).model_fields
+        asked = [n for n in ("mom2_dataset", "mom2_n_samples") if getattr(h, n) != usual[n].default]
+        if asked and folder is None and embedded.is_embedded(self._model_name):
+            log.warning(
+                "%s has second moments of its own, which are used: %s of %s has no effect; stats=DIR gives"
+                " others",
+                *(self._model_name, " and ".join(asked), self.hparams.origin),
+            )
         folder = folder or embedded.stats_folder(self._model_name)
         sample = (h.mom2_dataset, h.mom2_dtype, h.mom2_n_samples)
         provider = MomentProvider(self.lm, folder, self._model_name, self._model_fingerprint, *sample)

@@ -275,6 +275,22 @@ def test_another_model_sample_or_computation_is_computed_anew(change, make_lm, t
     assert len(list(cache.rglob("*.npz"))) == 2
 
 
+def test_a_damaged_file_of_the_cache_is_set_aside_and_computed_again(make_lm, text_file, cache, caplog):
+    lm = make_lm("gpt2")
+    first = provider(lm, text_file)
+    first.load([0, 1])
+    path = Path(first.get(1).origin)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    second = provider(lm, text_file)
+    second.load([0, 1])
+    assert torch.equal(second.get(1).total, first.get(1).total)
+    (line,) = [message for message in caplog.messages if "damaged" in message]
+    assert line.startswith(f"the cached file {path} is damaged: ") and "\n" not in line
+    assert sorted(file.name for file in cache.rglob("*.damaged")) == [f"{path.name}.damaged"]
+
+
 def test_a_users_folder_is_read_and_never_filled(make_lm, text_file, tmp_path, no_computing):
     lm = make_lm("gpt2")
     folder = tmp_path / "stats" / "org_m" / "wikipedia_stats"

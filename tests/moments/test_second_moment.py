@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,12 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     assert torch.equal(read_moment(path, D).total, a_sum())
 
 
+def test_numbers_of_another_machine_are_read(tmp_path):
+    for kind in (">f8", "<i4", "f2"):
+        moment = read_moment(public_file(tmp_path / "m.npz", total=a_sum().numpy().astype(kind)), D)
+        torch.testing.assert_close(moment.total.double(), a_sum(), atol=1, rtol=0.01)
+
+
 def test_another_width_is_refused_with_both_numbers(tmp_path):
     message = refused(public_file(tmp_path / "m.npz"), d=8)
     assert "(6, 6)" in message and "8" in message
@@ -124,6 +132,30 @@ def flipped(content: bytes) -> bytes:
     return content[:first] + bytes(byte ^ 0xFF for byte in content[first:last]) + content[last:]
 
 
+def replaced(path: Path, **arrays: Any) -> None:
+    """A file as we write it, with other arrays in it."""
+    write_moment(path, a_sum(), 50, 7, "text")
+    with np.load(path) as written:
+        np.savez(path, **(dict(written) | arrays))
+
+
+def claiming(path: Path) -> None:
+    """A member whose header claims 10^18 elements."""
+    public_file(path)
+    with zipfile.ZipFile(path, "w") as file:
+        header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000, 1000000000), }"
+        header += b" " * (117 - len(header)) + b"\n"
+        file.writestr("mom2.mom2.npy", b"\x93NUMPY\x01\x00v\x00" + header)
+
+
+def encrypted(content: bytes) -> bytes:
+    """With the flag of encryption set in every header."""
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        parts = content.split(mark)
+        content = mark.join([parts[0], *(p[: place - 4] + b"\x01" + p[place - 3 :] for p in parts[1:])])
+    return content
+
+
 DAMAGE = {
     "no zip": lambda path: path.write_bytes(b"these are no arrays"),
     "empty": lambda path: path.write_bytes(b""),
@@ -137,6 +169,11 @@ DAMAGE = {
     "text": lambda path: public_file(path, total=np.full((D, D), "x")),
     "complex": lambda path: public_file(path, total=np.eye(D) * 1j),
     "several counts": lambda path: public_file(path, count=[1, 2]),
+    "not symmetric": lambda path: public_file(path, total=np.triu(a_sum().numpy())),
+    "bits that its checksum does not have": lambda path: replaced(path, sha256=np.asarray("0" * 64)),
+    "a pipe": lambda path: os.mkfifo(path),
+    "a member that claims gigabytes": lambda path: claiming(path),
+    "encrypted": lambda path: damaged(path, lambda content: encrypted(content)),
     "no tokens": lambda path: public_file(path, count=0),
     "not finite": lambda path: public_file(path, total=np.full((D, D), np.nan)),
     "a vector": lambda path: public_file(path, total=np.ones(D)),

@@ -1,0 +1,164 @@
+"""``harness-rect cache``: what the cache of edit runs holds, whether it is whole, how to make it smaller."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+from harness_rect.cli.replay import add_cache_option, cache_of
+from harness_rect.errors import UserError
+from harness_rect.io.checksums import Damaged
+from harness_rect.session.runs import EditCache, Entry, KeptRun
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_cache_option(parser)
+    parser.add_argument(
+        "action",
+        choices=list(ACTIONS),
+        help="list all runs; show one; verify checksums (exit status 1 if a run is damaged); prune: remove"
+        " what is damaged or left over, then what was not used for longest, down to --max-size; clear: all",
+    )
+    parser.add_argument("key", nargs="?", metavar="RUN", help="the beginning of a key, for show")
+    parser.add_argument("--max-size", metavar="SIZE", help="for prune: 500MB, 10GB")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if (arguments.key is None) == (arguments.action == "show"):
+        expected = "expected a key" if arguments.key is None else "takes no key"
+        raise UserError(f"cache {arguments.action}: {expected}")
+    if (arguments.max_size is None) == (arguments.action == "prune"):
+        expected = "expected --max-size, such as 10GB" if arguments.max_size is None else "has no --max-size"
+        raise UserError(f"cache {arguments.action}: {expected}")
+    return ACTIONS[arguments.action](cache_of(arguments), arguments)
+
+
+def _list(cache: EditCache, arguments: argparse.Namespace) -> int:
+    entries = cache.entries()
+    rows = [("key", "", "model", "method", "regularizer", "edits", "size", "last used")]
+    for entry in reversed(entries):
+        described = _described(entry)
+        rows.append((entry.key[:12], entry.kind, *described, human(entry.bytes), _day(entry.used)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    total = human(sum(entry.bytes for entry in entries))
+    print(f"{len(entries)} entries in {cache.folder}, {total}")
+    return 0
+
+
+def _described(entry: Entry) -> tuple[str, str, str, str]:
+    """Model, method, regularizer and number of edits of a run; what cannot be read is a question mark."""
+    if entry.kind != "run":
+        return "", "", "", ""
+    try:
+        report = KeptRun.read(entry.path).report
+    except Damaged:
+        return "?", "?", "?", "?"
+    settings = ", ".join(f"{name} {value}" for name, value in report.settings.items() if value is not None)
+    regularizer = f"{report.regularizer} ({settings})" if settings else report.regularizer
+    return report.model or "", report.method, regularizer, str(report.n_edits)
+
+
+def _show(cache: EditCache, arguments: argparse.Namespace) -> int:
+    folder = cache.find(arguments.key)
+    try:
+        run = KeptRun.read(folder)
+    except Damaged as problem:
+        raise UserError(f"{folder}: the kept edit run is damaged: {problem}") from None
+    report, steps = run.report, run.history.steps
+    shown: dict[str, Any] = {
+        "folder": folder,
+        "key": run.key,
+        "base model": f"{report.model} ({run.base['model']}, {run.base['dtype']})",
+        "method": report.method,
+        "hparams": report.hparams_origin,
+        "regularizer": f"{report.regularizer} {report.settings or ''}".rstrip(),
+        "edits": f"{report.n_edits} of {report.edits_spec}, {report.edit_batch_size} at a time",
+        "edited weights": ", ".join(run.hashes),
+        "steps": "too large to keep: the edited weights are" if steps is None else len(steps),
+        "computed on": ", ".join(f"{name} {value}" for name, value in (report.computed_on or {}).items()),
+        "at the end": ", ".join(f"{name} {value:.3g}" for name, value in report.at_the_end.items() if value),
+        "flagged": ", ".join(f"{flag}: {len(ids)}" for flag, ids in report.flagged.items()) or "none",
+    }
+    for name, value in shown.items():
+        print(f"{name + ':':16}{value}")
+    return 0
+
+
+def _verify(cache: EditCache, arguments: argparse.Namespace) -> int:
+    runs = [entry for entry in cache.entries() if entry.kind == "run"]
+    damaged = 0
+    for entry in runs:
+        try:
+            if not KeptRun.read(entry.path).key.startswith(entry.key):
+                raise Damaged("another run's")
+        except Damaged as problem:
+            damaged += 1
+            print(f"damaged: {entry.path}: {problem}")
+    print(f"{len(runs)} runs in {cache.folder}: {damaged or 'none'} damaged")
+    return 1 if damaged else 0
+
+
+def _prune(cache: EditCache, arguments: argparse.Namespace) -> int:
+    limit = parse_size(arguments.max_size)
+    gone = cache.clear(lambda entry: entry.kind in ("damaged", "leftover"))
+    left = cache.entries()
+    too_much = sum(entry.bytes for entry in left) - limit
+    oldest: set[Entry] = set()
+    for entry in left:
+        if too_much <= 0:
+            break
+        oldest.add(entry)
+        too_much -= entry.bytes
+    return _say(gone + cache.clear(oldest.__contains__))
+
+
+def _clear(cache: EditCache, arguments: argparse.Namespace) -> int:
+    gone = cache.clear()
+    cache.remove_locks()
+    return _say(gone)
+
+
+def _say(gone: list[Entry]) -> int:
+    print(f"removed {len(gone)} entries, {human(sum(entry.bytes for entry in gone))}")
+    return 0
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "10GB", "500 MB" or "1000000".
+
+    Raises:
+        UserError: it is none of these.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
+    if not match:
+        raise UserError(f"--max-size {text}: expected a size such as 500MB or 10GB")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def human(size: float) -> str:
+    """A size as "1.5 MB"."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            break
+        size /= 1000
+    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def _day(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
+
+
+ACTIONS: dict[str, Callable[[EditCache, argparse.Namespace], int]] = {
+    "list": _list,
+    "show": _show,
+    "verify": _verify,
+    "prune": _prune,
+    "clear": _clear,
+}

@@ -1,0 +1,62 @@
+"""``harness-rect export``: a kept edit run as a checkpoint, a LoRA adapter or a checkpoint of differences."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from harness_rect.cli.replay import add_run_options, load_run
+from harness_rect.experiments.hub import check_hub, model_card, upload
+from harness_rect.io.files import check_output, written_whole
+from harness_rect.session.checkpoint import save_checkpoint
+from harness_rect.session.export import save_adapter, save_delta
+from harness_rect.session.replay import Differs
+
+FORMATS = ("full", "peft", "delta")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_run_options(parser)
+    parser.add_argument(
+        "--format",
+        choices=list(FORMATS),
+        default="full",
+        help="full: an edited checkpoint (default); peft: a LoRA adapter, where all updates are of low rank;"
+        " delta: a checkpoint of edited minus base",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--push-to-hub", metavar="NAME", help="also upload the folder, with a model card")
+    parser.add_argument(
+        "--results",
+        nargs=2,
+        metavar=("BASE", "EDITED"),
+        help="results of lm-eval before and after, whose comparison goes into the card",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the folder and upload it; 1 if other weights come out than the run had."""
+    output, name = arguments.output, arguments.push_to_hub
+    check_output(output)
+    api = check_hub(name) if name else None
+    loaded = load_run(arguments)
+    try:
+        report = loaded.put()
+        if arguments.format == "full":
+            save_checkpoint(output, loaded.model, loaded.tokenizer, report)
+        elif arguments.format == "delta":
+            inexact = save_delta(output, loaded.model, loaded.tokenizer, loaded.weights, report)
+            print(f"base + delta differs from the edited weights in {inexact:.3%} of edited elements")
+        else:
+            save_adapter(output, loaded.run, loaded.weights, loaded.base, report, loaded.regularizer)
+    except Differs as problem:
+        print(f"error: {arguments.key}: {problem}", file=sys.stderr)
+        return 1
+    card = model_card(report, loaded.run.edits, loaded.base, arguments.format, arguments.results)
+    with written_whole(output / "README.md") as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    print(f"{arguments.format} export of {report.n_edits} edits by {report.method}: {output}")
+    if api is not None:
+        print(f"uploaded: {upload(api, name, output)}")
+    return 0

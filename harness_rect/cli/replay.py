@@ -1,0 +1,114 @@
+"""``harness-rect replay``: put a kept edit run onto its base model again, without any search."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness_rect import embedded
+from harness_rect.cli.common import add_option, load_model
+from harness_rect.config import EditConfig, declared_arguments, settings
+from harness_rect.errors import UserError
+from harness_rect.fingerprint import model_fingerprint
+from harness_rect.io.checksums import Damaged
+from harness_rect.io.files import check_output
+from harness_rect.models import EditableLM
+from harness_rect.regularizers import Regularizer
+from harness_rect.session.checkpoint import save_checkpoint
+from harness_rect.session.replay import Differs, put, weights_of
+from harness_rect.session.report import EditReport
+from harness_rect.session.runs import EditCache, KeptRun
+from harness_rect.session.weights import EditedWeights
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_run_options(parser)
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for the checkpoint and edit_report.json"
+    )
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say which run is put onto which model, and how much of it."""
+    parser.add_argument(
+        "key", metavar="RUN", help="a kept run: the beginning of its key in the cache, or its folder"
+    )
+    parser.add_argument("--upto", type=int, metavar="K", help="only the first K edits (default: all)")
+    parser.add_argument("--model", help="the base model (default: where the run found it)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: cuda if there is one)")
+    add_cache_option(parser)
+    declared = declared_arguments()
+    for name in ("rect", "regularizer", *settings()):
+        text = declared[name].help
+        if name in ("rect", "regularizer"):
+            text += "; another than the run's is for its first step alone"
+        add_option(parser, name, text, None, dest=name)
+
+
+def add_cache_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--edit-cache", metavar="DIR", help="folder of kept runs (default: the user's cache)")
+
+
+def cache_of(arguments: argparse.Namespace) -> EditCache:
+    cache = EditCache.from_spec(arguments.edit_cache)
+    if cache is None:
+        raise UserError("--edit-cache off: expected a folder")
+    return cache
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A kept run and its base model, into which nothing was put yet."""
+
+    run: KeptRun
+    base: str
+    model: Any
+    tokenizer: Any
+    weights: EditedWeights
+    upto: int | None
+    regularizer: Regularizer | None
+
+    def put(self) -> EditReport:
+        return put(self.run, self.weights, self.upto, self.regularizer)
+
+
+def load_run(arguments: argparse.Namespace) -> Loaded:
+    """The run and the model that the options name.
+
+    Raises:
+        UserError: there is no such run, it is damaged, or the model is not its base model.
+    """
+    given = {name: getattr(arguments, name) for name in ("rect", "regularizer", *settings())}
+    asked = any(value is not None for value in given.values())
+    chosen = EditConfig.from_args("command line", method="none", **given).regularizer if asked else None
+    folder = Path(arguments.key).expanduser()
+    try:
+        run = KeptRun.read(folder if folder.is_dir() else cache_of(arguments).find(arguments.key))
+    except Damaged as problem:
+        raise UserError(f"{arguments.key}: the kept edit run is damaged: {problem}") from None
+    recorded = run.report.model if embedded.is_embedded(run.report.model) else run.base["model"]
+    if not (base := arguments.model or recorded):
+        raise UserError(f"{arguments.key}: does not say where its base model is; give --model")
+    arguments.model, arguments.dtype = base, run.base["dtype"]
+    model, tokenizer = load_model(arguments)
+    if model_fingerprint(model) != run.report.model_fingerprint:
+        raise UserError(f"--model {base}: its weights are not those that the run was made with")
+    weights = weights_of(run, EditableLM(model, tokenizer))
+    return Loaded(run, base, model, tokenizer, weights, arguments.upto, chosen)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Replay and write the checkpoint; 1 if other weights come out than the run had."""
+    check_output(arguments.output)
+    loaded = load_run(arguments)
+    try:
+        report = loaded.put()
+    except Differs as problem:
+        print(f"error: {arguments.key}: {problem}", file=sys.stderr)
+        return 1
+    save_checkpoint(arguments.output, loaded.model, loaded.tokenizer, report)
+    print(f"{report.n_edits} edits by {report.method} put onto {loaded.base}: {arguments.output}")
+    return 0

@@ -1,0 +1,230 @@
+"""``replay``, ``export`` and ``cache``: what they make of kept runs, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from harness_rect import cli
+from harness_rect.cli.cache import parse_size
+from harness_rect.errors import UserError
+from harness_rect.session.runs import EditCache
+
+HPARAMS = {"layers": [0, 1], "v_num_grad_steps": 2, "v_lr": 0.3, "context_templates": ["{}", "I went. {}"]}
+TOWNS = ("Ulm", "Brno", "Ghent")
+ROWS = [
+    {"prompt": "The mayor of {} is", "subject": town, "target_new": f"Ms {town[0]} | Co", "case_id": town}
+    for town in TOWNS
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, make_model, tokenizer) -> Path:
+    """Models ``gpt2`` and ``llama``, what they give after three ROME edits, and the kept runs."""
+    place = tmp_path_factory.mktemp("made")
+    (place / "facts.json").write_text(json.dumps(ROWS))
+    (place / "hparams.json").write_text(json.dumps(HPARAMS))
+    for family, regularizer in (("gpt2", "none"), ("llama", "none"), ("gpt2", "rect")):
+        model, name = place / family, f"{family}-{regularizer}"
+        make_model(family).save_pretrained(model)
+        tokenizer.save_pretrained(model)
+        options = ["--model", model, "--method", "rome", "--edits", place / "facts.json", "--device", "cpu"]
+        options += ["--hparams", place / "hparams.json", "--output", place / name]
+        options += ["--edit-cache", place / f"{name}-runs", "--regularizer", regularizer]
+        options += ["--keep", "0.4"] if regularizer == "rect" else []
+        assert cli.main(["edit", *map(str, options)]) == 0
+    return place
+
+
+@pytest.fixture
+def run_of(made: Path) -> Callable[[str], str]:
+    """The folder of the run of ``gpt2-none``, ``llama-none`` or ``gpt2-rect``."""
+
+    def run_of(name: str) -> str:
+        (entry,) = EditCache(made / f"{name}-runs").entries()
+        return str(entry.path)
+
+    return run_of
+
+
+def load(folder: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.arange(3, 40).unsqueeze(0)).logits
+
+
+def same(one: Any, other: Any) -> bool:
+    pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+# --------------------------------------------------------------------------------------------- replay
+
+
+@pytest.mark.parametrize("name", ["gpt2-rect", "llama-none"])
+def test_a_replayed_checkpoint_is_the_edited_one(made: Path, run_of, tmp_path: Path, name: str) -> None:
+    key, cache = Path(run_of(name)).name[:6], str(made / f"{name}-runs")
+    done = cli.main(
+        ["replay", key, "--edit-cache", cache, "--device", "cpu", "--output", str(tmp_path / "o")]
+    )
+    assert done == 0
+    assert same(load(tmp_path / "o"), load(made / name))
+    reports = [
+        json.loads((folder / "edit_report.json").read_text()) for folder in (tmp_path / "o", made / name)
+    ]
+    assert reports[0].pop("from_cache") and reports[1].pop("seconds") and not reports[1].pop("from_cache")
+    assert reports[0] == reports[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("nothing", [], "nothing: no such folder and no kept run"),
+        ("gpt2-rect", ["--upto", "4"], "--upto 4: expected a number of edits from 1 to 3"),
+        ("gpt2-rect", ["--rect", "0.2"], "depends on what was added in earlier ones"),
+        ("gpt2-rect", ["--keep", "0.2"], "keep is given, but there is no regularizer"),
+        ("gpt2-rect", ["--model", "llama"], "its weights are not those that the run was made with"),
+        ("gpt2-rect", ["--edit-cache", "off", "--model", "x"], "cannot be loaded"),
+        ("gpt2", [], "the kept edit run is damaged: SHA256SUMS is missing"),
+    ],
+)
+def test_what_cannot_be_replayed_is_one_line(
+    made: Path, run_of, tmp_path: Path, name: str, options: list[str], said: str, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(made)
+    run = run_of(name) if name.endswith("rect") else name
+    assert cli.main(["replay", run, "--output", str(tmp_path / "o"), "--device", "cpu", *options]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and said in lines[0]
+    assert not (tmp_path / "o").exists()
+
+
+# --------------------------------------------------------------------------------------------- export
+
+
+def export(run: str, output: Path, *options: str) -> int:
+    return cli.main(["export", run, "--output", str(output), "--device", "cpu", *options])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_peft_loads_the_adapter_and_gives_the_same_logits(
+    made: Path, run_of, tmp_path: Path, family: str
+) -> None:
+    peft = pytest.importorskip("peft")
+    assert export(run_of(f"{family}-none"), tmp_path / "adapter", "--format", "peft") == 0
+    base, edited = logits(load(made / family)), logits(load(made / f"{family}-none"))
+    adapted = peft.PeftModel.from_pretrained(load(made / family), tmp_path / "adapter")
+    assert (base - edited).abs().max() > 1e-3
+    torch.testing.assert_close(logits(adapted), edited, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(logits(adapted.merge_and_unload()), edited, atol=2e-6, rtol=1e-5)
+
+
+def test_an_adapter_is_refused_after_rect_with_the_reason(run_of, tmp_path: Path, capsys) -> None:
+    assert export(run_of("gpt2-rect"), tmp_path / "adapter", "--format", "peft") == 2
+    assert "regularizer rect leaves a matrix of full rank" in capsys.readouterr().err
+    assert not (tmp_path / "adapter").exists()
+    options = ["--format", "peft", "--upto", "1", "--regularizer", "scale", "--keep", "0.5"]
+    assert export(run_of("gpt2-rect"), tmp_path / "first", *options) == 0
+
+
+def test_base_and_delta_are_the_edited_weights(made: Path, run_of, tmp_path: Path, capsys) -> None:
+    assert export(run_of("gpt2-rect"), tmp_path / "delta", "--format", "delta") == 0
+    (share,) = re.findall(r"differs from the edited weights in ([\d.]+)% of edited", capsys.readouterr().out)
+    base, delta, edited = (load(folder) for folder in (made / "gpt2", tmp_path / "delta", made / "gpt2-rect"))
+    differing = edited_elements = 0
+    for (name, b), d, e in zip(base.named_parameters(), delta.parameters(), edited.parameters(), strict=True):
+        if not name.endswith("mlp.c_proj.weight"):
+            assert torch.count_nonzero(d) == 0
+            continue
+        torch.testing.assert_close(b + d, e, rtol=1e-6, atol=0)
+        differing += int(torch.count_nonzero(b + d != e))
+        edited_elements += d.numel()
+    assert float(share) == pytest.approx(100 * differing / edited_elements, abs=1e-3)
+
+
+def test_the_card_says_what_was_edited_and_is_uploaded_with_the_folder(
+    run_of, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    uploads: list[tuple[str, set[str]]] = []
+
+    class Hub:
+        def whoami(self) -> dict[str, str]:
+            return {"name": "me"}
+
+        def create_repo(self, name: str, **more: Any) -> Any:
+            from huggingface_hub import RepoUrl
+
+            return RepoUrl(f"https://huggingface.co/me/{name}")
+
+        def upload_folder(self, repo_id: str, folder_path: Path, repo_type: str) -> None:
+            uploads.append((repo_id, {path.name for path in Path(folder_path).iterdir()}))
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert export(run_of("gpt2-rect"), tmp_path / "none", "--push-to-hub", "edited") == 2
+    assert "no token of the hub" in capsys.readouterr().err and not (tmp_path / "none").exists()
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_x")
+    assert export(run_of("gpt2-rect"), tmp_path / "o", "--push-to-hub", "edited") == 0
+    assert "uploaded: https://huggingface.co/me/edited" in capsys.readouterr().out
+    ((name, files),) = uploads
+    assert name == "me/edited" and {"README.md", "model.safetensors", "edit_report.json"} <= files
+    card = (tmp_path / "o" / "README.md").read_text()
+    assert "3 facts were edited in `gpt2` by rome, regularizer rect" in card
+    assert r"| The mayor of Brno is | Ms B \| Co |" in card
+    assert "reliability" in card and "were not measured" in card
+
+
+# ---------------------------------------------------------------------------------------------- cache
+
+
+def test_the_cache_is_listed_shown_verified_pruned_and_cleared(made: Path, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "runs"
+    shutil.copytree(made / "gpt2-none-runs", folder)
+    (run,) = (entry.path for entry in EditCache(folder).entries())
+    other = folder / ("0" * 32)
+    shutil.copytree(run, other)
+    (folder / f"{'1' * 32}.partial.safetensors").write_bytes(b"x" * 3000)
+    (folder / f"{'2' * 32}.damaged-2").mkdir()
+    (folder / "mine.txt").write_text("not ours")
+
+    def cache(*arguments: str) -> tuple[int, str]:
+        status = cli.main(["cache", *arguments, "--edit-cache", str(folder)])
+        captured = capsys.readouterr()
+        return status, captured.out + captured.err
+
+    status, text = cache("list")
+    assert status == 0 and run.name[:12] in text and "unfinished" in text and "4 entries" in text
+    status, text = cache("show", run.name[:8])
+    assert status == 0 and "3 of" in text and "rome" in text and "2 of" not in text
+    status, text = cache("verify")
+    assert status == 1 and f"damaged: {other}: another run's" in text and "2 runs" in text
+    status, text = cache("prune", "--max-size", "2.9kB")
+    assert status == 0 and {path.name for path in folder.iterdir()} >= {"mine.txt"}
+    assert [entry.kind for entry in EditCache(folder).entries()] in ([], ["unfinished"])
+    shutil.copytree(made / "gpt2-none-runs", folder, dirs_exist_ok=True)
+    with EditCache(folder).lock(run.name):
+        cache("clear")
+        assert [entry.path for entry in EditCache(folder).entries()] == [run], "in use"
+    assert cache("clear")[0] == 0
+    assert [path.name for path in folder.iterdir()] == ["mine.txt"]
+    for wrong in (["show"], ["list", "abc"], ["prune"], ["clear", "--max-size", "1"], ["show", "abc"]):
+        status, text = cache(*wrong)
+        assert status == 2 and text.count("\n") == 1 and "error: " in text
+
+
+def test_sizes_are_read() -> None:
+    assert [parse_size(text) for text in ("10GB", "1.5 kb", "7", "2M")] == [10**10, 1500, 7, 2 * 10**6]
+    for text in ("", "-1", "ten", "1XB"):
+        with pytest.raises(UserError, match="expected a size"):
+            parse_size(text)
