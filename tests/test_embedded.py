@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import lm_eval
 import pytest
+import transformers
 
 import harness_rect._autoload  # noqa: F401  lets lm-eval find the model and the tasks
 from harness_rect import embedded
+from harness_rect.config import EditConfig
 from harness_rect.edits import load_edits
 from harness_rect.evaluation import data
+from harness_rect.session import EditSession
 
 ROWS = {
     "rect_reasoning": 200,
@@ -171,3 +175,17 @@ def test_its_second_moments_lie_beside_it(tmp_path: Path, monkeypatch: pytest.Mo
         tasks=["rect_zsre"],
     )["config"]["edit"]
     assert str(embedded.stats_folder("rect-tiny")) in edit["second_moments_origin"]["3"]["file"]
+
+
+@pytest.mark.parametrize(("given", "named"), [({}, ""), ({"mom2_n_samples": 5}, "mom2_n_samples of ")])
+def test_a_sample_of_second_moments_that_is_not_read_is_said(
+    given: dict[str, Any], named: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "hparams.json").write_text(json.dumps({"layers": [1], "mom2_dataset": "wikipedia"} | given))
+    folder = embedded.resolve_model("rect-tiny")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    asked = {"method": "memit", "edits": "tiny[0:1]", "hparams": str(tmp_path / "hparams.json")}
+    EditSession(model, tokenizer, EditConfig.from_args(**asked), model_name="rect-tiny").prepare()
+    said = [message for message in caplog.messages if "second moments of its own" in message]
+    assert len(said) == bool(given) and all(named in message for message in said)

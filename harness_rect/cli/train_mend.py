@@ -15,12 +15,18 @@ from harness_rect.cli.common import (
     template_arguments,
 )
 from harness_rect.edits import load_edits
-from harness_rect.io.files import check_output
 from harness_rect.io.progress import console
 from harness_rect.models import EditableLM
 from harness_rect.models.prompt_format import PromptFormat
 from harness_rect.moments.layout import layout_name
-from harness_rect.training.mend import MendTrainer, MendTraining, hold_out, training_rows, usual_settings
+from harness_rect.training.mend import (
+    MendTrainer,
+    MendTraining,
+    check_folder,
+    hold_out,
+    training_rows,
+    usual_settings,
+)
 from harness_rect.validation import validated
 
 log = logging.getLogger(__name__)
@@ -52,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     layers = parse_layers(arguments.layers) if arguments.layers is not None else [0]
     validated(MendTraining, given | {"layers": layers}, "command line")  # before any work
-    check_output(arguments.output, resumable=True)
+    check_folder(arguments.output)
     train = load_edits(training_rows(arguments.train)).edits
     if arguments.val is None:
         train, held_out = hold_out(train)

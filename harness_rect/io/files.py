@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -120,18 +120,20 @@ def expanded(path: str) -> str:
     return found
 
 
-def check_output(folder: Path, resumable: bool = False) -> None:
+def check_output(folder: Path, resumable: bool = False, besides: Collection[str] = ()) -> None:
     """Check, before long work starts, that ``folder`` is new or empty and can be written.
 
     Args:
         resumable: hidden files, which hold the state of unfinished work, are allowed.
+        besides: names of other files that are allowed.
 
     Raises:
         UserError: it is not.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: exists already and is a file; give a folder")
-    if folder.is_dir() and any(not (resumable and path.name.startswith(".")) for path in folder.iterdir()):
+    names = {path.name for path in folder.iterdir()} - set(besides) if folder.is_dir() else set()
+    if any(not (resumable and name.startswith(".")) for name in names):
         raise UserError(f"{folder}: exists already; give another folder or remove it")
     check_parent(folder / "file")
 

@@ -1,6 +1,7 @@
 """The folder of a trained MEND: the tensors, ``mend.safetensors``, and their description, ``mend.yaml``.
 
-The description is written last and has the hash of the tensors, so an incomplete folder is not read.
+The description is written last and has the hash of the tensors and one of itself, so an incomplete or damaged
+folder is not read.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from safetensors.torch import load, save
 
 from harness_rect import embedded
 from harness_rect.errors import UserError
+from harness_rect.fingerprint import digest
 from harness_rect.io.files import expanded, written_whole
 from harness_rect.io.rows import read_bytes
 from harness_rect.io.yaml_files import read_yaml
@@ -29,6 +31,7 @@ TENSORS, DESCRIPTION = "mend.safetensors", "mend.yaml"
 class Description(BaseModel):
     """inner_params: weight name -> (inputs, outputs), in the order of the modes. sha256: of the tensors.
 
+    description_sha256: of all else here; None in older files.
     model, dtype, model_fingerprint: the model it was trained for. training, validation: settings and scores,
     for information only.
     """
@@ -43,6 +46,10 @@ class Description(BaseModel):
     sha256: str
     training: dict[str, Any] = {}
     validation: dict[str, float] = {}
+    description_sha256: str | None = None
+
+    def checksum(self) -> str:
+        return digest(self.model_dump(mode="json", exclude={"description_sha256"}))
 
 
 def weights_folder(name: str) -> Path:
@@ -63,10 +70,13 @@ def read_description(folder: Path) -> Description:
             f" train-mend --model M --train FILE --output {folder}`"
         )
     try:
-        return validated(Description, read_yaml(path), "")
+        found = validated(Description, read_yaml(path), "")
     except (TypeError, UserError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not a description of a trained MEND: {reason}") from None
+    if found.description_sha256 not in (None, found.checksum()):
+        raise UserError(f"{path}: not the description that was written, by its checksum")
+    return found
 
 
 def load_editor(folder: Path) -> Editor:
@@ -107,6 +117,7 @@ def save_editor(folder: Path, editor: Editor, **description: Any) -> Description
     with written_whole(folder / TENSORS) as temporary:
         temporary.write_bytes(data)
     with written_whole(folder / DESCRIPTION) as temporary:
+        described = described.model_copy(update={"description_sha256": described.checksum()})
         text = yaml.safe_dump(described.model_dump(mode="json"), sort_keys=False)
         temporary.write_text(text, encoding="utf-8")
     return described

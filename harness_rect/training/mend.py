@@ -38,6 +38,7 @@ from harness_rect.edits import Edit, fingerprint
 from harness_rect.errors import UserError
 from harness_rect.fingerprint import digest, model_fingerprint
 from harness_rect.hparams import preset_for, presets
+from harness_rect.io.files import check_output, check_parent
 from harness_rect.io.progress import progress_bar
 from harness_rect.io.resume import Resumable
 from harness_rect.measure import EditProbes, Pair, probes
@@ -45,7 +46,7 @@ from harness_rect.methods import METHODS
 from harness_rect.methods.gradients import inputs_and_gradients, targets_of, token_nll
 from harness_rect.methods.mend import active
 from harness_rect.methods.mend_network import Editor
-from harness_rect.methods.mend_weights import Description, save_editor
+from harness_rect.methods.mend_weights import DESCRIPTION, TENSORS, Description, save_editor
 from harness_rect.models import EditableLM
 from harness_rect.models.lm import Batch, unflatten
 from harness_rect.moments.running import Running
@@ -119,6 +120,18 @@ def hold_out(edits: tuple[Edit, ...]) -> tuple[tuple[Edit, ...], tuple[Edit, ...
     if len(edits) < 2:
         raise UserError("--train: at least two rows are needed, one of them for validation")
     return edits[:-n], edits[-n:]
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a training can write into ``folder``: new, empty, or of a training that did not end.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if not (folder / PARTIAL).is_file():  # the networks are written before the state is removed
+        there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        check_output(folder, resumable=True, besides={TENSORS} if DESCRIPTION not in there else set())
+    check_parent(folder / TENSORS)
 
 
 @dataclass(frozen=True)
@@ -394,8 +407,8 @@ class MendTrainer:
         if found is None:
             if unfinished.path.is_file():
                 raise UserError(
-                    f"{unfinished.path}: a damaged state, or one of a training with other settings, model,"
-                    " facts or code; give another --output, or remove the file to start over"
+                    f"{unfinished.path}: the state of a training with other settings, model, facts or code;"
+                    " give another --output, or remove the file to start over"
                 )
             return
         tensors, state = found

@@ -321,3 +321,12 @@ def test_a_damaged_description_is_named(text, make_lm, tmp_path):
     with pytest.raises(UserError, match=r"mend\.yaml: not a description of a trained MEND") as caught:
         session(lm, spec)
     assert "\n" not in str(caught.value)
+
+
+def test_a_description_with_another_number_is_not_taken(make_lm, tmp_path):
+    lm = make_lm("gpt2")
+    spec = save(tmp_path / "mend", lm, random_editor(lm))
+    path = tmp_path / "mend" / "mend.yaml"
+    path.write_text(path.read_text().replace("dtype: float32", "dtype: float16"))
+    with pytest.raises(UserError, match=r"mend\.yaml: not the description that was written"):
+        session(lm, spec)

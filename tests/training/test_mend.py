@@ -205,14 +205,36 @@ def test_an_unfinished_training_is_not_continued_by_other_code(make_lm, tmp_path
         trainer(lm, steps=8).run(tmp_path)
 
 
-def test_an_unfinished_training_is_not_continued_with_other_settings(make_lm, tmp_path):
+def test_an_unfinished_training_is_not_continued_with_other_settings(make_lm, tmp_path, caplog):
     lm = make_lm("gpt2")
     folder = tmp_path / "mend"
     save_state(folder / module.PARTIAL, "of other settings", {}, {})
-    for _ in range(2):
-        with pytest.raises(UserError, match="damaged state, or one of a training with other settings"):
-            trainer(lm).run(folder)
-        (folder / module.PARTIAL).write_bytes(b"nothing")
+    with pytest.raises(UserError, match="the state of a training with other settings"):
+        trainer(lm).run(folder)
+    (folder / module.PARTIAL).write_bytes(b"nothing")
+    trainer(lm, steps=1).run(folder)
+    assert "is damaged" in caplog.text and (folder / f"{module.PARTIAL}.damaged").is_file()
+
+
+@pytest.mark.parametrize("written", [["mend.safetensors"], ["mend.safetensors", "mend.yaml"]])
+def test_a_training_killed_between_its_last_save_and_its_end_is_done_again(make_lm, tmp_path, written):
+    """``mend.yaml`` is written after the networks, and the state removed after both."""
+    lm = make_lm("gpt2")
+    trainer(lm, steps=2).run(tmp_path / "whole")
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    for name in written:
+        (folder / name).write_bytes(b"half")
+    if "mend.yaml" in written:
+        with pytest.raises(UserError, match="exists already"):
+            module.check_folder(folder)
+        unfinished = trainer(lm, steps=2)
+        unfinished._save(Resumable(folder / module.PARTIAL, unfinished._task))
+    module.check_folder(folder)
+    trainer(lm, steps=2).run(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["mend.safetensors", "mend.yaml"]
+    for path in folder.iterdir():
+        assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
 
 
 # -- the command -------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from harness_rect.edits import load_edits
 from harness_rect.errors import UserError, did_you_mean
 from harness_rect.fingerprint import model_fingerprint
-from harness_rect.methods.mend_weights import DESCRIPTION, read_description
+from harness_rect.io.checksums import set_aside
+from harness_rect.methods.mend_weights import DESCRIPTION, load_editor, read_description
 from harness_rect.models import EditableLM
 from harness_rect.training.mend import MendTrainer, MendTraining, hold_out, training_rows, usual_settings
 from harness_rect.validation import validated
@@ -64,6 +65,8 @@ def seconds_of_a_step(lm: EditableLM, given: TrainMend) -> float:
 def train_networks(lm: EditableLM, given: TrainMend, folder: Path, model_name: str) -> None:
     """Train the networks of a model into ``folder``, unless they are there; resumes an interrupted training.
 
+    Damaged ones are set aside.
+
     Args:
         model_name: for their description.
 
@@ -72,6 +75,11 @@ def train_networks(lm: EditableLM, given: TrainMend, folder: Path, model_name: s
             be done, see :class:`~harness_rect.training.mend.MendTrainer`.
     """
     settings = given.settings(lm)
+    if are_trained(folder):
+        try:
+            load_editor(folder)
+        except UserError as error:
+            set_aside(folder, "the trained MEND", error)
     if not are_trained(folder):
         train, held_out = hold_out(load_edits(training_rows(given.train)).edits)
         MendTrainer(lm, train, held_out, settings, model_name).run(folder)

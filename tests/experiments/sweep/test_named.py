@@ -228,6 +228,12 @@ def test_networks_are_trained_once_for_a_model_that_has_none(trained: list[str])
         assert hparams["weights"] == own
     sweep(checkpoints=[2])
     assert trained == ["rect-tiny-llama"]
+    tensors = Path("out/mend/rect-tiny-llama/mend.safetensors")
+    whole = tensors.read_bytes()
+    tensors.write_bytes(whole[:-1] + b"\0")
+    sweep(checkpoints=[2])
+    assert trained == ["rect-tiny-llama"] * 2 and tensors.read_bytes() == whole
+    assert Path("out/mend/rect-tiny-llama.damaged").is_dir()
     with pytest.raises(UserError, match="MEND's networks there were trained with other steps"):
         sweep(train_mend=MEND["train_mend"] | {"steps": 4})
 
