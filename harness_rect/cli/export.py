@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--results",
         nargs=2,
-        metavar=("BASE", "EDITED"),
+        metavar="RESULTS",
         help="results of lm-eval before and after, whose comparison goes into the card",
     )
 
