@@ -20,6 +20,7 @@ ADVICE = {
     "experiments.analysis": "A results file: see `results`.",
     "experiments.compare": "The two evaluations cannot be compared as asked: evaluate both alike, or choose"
     " tasks with `--tasks`.",
+    "experiments.hub": "`--push-to-hub`: log in, correct the name, or push the finished folder yourself.",
     "experiments.masks": "Arguments of `masks`: see the message.",
     "experiments.report": "Nothing to show, or an unknown reference: give a folder with results of lm-eval.",
     "experiments.results": "A results file is damaged, or not lm-eval's: evaluate again, or leave it out.",

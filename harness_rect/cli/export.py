@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
+from harness_rect.cli import path_argument
 from harness_rect.cli.replay import add_run_options, load_run
 from harness_rect.experiments.hub import check_hub, model_card, upload
 from harness_rect.io.files import check_output, written_whole
@@ -25,7 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="full: an edited checkpoint (default); peft: a LoRA adapter, where all updates are of low rank;"
         " delta: a checkpoint of edited minus base",
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--output", type=path_argument, required=True, help="folder to write to")
     parser.add_argument("--push-to-hub", metavar="NAME", help="also upload the folder, with a model card")
     parser.add_argument(
         "--results",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from harness_rect import embedded
+from harness_rect.cli import path_argument
 from harness_rect.cli.common import add_option, load_model
 from harness_rect.config import EditConfig, declared_arguments, settings
 from harness_rect.errors import UserError
@@ -27,7 +27,7 @@ from harness_rect.session.weights import EditedWeights
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_run_options(parser)
     parser.add_argument(
-        "--output", type=Path, required=True, help="folder for the checkpoint and edit_report.json"
+        "--output", type=path_argument, required=True, help="folder for the checkpoint and edit_report.json"
     )
 
 
@@ -84,7 +84,7 @@ def load_run(arguments: argparse.Namespace) -> Loaded:
     given = {name: getattr(arguments, name) for name in ("rect", "regularizer", *settings())}
     asked = any(value is not None for value in given.values())
     chosen = EditConfig.from_args("command line", method="none", **given).regularizer if asked else None
-    folder = Path(arguments.key).expanduser()
+    folder = path_argument(arguments.key)
     try:
         run = KeptRun.read(folder if folder.is_dir() else cache_of(arguments).find(arguments.key))
     except Damaged as problem:

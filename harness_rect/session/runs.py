@@ -38,7 +38,7 @@ from harness_rect.edits import Edit
 from harness_rect.errors import UserError
 from harness_rect.io.cache import cache_folder
 from harness_rect.io.checksums import ASIDE, SUMS, Damaged, check_sums, set_aside, write_sums
-from harness_rect.io.files import folder_written_whole
+from harness_rect.io.files import expanded, folder_written_whole
 from harness_rect.io.resume import State, load_state, save_state
 from harness_rect.session.history import History
 from harness_rect.session.report import EditReport
@@ -124,10 +124,7 @@ class EditCache:
         """
         if spec == OFF:
             return None
-        try:
-            return cls(Path(spec).expanduser() if spec else cache_folder("edits"))
-        except RuntimeError as error:
-            raise UserError(f"edit_cache={spec}: {error}") from None
+        return cls(Path(expanded(spec)) if spec else cache_folder("edits"))
 
     def path(self, key: str, partial: bool = False) -> Path:
         return self.folder / (f"{key[:NAME]}.partial.safetensors" if partial else key[:NAME])

@@ -171,7 +171,7 @@ def test_wrong_use_exits_with_2(capsys, monkeypatch, tmp_path: Path, arguments, 
     assert message in capsys.readouterr().err
 
 
-def test_one_file_is_not_enough(capsys) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        cli.main(["compare", "a.json"])
-    assert exit_.value.code == 2 and "OTHER" in capsys.readouterr().err
+def test_one_results_file_is_not_enough(capsys, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"results": {"rect_nli": {"acc,none": 0.5}}, "configs": {}}')
+    assert cli.main(["compare", str(tmp_path / "a.json")]) == 2
+    assert "nothing to compare; name other results after it" in capsys.readouterr().err
