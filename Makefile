@@ -17,7 +17,7 @@ $(VENV)/.installed: pyproject.toml constraints-ci.txt
 
 # The embedded default: a small model of our own, 20 facts edited by ROME with RECT, all ten tasks. No network.
 demo: setup
-	HF_HUB_OFFLINE=1 $(BIN)/lm_eval --model edited_hf --tasks rect_suite --batch_size 16
+	HF_HUB_OFFLINE=1 $(BIN)/lm_eval --model edited_hf --tasks rect_suite
 
 # One thread a worker: two workers with two threads each would fight over two cores.
 test: setup

@@ -96,6 +96,8 @@ class EditedHF(ComparingLM):
             if stream is not None:
                 check_edits(METHODS[config.method], stream)
             name = pretrained if isinstance(pretrained, str) else getattr(pretrained, "name_or_path", "")
+            if (size := embedded.batch_size(pretrained, arguments.get("batch_size"))) is not None:
+                arguments["batch_size"] = size
             pretrained = embedded.resolve_model(pretrained)
             _check_before_loading(pretrained, editing, arguments)
             if arguments.get("device") is None:  # HFLM's own default is a GPU, there or not

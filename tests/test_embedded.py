@@ -15,6 +15,7 @@ from harness_rect import embedded
 from harness_rect.config import EditConfig
 from harness_rect.edits import load_edits
 from harness_rect.evaluation import data
+from harness_rect.model_wrappers.edited_hf import EditedHF
 from harness_rect.session import EditSession
 
 ROWS = {
@@ -46,6 +47,15 @@ def test_edits_have_all_that_is_measured() -> None:
     edits = load_edits("tiny[0:200]")
     assert all(edit.paraphrases and edit.neighborhood and edit.target_old for edit in edits)
     assert not edits.warnings
+
+
+def test_it_is_evaluated_in_batches_unless_a_batch_size_is_given() -> None:
+    given = {1: 16, "1": 1, "8": 8}  # lm-eval's default, and what --batch_size gives
+    for size, expected in given.items():
+        lm: Any = EditedHF("rect-tiny", method="none", batch_size=size)
+        assert lm.batch_size == expected
+    folder: Any = EditedHF(embedded.resolve_model("rect-tiny"), method="none", batch_size=1)
+    assert folder.batch_size == 1
 
 
 def test_the_package_stays_small() -> None:

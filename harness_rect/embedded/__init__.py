@@ -24,6 +24,8 @@ EDITS = ROOT / "edits.jsonl"
 #: Defaults of the arguments ``edits`` and ``rect`` for embedded models.
 DEFAULT_EDITS = "tiny[0:20]"
 DEFAULT_RECT = 0.4
+#: Of an embedded model, where none is given.
+BATCH_SIZE = 16
 #: Arguments of edited_hf that do not say how to edit.
 NOT_EDITING = frozenset(
     (
@@ -43,6 +45,15 @@ def resolve_model(name: Any) -> Any:
 
 def is_embedded(name: Any) -> bool:
     return isinstance(name, str) and name in MODELS
+
+
+def batch_size(name: Any, given: Any) -> Any:
+    """The batch size to evaluate with: lm-eval's default, the number 1, counts as not given.
+
+    What ``--batch_size`` gives is a text.
+    """
+    not_given = given is None or (isinstance(given, int) and given == 1)
+    return BATCH_SIZE if not_given and is_embedded(name) else given
 
 
 def stats_folder(name: str) -> str | None:

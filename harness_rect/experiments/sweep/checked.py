@@ -87,7 +87,7 @@ def load_model(entry: ModelEntry, config: SweepConfig) -> QuietHF:
     Raises:
         UserError: it cannot be loaded.
     """
-    settings = {"batch_size": config.batch_size, "device": config.device}
+    settings = {"batch_size": str(config.batch_size), "device": config.device}
     try:
         return QuietHF.create_from_arg_obj(entry.arguments | {"method": "none"} | config.prompts, settings)
     except (AssertionError, AttributeError, TypeError, ValueError, RuntimeError) as error:
