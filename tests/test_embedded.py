@@ -9,6 +9,7 @@ from typing import Any
 import lm_eval
 import pytest
 import transformers
+from support.our_tasks import without_lm_evals_tasks
 
 import harness_rect._autoload  # noqa: F401  lets lm-eval find the model and the tasks
 from harness_rect import embedded
@@ -29,6 +30,11 @@ ROWS = {
     "rect_sentiment": 200,
 }
 GLUE_ROWS = 100  # of each task of the suite, after ten for shots
+
+
+@pytest.fixture(autouse=True)
+def only_our_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    without_lm_evals_tasks(monkeypatch, tmp_path / "empty")
 
 
 def evaluate(**arguments: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.our_tasks import without_lm_evals_tasks
 
 import harness_rect._autoload  # noqa: F401  lets lm-eval find the model and the tasks
 
@@ -22,6 +23,7 @@ def evaluations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     models = {"base": "method=none,edits=tiny[0:2]", "rome": "edits=tiny[0:2],regularizer=rect,keep=0.4"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HARNESS_RECT_CACHE", str(folder / "cache"))
+        without_lm_evals_tasks(patch, folder / "empty")
         for name, model in models.items():
             command = ["lm_eval", "--model", "edited_hf", "--model_args", f"pretrained=rect-tiny,{model}"]
             output = ["--limit", str(LIMIT), "--output_path", str(folder / name)]

@@ -8,6 +8,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+# Without lm-eval's own tasks, as in support.our_tasks.
+COMMAND = """
+import runpy, sys
+from lm_eval.tasks import manager
+manager.__file__ = "empty/manager.py"
+runpy.run_module("lm_eval", run_name="__main__", alter_sys=True)
+"""
 
 
 def lm_eval_command(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -16,7 +23,7 @@ def lm_eval_command(tmp_path: Path, *arguments: str) -> subprocess.CompletedProc
     (tmp_path / "site" / "sitecustomize.py").write_text("import harness_rect._autoload\n")
     path = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
     return subprocess.run(
-        [sys.executable, "-m", "lm_eval", *arguments],
+        [sys.executable, "-c", COMMAND, *arguments],
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         cwd=tmp_path,
         capture_output=True,
