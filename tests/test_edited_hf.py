@@ -355,7 +355,7 @@ def test_an_edited_run_is_taken_from_the_edit_cache(arguments, monkeypatch, tmp_
     assert second.get_model_info()["edit"]["from_cache"] is True
     pairs = zip(first.model.parameters(), second.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-    assert list((tmp_path / "runs").glob("*.safetensors"))
+    assert list((tmp_path / "runs").glob("*/updates.safetensors"))
 
 
 # ------------------------------------------------------------------------------- lm-eval's answer cache

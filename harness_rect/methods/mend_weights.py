@@ -70,7 +70,9 @@ def read_description(folder: Path) -> Description:
             f" train-mend --model M --train FILE --output {folder}`"
         )
     try:
-        found = validated(Description, read_yaml(path), "")
+        if not isinstance(given := read_yaml(path), dict):
+            raise TypeError(f"expected a mapping, found {type(given).__name__}")
+        found = validated(Description, given, "")
     except (TypeError, UserError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not a description of a trained MEND: {reason}") from None
