@@ -30,7 +30,7 @@ fuzz: setup
 # One other release each, in an environment that holds it alone and takes all else from the main one: the tests of
 # what depends on it, and the embedded suite, whose scores must be those of the main environment.
 test-lm-eval: RELEASE = lm-eval==0.5.0.dev1
-test-lm-eval: TESTS = tests/test_edited_hf.py tests/test_edited_hf_chat.py \
+test-lm-eval: TESTS = tests/test_edited_hf_chat.py \
 	$(addprefix tests/evaluation/test_,task_configs.py editing_tasks.py autoregressive.py drift.py seeded_sampling.py)
 test-transformers: RELEASE = transformers==5.24.0
 test-transformers: TESTS = tests/models tests/methods/test_rome.py
