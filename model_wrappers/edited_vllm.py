@@ -41,9 +41,7 @@ SHARED = frozenset(
 #: Arguments of lm-eval's hf that the model on the CPU gets, besides.
 SCORING = SHARED - {"batch_size", "max_batch_size"} | {"truncation", "softmax_dtype", "mixed_precision_dtype"}
 #: Arguments of editing, of lm-eval's hf, and of vLLM.
-KNOWN = (
-    frozenset(declared_arguments(ModelArguments)) | edited_hf.THEIRS | ENGINE - {"model", "self", "kwargs"}
-)
+KNOWN = frozenset(declared_arguments(ModelArguments)) | edited_hf.THEIRS | ENGINE
 
 
 class EditedVLLM(AnsweringVLLM):

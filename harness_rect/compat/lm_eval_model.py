@@ -41,7 +41,21 @@ class KeyedAnswers(LM):
         super().set_cache_hook(cache_hook)
 
 
-class SharedPassLM(KeyedAnswers, HFLM):
+class SeededLM(KeyedAnswers):
+    """A model class that samples from a seed of each prompt while ``_seeded`` is set."""
+
+    _seeded = False
+
+    def generate_seeded(self, requests: Any) -> Any:
+        """Samples that depend on the prompt alone, not on the batch or on what was sampled before."""
+        self._seeded = True
+        try:
+            return self.generate_until(requests)
+        finally:
+            self._seeded = False
+
+
+class SharedPassLM(SeededLM, HFLM):
     """HFLM that answers several token-id requests on one sequence from one forward pass.
 
     Attributes:
@@ -49,7 +63,6 @@ class SharedPassLM(KeyedAnswers, HFLM):
     """
 
     quiet = False
-    _seeded = False
 
     @contextmanager
     def answers_not_stored(self) -> Iterator[None]:
@@ -65,14 +78,6 @@ class SharedPassLM(KeyedAnswers, HFLM):
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
         return super().generate_until(requests, disable_tqdm or self.quiet)
-
-    def generate_seeded(self, requests: Any) -> Any:
-        """Samples that depend on the prompt alone, not on the batch or on what was sampled before."""
-        self._seeded = True
-        try:
-            return self.generate_until(requests)
-        finally:
-            self._seeded = False
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **given: Any) -> Tensor:
         if self._seeded:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from harness_rect.answers import Answer
-from harness_rect.compat.lm_eval_model import KeyedAnswers, prompt_seed
+from harness_rect.compat.lm_eval_model import SeededLM, prompt_seed
 from harness_rect.errors import UserError, one_line_errors
 
 with one_line_errors():
@@ -27,18 +27,11 @@ ENGINE = frozenset(
 ) - {"self", "kwargs", "model"}
 
 
-class AnsweringVLLM(KeyedAnswers, VLLM):
-    """lm-eval's vLLM class with answers that say how they ended, and samples seeded by their prompts."""
+class AnsweringVLLM(SeededLM, VLLM):
+    """lm-eval's vLLM class with answers that say how they ended, and samples seeded by their prompts.
 
-    _seeded = False
-
-    def generate_seeded(self, requests: Any) -> Any:
-        """Samples that depend on the prompt alone; not those of HFLM, whose random numbers are others."""
-        self._seeded = True
-        try:
-            return self.generate_until(requests)
-        finally:
-            self._seeded = False
+    The samples are not those of HFLM, whose random numbers are others.
+    """
 
     def _model_generate(
         self, requests: list[list[int]], generate: bool = False, sampling_params: Any = None

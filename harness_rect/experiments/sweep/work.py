@@ -86,10 +86,10 @@ class Worker:
         for evaluation in checked.todo:
             if evaluation.trajectory is None:
                 row = rows[row_name(plan, evaluation)]
-                self._evaluate(evaluation, row, None, {}, checked.made_of[evaluation.folder])
+                self._evaluate(loaded, evaluation, row, None, {}, checked.made_of[evaluation.folder])
         for trajectory in plan.trajectories:
             if todo := [e for e in checked.todo if e.trajectory is trajectory]:
-                self._trajectory(trajectory, todo, rows[row_name(plan, todo[0])], checked)
+                self._trajectory(loaded, trajectory, todo, rows[row_name(plan, todo[0])], checked)
 
     def _load(self, plan: Plan, entry: ModelEntry) -> _Loaded:
         """The model and its tasks; those that are loaded, if they are the same."""
@@ -118,7 +118,12 @@ class Worker:
                 train_networks(editable, given, folder, layout_name(entry.pretrained))
 
     def _trajectory(
-        self, trajectory: Trajectory, todo: Sequence[Evaluation], row: Row, checked: Checked
+        self,
+        loaded: _Loaded,
+        trajectory: Trajectory,
+        todo: Sequence[Evaluation],
+        row: Row,
+        checked: Checked,
     ) -> None:
         at = {evaluation.n_edits: evaluation for evaluation in todo}
         editing_before = self.clock.read(EDITING)
@@ -139,11 +144,10 @@ class Worker:
             if spec not in self._warnings:
                 self._warnings[spec] = list(load_edits(spec).warnings)
             alone = report | {"edits_spec": spec, "edit_warnings": self._warnings[spec]}
-            self._evaluate(evaluation, row, alone, session.originals, made_of)
+            self._evaluate(loaded, evaluation, row, alone, session.originals, made_of)
 
-        assert self._loaded is not None
         with self.clock.running(EDITING):
-            session = make_session(self._loaded.lm, trajectory)
+            session = make_session(loaded.lm, trajectory)
             try:
                 cache = _TimedCache(self.states, self.clock)
                 report = session.run(cache, checkpoints=list(at), on_checkpoint=reached, on_step=stepped)
@@ -156,18 +160,18 @@ class Worker:
 
     def _evaluate(
         self,
+        loaded: _Loaded,
         evaluation: Evaluation,
         row: Row,
         report: dict[str, Any] | None,
         originals: Mapping[str, Tensor],
         made_of: dict[str, Any],
     ) -> None:
-        assert self._loaded is not None
         row.doing = "evaluating"
         self.changed(row, "")
         before = self.clock.read(EVALUATING)
         with self.clock.running(EVALUATING):
-            finished = self._loaded.evaluator.evaluate(evaluation, report, originals)
+            finished = loaded.evaluator.evaluate(evaluation, report, originals)
         seconds = self.clock.read(EVALUATING) - before
         with self.clock.running("writing"):
             finished.write(evaluation.folder, coordinates(evaluation) | {"made_of": made_of})
