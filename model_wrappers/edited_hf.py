@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from harness_rect import embedded
+from harness_rect.compat.lm_eval_model import KeyedAnswers
 from harness_rect.compat.prompt_options import PromptOptions, options_of_evaluation
 from harness_rect.config import (
     Argument,
@@ -58,7 +59,23 @@ TEXTS = frozenset(
 QUANTISING = ("load_in_8bit", "load_in_4bit", "autogptq", "gptqmodel")
 
 
-class EditedHF(ComparingLM):
+class CheckingPrompts(KeyedAnswers):
+    """A model class that checks, before it answers, that prompts are put as they were in editing."""
+
+    def _check_prompts(self) -> None:
+        """Raise what :func:`check_prompts` raises."""
+        raise NotImplementedError
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        self._check_prompts()
+        return super().generate_until(requests, disable_tqdm)
+
+    def _loglikelihood_tokens(self, requests: Any, *args: Any, **given: Any) -> Any:  # of all other requests
+        self._check_prompts()
+        return super()._loglikelihood_tokens(requests, *args, **given)
+
+
+class EditedHF(CheckingPrompts, ComparingLM):
     """A causal language model into which a stream of edits goes before evaluation.
 
     Args:
@@ -153,14 +170,6 @@ class EditedHF(ComparingLM):
                     "the processes hold different models; load the same checkpoint, in the same way, on all"
                 )
                 processes.check_equal(model_fingerprint(self.model), problem)
-
-    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
-        self._check_prompts()
-        return super().generate_until(requests, disable_tqdm)
-
-    def _loglikelihood_tokens(self, requests: Any, *args: Any, **given: Any) -> Any:  # of all other requests
-        self._check_prompts()
-        return super()._loglikelihood_tokens(requests, *args, **given)
 
     def _check_prompts(self) -> None:
         check_prompts(self._edit_report, self.tokenizer, self.chat_template_args)

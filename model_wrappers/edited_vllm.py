@@ -25,7 +25,7 @@ from harness_rect.config import ModelArguments, declared_arguments
 from harness_rect.errors import UserError, did_you_mean, one_line_errors
 from harness_rect.io.files import expanded
 from harness_rect.model_wrappers import edited_hf
-from harness_rect.model_wrappers.edited_hf import EditedHF, check_prompts, share_logging
+from harness_rect.model_wrappers.edited_hf import CheckingPrompts, EditedHF, check_prompts, share_logging
 from harness_rect.model_wrappers.unedited import ComparingLM, Comparison
 from harness_rect.models.prompt_format import ChatTemplate
 
@@ -44,7 +44,7 @@ SCORING = SHARED - {"batch_size", "max_batch_size"} | {"truncation", "softmax_dt
 KNOWN = frozenset(declared_arguments(ModelArguments)) | edited_hf.THEIRS | ENGINE
 
 
-class EditedVLLM(AnsweringVLLM):
+class EditedVLLM(CheckingPrompts, AnsweringVLLM):
     """A causal language model into which a stream of edits goes before vLLM evaluates it.
 
     Args:
@@ -86,14 +86,6 @@ class EditedVLLM(AnsweringVLLM):
 
     def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
         return self._template(chat_history, add_generation_prompt)
-
-    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
-        self._check_prompts()
-        return super().generate_until(requests, disable_tqdm)
-
-    def _loglikelihood_tokens(self, requests: Any, *args: Any, **given: Any) -> Any:  # of all other requests
-        self._check_prompts()
-        return super()._loglikelihood_tokens(requests, *args, **given)
 
     def _check_prompts(self) -> None:
         check_prompts(self._edit_report, self.tokenizer, self._template.arguments)
