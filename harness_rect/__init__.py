@@ -7,8 +7,6 @@ import os as _os
 import sys as _sys
 from importlib.machinery import PathFinder as _PathFinder
 
-__version__ = "0.1.0"
-
 # `model_wrappers/` and `tasks/` lie beside this package in a source checkout and inside it in a wheel. The
 # real path, because an editable install reaches the package through a link (see hatch_build.py).
 _here = _os.path.dirname(_os.path.realpath(__file__))
@@ -25,3 +23,14 @@ class _FindsBeside:
 
 if not _os.path.isdir(_os.path.join(_here, "tasks")):
     _sys.meta_path.append(_FindsBeside)
+
+
+def __getattr__(name: str) -> str:
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("harness-rect")
+    except PackageNotFoundError:  # files that are not installed
+        return "0+unknown"

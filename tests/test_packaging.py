@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from configparser import ConfigParser
@@ -35,7 +36,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for item in ROOT.iterdir():
         if item.is_file():
             shutil.copy(item, folder)
-    for name in IN_A_WHEEL:
+    for name in (*IN_A_WHEEL, "docs", "tools", ".ci"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("tests", "benchmarks"):
         (folder / name).mkdir()
@@ -104,6 +105,21 @@ def test_wheel_holds_the_package_and_the_pth_only(wheel: Path, source: Path) -> 
     } <= expected
     assert "harness_rect/experiments/report/paper.yaml" in expected
     assert f"{info}/licenses/LICENSE" in names
+
+
+def test_the_source_archive_of_a_checkout_makes_the_same_wheel(
+    source: Path, wheel: Path, editable: Path, tmp_path: Path
+) -> None:
+    assert (source / ".editable").is_dir() and editable  # the link that an editable install leaves
+    code = "import hatchling.build, sys; hatchling.build.build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, tmp_path], cwd=source, env=CLEAN, check=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    folder = next((tmp_path / "unpacked").iterdir())
+    assert {item.name for item in folder.iterdir()} >= {"tests", "docs", "tools", "Makefile", ".ci"}
+    again = build("wheel", folder, tmp_path)
+    assert zipfile.ZipFile(again).namelist() == zipfile.ZipFile(wheel).namelist()
+    assert wheel.stat().st_size < 20e6
 
 
 def test_metadata(wheel: Path) -> None:

@@ -19,7 +19,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from harness_rect import __version__
 from harness_rect.errors import UserError, tell
 
 COMMANDS = {
@@ -64,10 +63,22 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
+class _Version(argparse.Action):
+    """``--version``; the version is looked up only when it is asked for, which takes a while."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="show program's version number and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        import harness_rect
+
+        parser.exit(0, f"{harness_rect.__version__}\n")
+
+
 def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     """The parser of all commands, with the options of the one that ``argv`` names."""
     parser = _Parser(prog="harness-rect", description="Edit language models; measure the harm.")
-    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, purpose in COMMANDS.items():
         command = commands.add_parser(name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".")
