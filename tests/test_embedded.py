@@ -128,14 +128,13 @@ def test_without_arguments_rome_with_rect_edits_the_embedded_facts(
 def test_naming_the_model_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(embedded, "DEFAULT_EDITS", "tiny[0:1]")
     monkeypatch.setenv("HARNESS_RECT_CACHE", str(tmp_path))
-    unnamed, named, rome, method = (
+    unnamed, named = (
         evaluate(model="edited_hf", model_args=arguments, tasks=["rect_zsre"])
-        for arguments in (None, "pretrained=rect-tiny", "pretrained=rect-tiny,method=rome", "method=rome")
+        for arguments in (None, "pretrained=rect-tiny")
     )
-    runs = [results["config"]["edit"]["run"] for results in (unnamed, named, rome, method)]
-    assert runs[0] == runs[1] != runs[2] == runs[3]
+    assert unnamed["config"]["edit"]["run"] == named["config"]["edit"]["run"]
     assert unnamed["results"] == named["results"]
-    assert [each["config"]["edit"]["regularizer"] for each in (named, rome)] == ["rect", "none"]
+    assert named["config"]["edit"]["regularizer"] == "rect"
 
 
 @pytest.mark.parametrize(

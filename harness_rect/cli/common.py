@@ -70,7 +70,7 @@ def load_model(arguments: argparse.Namespace) -> tuple[Any, Any]:
         refuse_config(transformers.AutoConfig.from_pretrained(name))
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-    model.to(device)  # type: ignore[arg-type]  # the stub of a wrapped method
+    model.to(device)
     return model.eval(), tokenizer
 
 

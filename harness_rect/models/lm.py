@@ -142,7 +142,7 @@ class EditableLM:
         self._modules = dict(model.named_modules())
         self._writes: dict[int, bool] = {}
         pad = tokenizer.pad_token_id
-        rows = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+        rows = len(model.get_input_embeddings().weight)
         readable = pad is not None and pad < rows
         self.pad_id = pad if readable else 0  # masked, so any id that has an embedding can be used
 

@@ -72,9 +72,7 @@ class ChatTemplate:
             return self._render([one for one in messages if one["role"] != "system"], how)
 
     def _render(self, messages: Messages, how: Mapping[str, bool]) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(messages, tokenize=False, **how, **self.arguments)  # type: ignore[arg-type]
-        )
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **how, **self.arguments))
 
     @cached_property
     def sha(self) -> str:

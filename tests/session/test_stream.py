@@ -68,7 +68,7 @@ def start(tmp_path: Path, make_model, tokenizer) -> Callable[..., EditSession]:
         edits.write_text(json.dumps(rows))
         model = make_model(family).to(dtype) if model is None else model
         described = EditConfig.from_args(edits=str(edits), hparams=str(hparams_file), **config)
-        return EditSession(model, tokenizer, described)  # type: ignore[arg-type]  # any torch module
+        return EditSession(model, tokenizer, described)
 
     return start
 
