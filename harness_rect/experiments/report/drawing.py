@@ -105,6 +105,7 @@ class FigureSpec:
     """A figure: panels with one legend and one caption.
 
     name: of the file. columns: of the whole figure. header, rows: the numbers drawn, as a table.
+    tags: the classes by which the page's filters hide it.
     """
 
     name: str
@@ -115,6 +116,7 @@ class FigureSpec:
     columns: int = 3
     header: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
+    tags: str = ""
 
 
 def fitting(label: str, width: int = 44) -> str:

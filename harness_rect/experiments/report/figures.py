@@ -24,6 +24,7 @@ from harness_rect.experiments.report.drawing import (
     Panel,
     fitting,
 )
+from harness_rect.experiments.report.filters import drawn_for
 from harness_rect.experiments.report.series import NO_REGULARIZER, Regularization, Series, Setting
 from harness_rect.experiments.report.study import TIMES, Estimate, Run, Study
 from harness_rect.session.report import When
@@ -65,6 +66,14 @@ def interval(point: Estimate | None) -> str:
     return number(point.value) + ends
 
 
+def signed(point: Estimate | None) -> str:
+    """``+0.050 [-0.010, +0.110]``"""
+    if point is None:
+        return "-"
+    ends = f" [{point.low:+.3f}, {point.high:+.3f}]" if point.ends else ""
+    return f"{point.value:+.3f}{ends}"
+
+
 def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.0f}%"
 
@@ -95,9 +104,13 @@ def spread_words(points: Iterable[Estimate]) -> str:
         "documents": "95% intervals from the standard error over documents",
         "edits": "95% intervals from the standard error over edits",
     }
+    points = list(points)
     kinds = {point.spread for point in points}
     present = [text for kind, text in words.items() if kind in kinds]
-    text = f"Bands and bars: {'; '.join(present)}." if present else ""
+    numbers = sorted({point.n for point in points})
+    text = f"n = {' to '.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))} " if numbers else ""
+    text += f"stream{'s' * (numbers[-1] > 1)} of edits a point. " if numbers else ""
+    text += f"Bands and bars: {'; '.join(present)}." if present else ""
     if "none" in kinds:
         text += (
             " Without one: the standard error is 0 (all alike, which says nothing of chance) or missing (F1"
@@ -147,20 +160,20 @@ def curves(study: Study, name: str, title: str, lines: Mapping[Series, tuple[str
     rows: list[list[str]] = []
     drawn: list[Estimate] = []
     for task in study.shown:
-        points = {lines[series]: curve for series in lines if (curve := study.curve(series, task))}
+        points = {series: curve for series in lines if (curve := study.curve(series, task))}
         if not points:
             continue
         text = "; ".join(
-            f"{label}: {number(curve[0][1].value)} at {curve[0][0]} edits,"
+            f"{lines[series][0]}: {number(curve[0][1].value)} at {curve[0][0]} edits,"
             f" {number(curve[-1][1].value)} at {curve[-1][0]}"
-            for (label, _), curve in points.items()
+            for series, curve in points.items()
         )
         heading, metric = study.title(task), study.metric(task)
         axis = axis_label(metric, study.improves_upwards(task))
-        draw = partial(_curves, points, metric, axis)
+        draw = partial(_curves, points, lines, metric, axis)
         panels.append(Panel(heading, f"Score ({axis}) against number of edits. {text}.", draw))
-        for (label, _), curve in points.items():
-            rows += [[heading, label, str(n), interval(point), axis] for n, point in curve]
+        for series, curve in points.items():
+            rows += [[heading, lines[series][0], str(n), interval(point), axis] for n, point in curve]
             drawn += [point for _, point in curve]
     header = ("task", "series", "edits", "score", "metric")
     return FigureSpec(
@@ -169,28 +182,36 @@ def curves(study: Study, name: str, title: str, lines: Mapping[Series, tuple[str
 
 
 def _curves(
-    points: Mapping[tuple[str, Look], Sequence[tuple[int, Estimate]]],
+    points: Mapping[Series, Sequence[tuple[int, Estimate]]],
+    lines: Mapping[Series, tuple[str, Look]],
     metric: Metric | None,
     axis: str,
     axes: Axes,
 ) -> None:
     widest = max(curve[-1][0] for curve in points.values())
-    for place, ((label, look), curve) in enumerate(points.items()):
-        x = [n for n, _ in curve]
-        y = [point.value for _, point in curve]
-        axes.plot(x, y, color=look.color, ls=look.line, marker=look.marker, label=label)
-        bars = [(n, *point.ends) for n, point in curve if point.ends]
-        # A band needs an interval at every edited point; else each gets its own bar.
-        if len(points) <= _MOST_BANDS and len(bars) >= max(2, sum(n > 0 for n in x)):
-            at, lows, highs = zip(*bars, strict=True)
-            axes.fill_between(at, lows, highs, color=look.color, alpha=0.13, linewidth=0)
-            continue
-        for n, *ends in bars:  # shifted, so that they do not overlap
-            beside = n + widest * 0.009 * (place - (len(points) - 1) / 2)
-            axes.plot([beside, beside], ends, color=look.color, lw=1.1, alpha=0.6)
+    for place, (series, curve) in enumerate(points.items()):
+        with drawn_for(axes, series, f"curve{place}-"):
+            bands = len(points) <= _MOST_BANDS
+            _curve(curve, *lines[series], widest * 0.009 * (place - (len(points) - 1) / 2), bands, axes)
     _unit_range(axes.set_ylim, [point.value for curve in points.values() for _, point in curve], metric)
     axes.set(xlabel="number of edits", ylabel=axis)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+
+
+def _curve(
+    curve: Sequence[tuple[int, Estimate]], label: str, look: Look, shift: float, bands: bool, axes: Axes
+) -> None:
+    x = [n for n, _ in curve]
+    y = [point.value for _, point in curve]
+    axes.plot(x, y, color=look.color, ls=look.line, marker=look.marker, label=label)
+    bars = [(n, *point.ends) for n, point in curve if point.ends]
+    # A band needs an interval at every edited point; else each gets its own bar.
+    if bands and len(bars) >= max(2, sum(n > 0 for n in x)):
+        at, lows, highs = zip(*bars, strict=True)
+        axes.fill_between(at, lows, highs, color=look.color, alpha=0.13, linewidth=0)
+        return
+    for n, *ends in bars:  # shifted, so that they do not overlap
+        axes.plot([n + shift] * 2, ends, color=look.color, lw=1.1, alpha=0.6)
 
 
 # -------------------------------------------------------------------------------- bars of editing metrics
@@ -244,9 +265,10 @@ def _bars(points: Mapping[tuple[Series, When], Estimate], labels: Mapping[Series
     places = {series: place for place, series in enumerate(labels)}
     for (series, when), point in points.items():
         y = places[series] + {"after": -0.2, "end": 0.2}[when]
-        axes.barh(y, point.value, height=0.36, **_BARS[when])
-        if point.ends:
-            axes.plot([max(0, point.ends[0]), min(1, point.ends[1])], [y, y], color=INK, lw=1.2)
+        with drawn_for(axes, series, when):
+            axes.barh(y, point.value, height=0.36, **_BARS[when])
+            if point.ends:
+                axes.plot([max(0, point.ends[0]), min(1, point.ends[1])], [y, y], color=INK, lw=1.2)
     _rows_of(axes, labels)
     axes.set_xlim(0, 1.02)
     axes.grid(axis="y", visible=False)
@@ -330,9 +352,10 @@ def _dots(
     values = [p.value for p in points.values()] + ([] if unedited is None else [unedited])
     for place, series in enumerate(labels):
         if point := points.get(series):
-            if point.ends:
-                axes.plot(point.ends, [place, place], color=styles[series].color, lw=2)
-            drawn_point(axes, point.value, place, styles[series], 8)
+            with drawn_for(axes, series):
+                if point.ends:
+                    axes.plot(point.ends, [place, place], color=styles[series].color, lw=2)
+                drawn_point(axes, point.value, place, styles[series], 8)
     if unedited is not None:
         axes.axvline(unedited, color=MUTED, ls="--", lw=1.2, zorder=1)
     _unit_range(axes.set_xlim, values, row.metric)
@@ -416,11 +439,12 @@ def _scatter(
 ) -> None:
     for series, (x, y) in points.items():
         look = styles[series]
-        if x.ends:
-            axes.plot(x.ends, [y.value] * 2, color=look.color, lw=1, alpha=0.6)
-        if y.ends:
-            axes.plot([x.value] * 2, y.ends, color=look.color, lw=1, alpha=0.6)
-        drawn_point(axes, x.value, y.value, look, 9)
+        with drawn_for(axes, series):
+            if x.ends:
+                axes.plot(x.ends, [y.value] * 2, color=look.color, lw=1, alpha=0.6)
+            if y.ends:
+                axes.plot([x.value] * 2, y.ends, color=look.color, lw=1, alpha=0.6)
+            drawn_point(axes, x.value, y.value, look, 9)
     if level is not None:
         axes.axhline(level, color=MUTED, ls="--", lw=1.2, zorder=1)
     _unit_range(axes.set_ylim, [y.value for _, y in points.values()])

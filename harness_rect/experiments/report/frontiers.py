@@ -19,8 +19,10 @@ from harness_rect.experiments.report.figures import (
     number,
     percent,
     reliability_label,
+    signed,
     spread_words,
 )
+from harness_rect.experiments.report.filters import drawn_for
 from harness_rect.experiments.report.series import Regularization, Series, Setting
 from harness_rect.experiments.report.study import TIMES, Estimate, Study, estimate
 from harness_rect.experiments.results import Score
@@ -154,17 +156,19 @@ def _draw(
     for curve, look in styles.items():
         on = [points[series] for series in curve.series if series in points]
         means = [x.value for x, _ in on], [y.value for _, y in on]
-        axes.plot(*means, color=look.color, ls=look.line, lw=1.6)
-        for x, y in on[-curve.own :]:
-            for xs, ys in ((x.ends, [y.value] * 2), ([x.value] * 2, y.ends)):
-                if xs and ys:
-                    axes.plot(xs, ys, color=look.color, lw=0.9, alpha=0.45, zorder=1.5)
+        with drawn_for(axes, curve.series[-1], "curve"):
+            axes.plot(*means, color=look.color, ls=look.line, lw=1.6)
+            for x, y in on[-curve.own :]:
+                for xs, ys in ((x.ends, [y.value] * 2), ([x.value] * 2, y.ends)):
+                    if xs and ys:
+                        axes.plot(xs, ys, color=look.color, lw=0.9, alpha=0.45, zorder=1.5)
     for curve, look in styles.items():  # above all lines
         for series in (s for s in curve.series[-curve.own :] if s in points):
             x, y = points[series]
-            drawn_point(axes, x.value, y.value, look, 7)
-            if best[series]:
-                axes.plot(x.value, y.value, marker="o", ms=12, mfc="none", mec=INK, mew=1.3, ls="")
+            with drawn_for(axes, series):
+                drawn_point(axes, x.value, y.value, look, 7)
+                if best[series]:
+                    axes.plot(x.value, y.value, marker="o", ms=12, mfc="none", mec=INK, mew=1.3, ls="")
     axes.set(xlabel=f"{metric}, {EDITING_PROTOCOL}", ylabel=ability)
 
 
@@ -259,14 +263,6 @@ def tables(study: Study, setting: Setting) -> list[tuple[str, list[str], list[li
             [[c.label, *(signed(at.difference(first, c, s)) for s in LEVELS)] for c in others],
         ),
     ]
-
-
-def signed(point: Estimate | None) -> str:
-    """``+0.050 [-0.010, +0.110]``"""
-    if point is None:
-        return "-"
-    ends = f" [{point.low:+.3f}, {point.high:+.3f}]" if point.ends else ""
-    return f"{point.value:+.3f}{ends}"
 
 
 def line(study: Study, setting: Setting) -> str | None:

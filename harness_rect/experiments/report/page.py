@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -14,21 +14,34 @@ import numpy as np
 import harness_rect
 from harness_rect.evaluation.catalogue import EDITING_MEASURES, EDITING_PROTOCOL
 from harness_rect.evaluation.catalogue import title as task_title
-from harness_rect.experiments.report import figures, frontiers, reference
+from harness_rect.experiments.report import figures, frontiers, reference, verdict
+from harness_rect.experiments.report.copies import latex, markdown
 from harness_rect.experiments.report.drawing import FigureSpec, inline_svg, swatch
-from harness_rect.experiments.report.figures import count, interval, number, percent, reliability_label
+from harness_rect.experiments.report.figures import (
+    count,
+    interval,
+    number,
+    percent,
+    reliability_label,
+    signed,
+)
+from harness_rect.experiments.report.filters import filters, series_tokens, setting_tokens, style
 from harness_rect.experiments.report.series import Series, Setting
 from harness_rect.experiments.report.study import TIMES, Flips, Run, Study
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text; columns from index ``numeric`` on are aligned right."""
+    """A table of text; columns from index ``numeric`` on are aligned right.
+
+    tags: of each row, the classes by which the page's filters hide it; or empty.
+    """
 
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     numeric: int = 1
+    tags: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -55,11 +68,32 @@ def sections(study: Study, published: reference.Reference | None = None) -> list
     """
 
     def specs(draw: Callable[[Study, Setting, str], FigureSpec], name: str) -> list[FigureSpec]:
-        drawn = [draw(study, setting, f"{name}-{i}") for i, setting in enumerate(study.settings)]
+        drawn = [
+            replace(draw(study, setting, f"{name}-{i}"), tags=setting_tokens(setting))
+            for i, setting in enumerate(study.settings)
+        ]
         return [spec for spec in drawn if spec.panels]
 
     changes = _weight_changes(study)
     return [
+        Section(
+            "frontiers",
+            "Ability against edits over strengths",
+            "a regularizer at two or more strengths: regularizer=rect,keep=0.4 and others in --model_args.",
+            specs(frontiers.figure, "frontier"),
+            [
+                Table(caption, header, rows)
+                for setting in study.settings
+                for caption, header, rows in frontiers.tables(study, setting)
+            ],
+            intro=frontiers.HOW,
+        ),
+        Section(
+            "together",
+            "Abilities and edits together",
+            "runs of edited_hf that evaluate the same general tasks (a mean, and reliability).",
+            specs(figures.trade_off, "together"),
+        ),
         Section(
             "abilities",
             "Abilities against number of edits",
@@ -91,24 +125,6 @@ def sections(study: Study, published: reference.Reference | None = None) -> list
             " probability is read, or the model generates.",
         ),
         Section(
-            "together",
-            "Abilities and edits together",
-            "runs of edited_hf that evaluate the same general tasks (a mean, and reliability).",
-            specs(figures.trade_off, "together"),
-        ),
-        Section(
-            "frontiers",
-            "Ability against edits over strengths",
-            "a regularizer at two or more strengths: regularizer=rect,keep=0.4 and others in --model_args.",
-            specs(frontiers.figure, "frontier"),
-            [
-                Table(caption, header, rows)
-                for setting in study.settings
-                for caption, header, rows in frontiers.tables(study, setting)
-            ],
-            intro=frontiers.HOW,
-        ),
-        Section(
             "overfitting",
             "How much the weights changed",
             "runs of edited_hf of this version, whose results hold the change of each edited weight.",
@@ -136,12 +152,21 @@ def render(study: Study, found: Sequence[Section]) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.globals.update(
-        inline_svg=inline_svg, swatch=swatch, task_title=task_title, flips_label=_flips_label
+        inline_svg=inline_svg,
+        swatch=swatch,
+        task_title=task_title,
+        flips_label=_flips_label,
+        markdown=markdown,
+        latex=latex,
     )
     models = list(dict.fromkeys(run.model for run in study.runs))
     return environment.get_template("template.html.j2").render(
         title=f"Editing report: {', '.join(models)}",
         headline=headline(study),
+        verdicts=[(setting_tokens(s), text) for s, text in verdict.sentences(study).items()],
+        verdicts_how=verdict.HOW,
+        filters=(chosen := filters(study)),
+        filter_style=style(chosen),
         glance=_glance(study),
         runs=_runs(study),
         sections=found,
@@ -192,10 +217,13 @@ def _glance(study: Study) -> Table | None:
         points += [study.editing(series, n, when, metric) for _, metric, when in reliabilities]
         ability, *edits = (number(point.value if point else None) for point in points)
         label = f"{_setting_label(study, series.setting)}, {series.label}"
-        rows.append([label, str(n), ability, percent(study.retained(series, n)), *edits])
+        plain = verdict.plain_of(study, series.setting)
+        change = verdict.ability_difference(study, series, plain, n) if plain and plain != series else None
+        rows.append([label, str(n), ability, percent(study.retained(series, n)), signed(change), *edits])
     labels = (reliability_label(TIMES[when], protocol) for protocol, _, when in reliabilities)
-    header = ("series", "edits", study.mean_label.lower(), "kept", *labels)
-    return Table("At a glance: what is left of abilities and of edits", header, rows) if rows else None
+    header = ("series", "edits", study.mean_label.lower(), "kept", "minus no regularizer", *labels)
+    caption = "At a glance: what is left of abilities and of edits"
+    return Table(caption, header, rows, tags=[series_tokens(series) for series, _ in last]) if rows else None
 
 
 def _setting_label(study: Study, setting: Setting) -> str:
@@ -206,12 +234,14 @@ def _setting_label(study: Study, setting: Setting) -> str:
 
 def _runs(study: Study) -> Table:
     """One row for each series and number of edits."""
-    rows = []
+    rows, tags = [], []
     for run in study.runs:
         if run.series is None:
             mean = number(run.mean.value if run.mean else None)
             rows.append([run.model, "unedited", "", "0", "1", mean, "-", "-", "-"])
+            tags.append("")
     for series, n in _points(study):
+        tags.append(series_tokens(series))
         rows.append(
             [
                 series.setting.model,
@@ -225,7 +255,7 @@ def _runs(study: Study) -> Table:
             ]
         )
     header = ("model", "method", "regularizer", "edits", "streams", study.mean_label.lower(), "kept")
-    return Table("All runs", (*header, *map(reliability_label, TIMES.values())), rows, 3)
+    return Table("All runs", (*header, *map(reliability_label, TIMES.values())), rows, 3, tags)
 
 
 def _points(study: Study) -> list[tuple[Series, int]]:
@@ -247,14 +277,17 @@ def _abilities(study: Study) -> list[FigureSpec]:
         specs.append(figures.curves(study, "methods", "Methods without a regularizer", plain))
     for i, setting in enumerate(study.settings):
         lines = {series: (series.label, styles[series]) for series in study.series(setting)}
-        specs.append(figures.curves(study, f"abilities-{i}", setting.label, lines))
+        spec = figures.curves(study, f"abilities-{i}", setting.label, lines)
+        specs.append(replace(spec, tags=setting_tokens(setting)))
     return [spec for spec in specs if spec.panels]
 
 
 def _consequences(study: Study) -> list[FigureSpec]:
     """One figure for each setting and protocol."""
     specs = [
-        figures.measures(study, setting, protocol, f"consequences-{i}-{j}")
+        replace(
+            figures.measures(study, setting, protocol, f"consequences-{i}-{j}"), tags=setting_tokens(setting)
+        )
         for i, setting in enumerate(study.settings)
         for j, protocol in enumerate(study.protocols())
     ]
@@ -299,9 +332,10 @@ def _weight_changes(study: Study) -> list[Table]:
     tables = []
     for setting in study.settings:
         points = [(series, n) for series, n in _points(study) if series.setting == setting]
-        found = [(series, n, _overfitting_row(study.at(series, n))) for series, n in points]
-        if rows := [[series.label, str(n), *row] for series, n, row in found if row]:
-            tables.append(Table(setting.label, header, rows))
+        found = [(series, n, row) for series, n in points if (row := _overfitting_row(study.at(series, n)))]
+        if rows := [[series.label, str(n), *row] for series, n, row in found]:
+            tags = [series_tokens(series) for series, _, _ in found]
+            tables.append(Table(setting.label, header, rows, tags=tags))
     if tables:
         printed = reference.read_reference("paper")
         paper = [

@@ -58,14 +58,21 @@ class Regularization:
         return cls(name, tuple(sorted(given.items())))
 
     @property
+    def title(self) -> str:
+        """Without settings: ``RECT``."""
+        if self.name == "none":
+            return NO_REGULARIZER
+        return getattr(REGULARIZERS.get(self.name), "title", self.name)
+
+    @property
     def label(self) -> str:
         """``RECT 40%``, ``RECT 40% (alphaedit)``, ``PRUNE``."""
         if self.name == "none":
             return NO_REGULARIZER
-        parts = [getattr(REGULARIZERS.get(self.name), "title", self.name)]
-        if self._kept is not None:
-            parts.append(f"{100 * self._kept:g}%")
-        others = [(name, value) for name, value in self.settings if name != "keep" or self._kept is None]
+        parts = [self.title]
+        if self.kept is not None:
+            parts.append(f"{100 * self.kept:g}%")
+        others = [(name, value) for name, value in self.settings if name != "keep" or self.kept is None]
         if others:
             texts = (value if isinstance(value, str) else f"{name} {value:g}" for name, value in others)
             parts.append(f"({', '.join(texts)})")
@@ -75,10 +82,11 @@ class Regularization:
     def order(self) -> tuple[Any, ...]:
         """No regularizer first, then as they are registered; of one, the largest share kept first."""
         names = [*REGULARIZERS, self.name]
-        return names.index(self.name), -(self._kept or 0), self.label
+        return names.index(self.name), -(self.kept or 0), self.label
 
     @property
-    def _kept(self) -> float | None:
+    def kept(self) -> float | None:
+        """The setting ``keep``, where it is a number."""
         value = dict(self.settings).get("keep")
         return value if isinstance(value, int | float) else None
 

@@ -123,3 +123,28 @@ def test_the_dark_page_prints_on_white(browser, report: Path) -> None:
     assert colors["paper"] == 1 and colors["ink"] >= 7
     assert page.pdf(format="A4").startswith(b"%PDF")
     context.close()
+
+
+VISIBLE = """text => {
+    const seen = [...document.querySelectorAll('main tr, main svg g')]
+        .filter(e => getComputedStyle(e).display !== 'none');
+    return {
+        rows: seen.filter(e => e.matches('tr') && e.textContent.includes(text)).length,
+        drawn: seen.filter(e => e.matches('g')).length,
+    };
+}"""
+
+
+def test_an_unchecked_regularizer_is_hidden_in_tables_and_figures(browser, report: Path) -> None:
+    page = browser.new_page()
+    page.goto(report.as_uri())
+    for element in page.query_selector_all("details"):
+        element.evaluate("e => e.open = true")
+    before = page.evaluate(VISIBLE, "Random 40%")
+    page.get_by_label("Random", exact=True).uncheck()
+    after = page.evaluate(VISIBLE, "Random 40%")
+    assert after["drawn"] < before["drawn"]
+    tagged = page.evaluate("document.querySelectorAll('main tr[class]').length")
+    assert tagged and before["rows"] - after["rows"] >= 2  # the table of all runs, at 5 and 20 edits
+    assert page.evaluate(VISIBLE, "RECT 40%")["rows"] > after["rows"]
+    page.close()

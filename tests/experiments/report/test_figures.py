@@ -42,7 +42,7 @@ def axes_of(panel: Panel):
 
 
 def test_every_section_has_its_figure(study: Study) -> None:
-    names = ["abilities-0", "regularizers-0", "editing-0", "together-0", "delta-0", "heat-maps-0"]
+    names = ["together-0", "abilities-0", "regularizers-0", "editing-0", "delta-0", "heat-maps-0"]
     assert list(specs(study)) == names
 
 

@@ -68,12 +68,14 @@ def test_every_section_is_there_and_the_document_is_well_formed(full: str) -> No
     page = Page(full)
     assert page.all("html") == [{"lang": "en"}]
     assert [s["id"] for s in page.all("section")] == [
-        *("runs", "abilities", "regularizers", "editing", "consequences", "together"),
-        *("frontiers", "overfitting", "heat-maps", "answers", "provenance"),
+        *("together", "abilities", "regularizers", "editing", "overfitting", "heat-maps", "answers"),
+        *("runs", "left-out", "provenance"),
     ]
-    assert re.findall(r"Needed: (.*?)</p>", full) == [
-        "evaluations of tasks about the edits: lm_eval --model edited_hf --tasks rect_editing.",
+    assert re.findall(
+        r"<dd>(.*?)</dd>", full[full.index("this is needed:") : full.index("Provenance</h2>")]
+    ) == [
         "a regularizer at two or more strengths: regularizer=rect,keep=0.4 and others in --model_args.",
+        "evaluations of tasks about the edits: lm_eval --model edited_hf --tasks rect_editing.",
     ]
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
@@ -107,7 +109,13 @@ def test_tables_and_figures_are_accessible(full: str) -> None:
 def test_the_page_says_the_numbers_of_the_files(full: str) -> None:
     text = " ".join(" ".join(Page(full).text).split())
     assert "5 evaluations, 4 of edited models: tiny: ROME; up to 20 edits, 1 stream of edits." in text
-    assert "ROME, RECT 40% 20 0.600 67% 0.700 0.200" in text  # abilities and edits at a glance
+    assert "ROME, RECT 40% 20 0.600 67% +0.100 0.700 0.200" in text  # abilities and edits at a glance
+    [verdict] = re.findall(r"tiny: ROME, 20 edits: the mean of the eight is .*? of the differences\.", text)
+    verdict = re.sub(r" \[.*?\]", "", verdict)
+    assert "is 0.500 without a regularizer (unedited 0.900); with RECT 40% it is 0.600 (+0.100)" in verdict
+    assert "reliability (teacher-forced) right after each edit changes by -0.100; one order" in verdict
+    assert "| ROME, RECT 40% | 20 |" in re.sub(" +", " ", text)
+    assert r"ROME, RECT 40\% & 20 &" in re.sub(" +", " ", text)
     assert "RECT 40% 20 12.5 50.0% 60.0% 40.0%" in text  # the overfitting table
     assert "15 63,248 72.8% 52.2%" in text  # the paper's
     assert "4 / 0 of 10" in text  # answers that flipped
@@ -145,7 +153,9 @@ def test_sections_without_data_say_what_they_need(add, runs: Path) -> None:
     add(9, model="org/one")
     text = page_of(runs)
     Page(text)
-    missing = re.findall(r'class="missing">Left out: nothing to show. Needed: (.*?)</p>', text)
+    missing = re.findall(
+        r"<dd>(.*?)</dd>", text[text.index("this is needed:") : text.index("Provenance</h2>")]
+    )
     assert len(missing) == 9 and "--log_samples" in missing[-1]
     assert "1 evaluation, none of a model edited by edited_hf." in text
     assert 'href="#overfitting"' not in text

@@ -160,4 +160,4 @@ def test_without_a_run_of_a_published_setting_the_section_says_what_it_needs(add
     add(2, edit(20, (1, 1)))
     study = read_study(runs)
     text = render(study, sections(study, PAPER))
-    assert "Needed: runs of a published setting, one fact an edit: kn on gpt2-xl, memit on gpt2-xl" in text
+    assert "<dd>runs of a published setting, one fact an edit: kn on gpt2-xl, memit on gpt2-xl" in text
