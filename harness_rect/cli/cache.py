@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import re
 import time
 from collections.abc import Callable
 from typing import Any
 
 from harness_rect.cli.replay import add_cache_option, cache_of
 from harness_rect.errors import UserError
+from harness_rect.io.cache import human, parse_size
 from harness_rect.io.checksums import Damaged
-from harness_rect.session.runs import EditCache, Entry, KeptRun
-
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+from harness_rect.session.runs import USELESS, EditCache, Entry, KeptRun
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -106,17 +104,8 @@ def _verify(cache: EditCache, arguments: argparse.Namespace) -> int:
 
 
 def _prune(cache: EditCache, arguments: argparse.Namespace) -> int:
-    limit = parse_size(arguments.max_size)
-    gone = cache.clear(lambda entry: entry.kind in ("damaged", "leftover"))
-    left = cache.entries()
-    too_much = sum(entry.bytes for entry in left) - limit
-    oldest: set[Entry] = set()
-    for entry in left:
-        if too_much <= 0:
-            break
-        oldest.add(entry)
-        too_much -= entry.bytes
-    return _say(gone + cache.clear(oldest.__contains__))
+    limit = parse_size(arguments.max_size, f"--max-size {arguments.max_size}")
+    return _say(cache.clear(lambda entry: entry.kind in USELESS) + cache.prune(limit))
 
 
 def _clear(cache: EditCache, arguments: argparse.Namespace) -> int:
@@ -128,27 +117,6 @@ def _clear(cache: EditCache, arguments: argparse.Namespace) -> int:
 def _say(gone: list[Entry]) -> int:
     print(f"removed {len(gone)} entries, {human(sum(entry.bytes for entry in gone))}")
     return 0
-
-
-def parse_size(text: str) -> int:
-    """Bytes of "10GB", "500 MB" or "1000000".
-
-    Raises:
-        UserError: it is none of these.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
-    if not match:
-        raise UserError(f"--max-size {text}: expected a size such as 500MB or 10GB")
-    return int(float(match[1]) * UNITS[match[2].upper()])
-
-
-def human(size: float) -> str:
-    """A size as "1.5 MB"."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 1000 or unit == "TB":
-            break
-        size /= 1000
-    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
 
 
 def _day(moment: float) -> str:

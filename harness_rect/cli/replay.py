@@ -20,7 +20,7 @@ from harness_rect.regularizers import Regularizer
 from harness_rect.session.checkpoint import save_checkpoint
 from harness_rect.session.replay import Differs, put, weights_of
 from harness_rect.session.report import EditReport
-from harness_rect.session.runs import EditCache, KeptRun
+from harness_rect.session.runs import EditCache, KeptRun, touch
 from harness_rect.session.weights import EditedWeights
 
 
@@ -86,7 +86,9 @@ def load_run(arguments: argparse.Namespace) -> Loaded:
     chosen = EditConfig.from_args("command line", method="none", **given).regularizer if asked else None
     folder = path_argument(arguments.key)
     try:
-        run = KeptRun.read(folder if folder.is_dir() else cache_of(arguments).find(arguments.key))
+        folder = folder if folder.is_dir() else cache_of(arguments).find(arguments.key)
+        touch(folder)  # first, so that it is not removed for being old
+        run = KeptRun.read(folder)
     except Damaged as problem:
         raise UserError(f"{arguments.key}: the kept edit run is damaged: {problem}") from None
     recorded = run.report.model if embedded.is_embedded(run.report.model) else run.base["model"]

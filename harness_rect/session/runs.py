@@ -24,7 +24,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from torch import Tensor
 
 from harness_rect.edits import Edit
 from harness_rect.errors import UserError
-from harness_rect.io.cache import cache_folder
+from harness_rect.io.cache import cache_folder, human, size_limit
 from harness_rect.io.checksums import ASIDE, SUMS, Damaged, check_sums, set_aside, write_sums
 from harness_rect.io.files import expanded, folder_written_whole
 from harness_rect.io.resume import State, load_state, save_state
@@ -46,6 +46,8 @@ from harness_rect.session.report import EditReport
 log = logging.getLogger(__name__)
 
 OFF = "off"
+#: Kinds of :class:`Entry` that nobody can use.
+USELESS = ("damaged", "leftover")
 #: Version of the folder's format.
 FORMAT = 1
 RUN, REPORT, EDITS, UPDATES = "run.json", "report.json", "edits.json", "updates.safetensors"
@@ -108,23 +110,28 @@ class KeptRun:
 
 
 class EditCache:
-    """A folder of runs, named by the digest of everything that determines them."""
+    """A folder of runs, named by the digest of everything that determines them.
+
+    Args:
+        limit: bytes that the folder may take; where a run that is kept makes them more, those not used for
+            longest are removed.
+    """
 
     keeps = True
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, limit: int | None = None) -> None:
+        self.folder, self.limit = folder, limit
 
     @classmethod
     def from_spec(cls, spec: str | None) -> EditCache | None:
-        """``off``: none; a folder; or None for the user's cache.
+        """``off``: none; a folder; or None for the user's cache. The user's limit holds for all.
 
         Raises:
-            UserError: ``~name`` of a user that there is not.
+            UserError: ``~name`` of a user that there is not, or the limit is no size.
         """
         if spec == OFF:
             return None
-        return cls(Path(expanded(spec)) if spec else cache_folder("edits"))
+        return cls(Path(expanded(spec)) if spec else cache_folder("edits"), size_limit())
 
     def path(self, key: str, partial: bool = False) -> Path:
         return self.folder / (f"{key[:NAME]}.partial.safetensors" if partial else key[:NAME])
@@ -163,13 +170,11 @@ class EditCache:
             run = KeptRun.read(folder)
             if run.key != key:
                 raise Damaged("another run's")
-            os.utime(folder)  # the time of its last use
-        except OSError:
-            pass
         except Damaged as problem:
             if folder.exists():  # it may have been removed meanwhile
                 set_aside(folder, "the kept edit run", problem)
             return None
+        touch(folder)
         return run
 
     def load_partial(self, key: str) -> State | None:
@@ -178,25 +183,29 @@ class EditCache:
 
     def save(self, run: KeptRun) -> None:
         """Keep a finished run; where that fails, a warning says so and the run goes on."""
-        with self._or_warning():
+        with self._or_warning("the run cannot be kept (%s); it goes on without"):
             folder = self.path(run.key)
             if not folder.exists():
                 with folder_written_whole(folder) as temporary:
                     run.write(temporary)
             self.path(run.key, partial=True).unlink(missing_ok=True)
+        with self._or_warning("cannot be made smaller (%s)"):
+            if self.limit is not None and (gone := self.prune(self.limit)):
+                freed = human(sum(entry.bytes for entry in gone))
+                log.info("edit_cache=%s: removed %d unused entries, %s", self.folder, len(gone), freed)
 
     def save_partial(self, key: str, state: State) -> None:
         """Keep the state of a run that is not finished; likewise."""
-        with self._or_warning():
+        with self._or_warning("the run cannot be kept (%s); it goes on without"):
             save_state(self.path(key, partial=True), key, *state)
 
     @contextmanager
-    def _or_warning(self) -> Iterator[None]:
+    def _or_warning(self, what: str) -> Iterator[None]:
         try:
             yield
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-            log.warning("edit_cache=%s: the run cannot be kept (%s); it goes on without", self.folder, reason)
+            log.warning(f"edit_cache=%s: {what}", self.folder, reason)
 
     def remove(self, key: str) -> None:
         """Remove a finished run, if it is there."""
@@ -237,6 +246,21 @@ class EditCache:
             entry for entry in self.entries() if chosen(entry) and _unlocked(self.lock_file(entry.key), entry)
         ]
 
+    def prune(self, limit: int) -> list[Entry]:
+        """Make the folder no larger than ``limit`` bytes; runs that a process works on are left alone.
+
+        What is damaged or left over goes first, then what was not used for longest.
+        """
+        entries = self.entries()
+        size, gone = sum(entry.bytes for entry in entries), list[Entry]()
+        for entry in sorted(entries, key=lambda entry: entry.kind not in USELESS):
+            if size <= limit:
+                break
+            if _unlocked(self.lock_file(entry.key), entry):
+                gone.append(entry)
+                size -= entry.bytes
+        return gone
+
     def remove_locks(self) -> None:
         """Remove the locks that nobody holds. A process that starts in this moment may make a run twice."""
         for path in self.folder.glob("*.lock"):
@@ -270,6 +294,12 @@ def _kind(path: Path) -> str:
     if ASIDE in path.name:
         return "damaged"
     return "run" if (path / SUMS).exists() else "unfinished" if ".partial" in path.name else "damaged"
+
+
+def touch(folder: Path) -> None:
+    """Note that a run is used now; in a cache that cannot be written this does nothing."""
+    with suppress(OSError):
+        os.utime(folder)
 
 
 def remove(path: Path) -> None:

@@ -14,8 +14,8 @@ import torch
 import transformers
 
 from harness_rect import cli
-from harness_rect.cli.cache import parse_size
 from harness_rect.errors import UserError
+from harness_rect.io.cache import parse_size, size_limit
 from harness_rect.session.runs import EditCache
 
 HPARAMS = {"layers": [0, 1], "v_num_grad_steps": 2, "v_lr": 0.3, "context_templates": ["{}", "I went. {}"]}
@@ -223,8 +223,15 @@ def test_the_cache_is_listed_shown_verified_pruned_and_cleared(made: Path, tmp_p
         assert status == 2 and text.count("\n") == 1 and "error: " in text
 
 
-def test_sizes_are_read() -> None:
-    assert [parse_size(text) for text in ("10GB", "1.5 kb", "7", "2M")] == [10**10, 1500, 7, 2 * 10**6]
+def test_sizes_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {"10GB": 10**10, "1.5 kb": 1500, "7": 7, "2M": 2 * 10**6}
+    assert [parse_size(text, "") for text in texts] == list(texts.values())
     for text in ("", "-1", "ten", "1XB"):
         with pytest.raises(UserError, match="expected a size"):
-            parse_size(text)
+            parse_size(text, f"--max-size {text}")
+    for text, limit in {"": 10**10, "2MB": 2 * 10**6, "off": None}.items():
+        monkeypatch.setenv("HARNESS_RECT_CACHE_SIZE", text)
+        assert size_limit() == limit
+    monkeypatch.setenv("HARNESS_RECT_CACHE_SIZE", "much")
+    with pytest.raises(UserError, match=r"HARNESS_RECT_CACHE_SIZE=much: expected a size .* or off"):
+        EditCache.from_spec(None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -303,6 +304,45 @@ def test_a_cache_deleted_in_use_is_made_again(run, files: dict[str, Path]) -> No
         patch.setattr(resume, "SAVE_SECONDS", 0.0)
         run(Deleting(files["runs"]))
     assert run()[1] == 0
+
+
+def test_runs_not_used_for_longest_go_when_the_limit_is_passed(
+    kept: EditCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = KeptRun.read(kept_in(kept.folder))
+    (size,) = (entry.bytes for entry in kept.entries())
+    monkeypatch.setenv("HARNESS_RECT_CACHE_SIZE", str(int(3.5 * size)))
+    cache = EditCache.from_spec(str(kept.folder))
+    assert cache is not None
+
+    def keep(digit: str, age: int) -> str:
+        key = digit * 64
+        with cache.lock(key):
+            cache.save(dataclasses.replace(first, key=key))
+        os.utime(cache.path(key), (age, age))
+        return key
+
+    def left() -> set[str]:
+        return {entry.key for entry in cache.entries()}
+
+    os.utime(cache.path(first.key), (1, 1))
+    second, third = keep("2", age=2), keep("3", age=3)
+    assert len(left()) == 3, "the limit is not passed yet"
+    with cache.lock(first.key):  # the oldest one is in use
+        assert cache.load(second) is not None
+        keep("4", age=4)
+        assert left() == {key[:32] for key in (first.key, second, "4" * 32)}
+        assert third[:32] not in left()
+    damaged = cache.path("5" * 64).with_suffix(".damaged")
+    shutil.copytree(cache.path(second), damaged)
+    keep("6", age=6)
+    assert not damaged.exists() and first.key[:32] not in left(), "damaged ones first, then the oldest"
+    monkeypatch.setenv("HARNESS_RECT_CACHE_SIZE", "1")
+    cache = EditCache.from_spec(str(kept.folder))
+    with caplog.at_level(logging.INFO, "harness_rect"):
+        keep("7", age=7)
+    assert left() == {"7" * 32}, "the one just made stays"
+    assert "removed 3 unused entries" in caplog.text
 
 
 def test_off_keeps_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
