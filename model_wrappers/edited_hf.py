@@ -43,6 +43,7 @@ from harness_rect.models.prompt_format import ChatTemplate, PromptFormat
 from harness_rect.moments.layout import layout_name
 from harness_rect.processes import Processes
 from harness_rect.session.checkpoint import save_checkpoint
+from harness_rect.session.provenance import UNKNOWN, add_differences, as_written, described, report_beside
 from harness_rect.session.report import UNEDITED, EditReport
 from harness_rect.session.runs import EditCache
 from harness_rect.session.stream import EditSession
@@ -119,16 +120,43 @@ class EditedHF(CheckingPrompts, ComparingLM):
             _check_before_loading(pretrained, editing, arguments)
             if arguments.get("device") is None:  # HFLM's own default is a GPU, there or not
                 arguments["device"] = "cuda" if torch.cuda.is_available() else "cpu"
-            with load_errors(f"pretrained={pretrained}"):
-                super().__init__(pretrained=pretrained, **arguments)
+            beside = _reports_beside(pretrained, arguments)
+            what, loading = _base_of(pretrained, beside["pretrained"], arguments)
+            with load_errors(what):
+                super().__init__(**loading)
+                self._provenance = self._loaded_from(pretrained, beside, arguments)
             if chosen := config.apply_chat_template:  # HFLM applies the default, whichever is named
                 template = ChatTemplate.of(self.tokenizer, chosen, self.chat_template_args)
                 self.chat_template_args: dict[str, Any] = dict(template.arguments)
             if stream is not None:
                 check_editable(self.model)
                 self._edit(config, stream, layout_name(name))
+            found = self._edit_report.model_fingerprint or _fingerprint(self.model)
+            self._provenance = {"model_fingerprint": found, **self._provenance}
             if output is not None:
-                save_checkpoint(output, self.model, self.tokenizer, self._edit_report)
+                report = self._edit_report
+                if any(beside.values()):
+                    report = report.model_copy(update={"provenance": self._provenance})
+                save_checkpoint(output, self.model, self.tokenizer, report)
+
+    def _loaded_from(
+        self, pretrained: Any, beside: Mapping[str, EditReport | None], arguments: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What the reports beside the weights say of them; differences are added to their base model."""
+        own = beside["pretrained"]
+        if own is not None and own.delta_of is not None:
+            where = {name: arguments[name] for name in _WHERE if name in arguments}
+            written = add_differences(self.model, pretrained, own, **where)
+        else:
+            written = as_written(self.model, own)
+        if written is False:
+            log.warning(
+                "pretrained=%s: the edited weights are not those that edit_report.json is of", pretrained
+            )
+        found: dict[str, Any] = {name: described(report) for name, report in beside.items()}
+        if own is not None:
+            found["pretrained"]["as_written"] = written
+        return found
 
     def _edit(self, config: EditConfig, stream: EditStream, model_name: str) -> None:
         """Edit on the first process, with the help of all others, and give them the same weights.
@@ -196,8 +224,9 @@ class EditedHF(CheckingPrompts, ComparingLM):
         return self._edit_report.run
 
     def get_model_info(self) -> dict[str, Any]:
-        """HFLM's information, and under ``edit`` what was done to the model."""
-        return {**super().get_model_info(), "edit": self._edit_report.to_dict()}
+        """HFLM's information, under ``edit`` what was done to the model, under ``provenance`` before that."""
+        found = {"edit": self._edit_report.to_dict(), "provenance": self._provenance}
+        return {**super().get_model_info(), **found}
 
 
 def check_prompts(
@@ -311,6 +340,45 @@ def _check_before_loading(pretrained: object, editing: bool, arguments: Mapping[
             gguf_file=arguments.get("gguf_file"),
         )
     refuse_config(config)
+
+
+#: Arguments of ``from_pretrained`` that say where in a repository a model is, and how it is read.
+_WHERE = ("revision", "subfolder", "trust_remote_code")
+
+
+def _reports_beside(pretrained: Any, arguments: Mapping[str, Any]) -> dict[str, EditReport | None]:
+    """The edit reports beside ``pretrained``, ``peft`` and ``delta``, of those that are given."""
+    given = {"pretrained": pretrained} | {n: arguments[n] for n in ("peft", "delta") if arguments.get(n)}
+    found = {}
+    for name, source in given.items():
+        where = {n: str(arguments[n]) for n in ("revision", "subfolder") if arguments.get(n)}
+        if name != "pretrained":
+            where.pop("subfolder", None)
+        found[name] = report_beside(source, **where) if isinstance(source, str) else None
+    return found
+
+
+def _base_of(
+    pretrained: Any, report: EditReport | None, arguments: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """What is loaded, for messages, and HFLM's arguments: of ``pretrained``, or of its base model."""
+    what = f"pretrained={pretrained}"
+    if report is None or report.delta_of is None:
+        return what, {"pretrained": pretrained, **arguments}
+    if clashing := [name for name in ("peft", "delta", *QUANTISING) if arguments.get(name)]:
+        raise UserError(f"{what}: holds differences, which cannot be combined with {clashing[0]}")
+    log.info("%s: holds differences from %s, to which they are added", what, report.delta_of)
+    loading = {name: value for name, value in arguments.items() if name not in ("revision", "subfolder")}
+    if arguments.get("dtype") in (None, "auto") and report.weights:
+        loading["dtype"] = next(iter(report.weights.values())).dtype
+    base = embedded.resolve_model(report.delta_of)
+    return f"{what} (differences from {report.delta_of})", {"pretrained": base, **loading}
+
+
+def _fingerprint(model: Any) -> str:
+    """The digest of a model's weights; those that were quantised may have no such elements."""
+    quantised = getattr(model.config, "quantization_config", None) is not None
+    return UNKNOWN if quantised else model_fingerprint(model)
 
 
 def _describe() -> None:

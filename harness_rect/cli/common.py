@@ -14,6 +14,7 @@ from harness_rect.errors import UserError
 from harness_rect.io.files import expanded
 from harness_rect.models.architecture import refuse_config
 from harness_rect.models.load import check_device, load_errors
+from harness_rect.session.provenance import report_beside
 
 #: More layers than any model has.
 DEEPEST = 9999
@@ -68,6 +69,8 @@ def load_model(arguments: argparse.Namespace) -> tuple[Any, Any]:
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with load_errors(f"--model {arguments.model}"):
         refuse_config(transformers.AutoConfig.from_pretrained(name))
+        if (found := report_beside(name)) and found.delta_of is not None:
+            raise UserError(f"--model {arguments.model}: holds differences; use its base, {found.delta_of}")
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     model.to(device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from harness_rect.cli import path_argument
 from harness_rect.cli.replay import add_run_options, load_run
@@ -46,7 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.format == "full":
             save_checkpoint(output, loaded.model, loaded.tokenizer, report)
         elif arguments.format == "delta":
-            inexact = save_delta(output, loaded.model, loaded.tokenizer, loaded.weights, report)
+            base = str(Path(loaded.base).resolve()) if Path(loaded.base).exists() else loaded.base
+            marked = report.model_copy(update={"delta_of": base})
+            inexact = save_delta(output, loaded.model, loaded.tokenizer, loaded.weights, marked)
             print(f"base + delta differs from the edited weights in {inexact:.3%} of edited elements")
         else:
             save_adapter(output, loaded.run, loaded.weights, loaded.base, report, loaded.regularizer)

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from harness_rect.io.files import check_output, folder_written_whole
 from harness_rect.session.report import EditReport
+from harness_rect.session.weights import sha256_of
 
 
 def save_checkpoint(folder: Path, model: Any, tokenizer: PreTrainedTokenizerBase, report: EditReport) -> None:
@@ -18,6 +19,8 @@ def save_checkpoint(folder: Path, model: Any, tokenizer: PreTrainedTokenizerBase
         UserError: if the folder exists and is not empty.
     """
     check_output(folder)
+    edited = {n: p for n, p in model.named_parameters() if n in report.weights and p.device.type != "meta"}
+    report = report.model_copy(update={"weights_sha256": {n: sha256_of(p) for n, p in edited.items()}})
     with folder_written_whole(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

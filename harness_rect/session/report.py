@@ -119,6 +119,9 @@ class EditReport(_Part):
         run: digest of everything that determines the edited weights; names the kept run.
         replay_of: the kept run of which this is a part, or the same with another regularizer; such a report
             has no metrics after editing.
+        delta_of: the base model, where the checkpoint beside the report holds differences from it.
+        provenance: what was known of the model before these edits, where it had been edited already.
+        weights_sha256: edited weight -> sha256 of its elements in the checkpoint beside the report.
         from_cache: whether the run was kept and found again.
         seconds: time that the session took for all of it, from the cache or not.
         flagged: flag -> ids of the edits that have it.
@@ -155,6 +158,9 @@ class EditReport(_Part):
     computed_on: dict[str, str | int] | None = None
     run: str | None = None
     replay_of: str | None = None
+    delta_of: str | None = None
+    provenance: dict[str, Any] | None = None
+    weights_sha256: dict[str, str] = {}
     from_cache: bool = False
     seconds: float | None = None
     n_edits: int = 0

@@ -15,7 +15,9 @@ import transformers
 
 from harness_rect import cli
 from harness_rect.errors import UserError
+from harness_rect.fingerprint import model_fingerprint
 from harness_rect.io.cache import parse_size, size_limit
+from harness_rect.model_wrappers.edited_hf import EditedHF
 from harness_rect.session.runs import EditCache
 
 HPARAMS = {"layers": [0, 1], "v_num_grad_steps": 2, "v_lr": 0.3, "context_templates": ["{}", "I went. {}"]}
@@ -151,6 +153,69 @@ def test_base_and_delta_are_the_edited_weights(made: Path, run_of, tmp_path: Pat
         differing += int(torch.count_nonzero(b + d != e))
         edited_elements += d.numel()
     assert float(share) == pytest.approx(100 * differing / edited_elements, abs=1e-3)
+
+
+# ----------------------------------------------------------------------------------------- provenance
+
+
+def loaded(folder: Path, **more: Any) -> tuple[Any, dict[str, Any]]:
+    """The model that ``edited_hf`` evaluates, and the provenance in the results file."""
+    lm = EditedHF(str(folder), **{"method": "none", "device": "cpu", **more})
+    return lm.model, json.loads(json.dumps(lm.get_model_info()["provenance"]))
+
+
+def test_results_say_what_was_done_to_the_model_before(made: Path, run_of, tmp_path: Path, caplog) -> None:
+    folder = made / "gpt2-rect"
+    report = json.loads((folder / "edit_report.json").read_text())
+    model, found = loaded(folder)
+    assert found["model_fingerprint"] == model_fingerprint(load(folder))
+    said = found["pretrained"]
+    same = ("method", "regularizer", "regularizer_settings", "edits_sha256", "n_edits", "run")
+    assert {name: said[name] for name in same} == {name: report[name] for name in same}
+    assert (said["base"], said["base_fingerprint"]) == ("gpt2", model_fingerprint(load(made / "gpt2")))
+    assert said["as_written"] is True and said["replay_of"] == "unknown"
+
+    again, others = tmp_path / "again", {"edits": f"{made / 'facts.json'}[0:1]", "method": "rome"}
+    others |= {"hparams": str(made / "hparams.json"), "edit_cache": "off", "save_edited": str(again)}
+    _, twice = loaded(folder, **others)
+    assert twice == found, "what these edits did is under `edit`"
+    assert loaded(again)[1]["pretrained"]["provenance"] == found
+
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_proj.weight[0, 0] += 1
+    model.save_pretrained(changed := Path(shutil.copytree(folder, tmp_path / "changed")))
+    _, found = loaded(changed)
+    assert found["pretrained"]["as_written"] is False and "not those that edit_report.json" in caplog.text
+    for text, line in {"[]": "expected an object", "{": "malformed JSON", '{"method": 3}': "method"}.items():
+        (changed / "edit_report.json").write_text(text)
+        assert loaded(changed)[1]["pretrained"] == "unknown"
+        assert line in caplog.messages[-1] and "counts as unknown" in caplog.messages[-1]
+    assert loaded(made / "gpt2")[1]["pretrained"] == "unknown"
+    assert export(run_of("gpt2-none"), tmp_path / "adapter", "--format", "peft") == 0
+    _, found = loaded(made / "gpt2", peft=str(tmp_path / "adapter"))
+    assert found["pretrained"] == "unknown" and found["peft"]["n_edits"] == 3
+
+
+def test_a_folder_of_deltas_is_evaluated_on_its_base(made: Path, run_of, tmp_path: Path, capsys) -> None:
+    delta = tmp_path / "delta"
+    assert export(run_of("gpt2-rect"), delta, "--format", "delta") == 0
+    model, found = loaded(delta)
+    by_argument, said = loaded(made / "gpt2", delta=str(delta))
+    assert same(model, by_argument)
+    torch.testing.assert_close(model.state_dict(), load(made / "gpt2-rect").state_dict(), rtol=1e-6, atol=0)
+    assert found["pretrained"] == said["delta"] | {"as_written": True}
+    assert found["pretrained"]["base"] == str(made / "gpt2") and found["pretrained"]["n_edits"] == 3
+    assert found["model_fingerprint"] == said["model_fingerprint"] == model_fingerprint(model)
+
+    with pytest.raises(UserError, match="holds differences, which cannot be combined with delta"):
+        loaded(delta, delta=str(delta))
+    assert cli.main(["replay", run_of("gpt2-rect"), "--model", str(delta), "--output", "o"]) == 2
+    assert f"holds differences; use its base, {made / 'gpt2'}" in capsys.readouterr().err
+    report = json.loads((delta / "edit_report.json").read_text())
+    for other, line in (("gpt2-none", "from other weights than"), ("gone", "cannot be loaded")):
+        (delta / "edit_report.json").write_text(json.dumps(report | {"delta_of": str(made / other)}))
+        with pytest.raises(UserError, match=line):
+            loaded(delta)
 
 
 def test_the_card_says_what_was_edited_and_is_uploaded_with_the_folder(
