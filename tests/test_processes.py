@@ -6,16 +6,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import pytest
 import torch
 import transformers
+from lm_eval.tasks import TaskManager
 from support.every_method import HPARAMS, write_moments
+from support.lm_eval_command import LAUNCH, lm_eval_command
 from support.ranks import run_ranks
 from support.tiny_models import depth
 
+import harness_rect._autoload  # noqa: F401  registers edited_hf
 from harness_rect.config import EditConfig
 from harness_rect.session import EditSession
 
+TASKS = Path(__file__).resolve().parent.parent / "tasks"
 WEIGHT = "transformer.h.0.mlp.c_proj.weight"
 #: The second batch is about the subjects of the first: its search depends on the weights after the first.
 FACTS = [
@@ -118,3 +123,30 @@ def test_different_models_are_refused_by_all(place: Path) -> None:
     assert [ended.status for ended in ranks] == [2, 2]
     assert "error: the processes hold different models" in ranks[0].err
     assert "ranks that differ from rank 0: 1" in ranks[0].err
+
+
+def test_accelerate_launch_scores_as_one_process_with_the_same_weights(tmp_path: Path) -> None:
+    given = {"edits": "tiny[0:3]", "rect": 0.4, "edit_cache": "off"}
+    text = ",".join(f"{name}={value}" for name, value in given.items()) + ",save_edited=two"
+    words = ["--model", "edited_hf", "--model_args", text, "--tasks", "rect_editing", "--limit", "3"]
+    done = lm_eval_command(tmp_path, *words, "--output_path", "out", launch=LAUNCH)
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "out").rglob("results_*.json")  # one process writes
+    two = json.loads(path.read_text())
+
+    given["save_edited"] = str(tmp_path / "one")
+    manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=given)
+    one = lm_eval.simple_evaluate(
+        "edited_hf", given, ["rect_editing"], task_manager=manager, limit=3, device="cpu"
+    )
+    assert one is not None
+    reports = [tmp_path / name / "edit_report.json" for name in ("one", "two")]
+    report, shared = (json.loads(path.read_text()) for path in reports)
+    assert shared["weights_sha256"] == report["weights_sha256"]
+    assert two["config"]["edit"]["weights"] == one["config"]["edit"]["weights"]
+    assert two["config"]["provenance"] == one["config"]["provenance"]
+    assert two["n-samples"] == one["n-samples"]
+    for task in ("rect_zsre", "rect_counterfact"):
+        scores = one["results"][task]
+        numbers = {name: score for name, score in scores.items() if isinstance(score, int | float)}
+        assert {name: two["results"][task][name] for name in numbers} == pytest.approx(numbers, abs=1e-6)

@@ -5,28 +5,33 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Without lm-eval's own tasks, as in support.our_tasks.
-COMMAND = """
-import runpy, sys
-from lm_eval.tasks import manager
-manager.__file__ = "empty/manager.py"
-runpy.run_module("lm_eval", run_name="__main__", alter_sys=True)
+#: Without lm-eval's own tasks, as in support.our_tasks; what starts other processes need not import it.
+SITE = """
+import os, sys
+import harness_rect._autoload
+if "RANK" in os.environ or "lm_eval" in sys.orig_argv[:3]:
+    from lm_eval.tasks import manager
+    manager.__file__ = "empty/manager.py"
 """
+LAUNCH = ("accelerate.commands.launch", "--num_processes", "2", "--cpu", "--module")
 
 
-def lm_eval_command(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run in ``tmp_path``, for at most three minutes."""
+def lm_eval_command(
+    tmp_path: Path, *arguments: str, launch: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m *launch lm_eval *arguments`` in ``tmp_path``, for at most five minutes."""
     (tmp_path / "site").mkdir(exist_ok=True)
-    (tmp_path / "site" / "sitecustomize.py").write_text("import harness_rect._autoload\n")
+    (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
     path = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
     return subprocess.run(
-        [sys.executable, "-c", COMMAND, *arguments],
+        [sys.executable, "-m", *launch, "lm_eval", *arguments],
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=300,
     )
