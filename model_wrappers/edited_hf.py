@@ -22,7 +22,11 @@ from transformers import PreTrainedTokenizerBase
 
 from harness_rect import embedded
 from harness_rect.compat.lm_eval_model import KeyedAnswers
-from harness_rect.compat.prompt_options import PromptOptions, options_of_evaluation
+from harness_rect.compat.prompt_options import (
+    PromptOptions,
+    options_of_evaluation,
+    results_of_evaluation,
+)
 from harness_rect.config import (
     Argument,
     EditConfig,
@@ -42,11 +46,13 @@ from harness_rect.models.load import check_device, load_errors
 from harness_rect.models.prompt_format import ChatTemplate, PromptFormat
 from harness_rect.moments.layout import layout_name
 from harness_rect.processes import Processes
+from harness_rect.session import self_checks
 from harness_rect.session.checkpoint import save_checkpoint
 from harness_rect.session.provenance import UNKNOWN, add_differences, as_written, described, report_beside
 from harness_rect.session.report import UNEDITED, EditReport
 from harness_rect.session.runs import EditCache
 from harness_rect.session.stream import EditSession
+from harness_rect.session.weights import sha256_of
 
 log = logging.getLogger("harness_rect.edited_hf")
 
@@ -224,9 +230,38 @@ class EditedHF(CheckingPrompts, ComparingLM):
         return self._edit_report.run
 
     def get_model_info(self) -> dict[str, Any]:
-        """HFLM's information, under ``edit`` what was done to the model, under ``provenance`` before that."""
-        found = {"edit": self._edit_report.to_dict(), "provenance": self._provenance}
-        return {**super().get_model_info(), **found}
+        """HFLM's information, and what was done to the model (and before it was loaded), computed with and checked.
+
+        lm-eval asks for it after the evaluation.
+        """
+        found = {
+            **super().get_model_info(),
+            "edit": self._edit_report.to_dict(),
+            "provenance": self._provenance,
+            "computed_on": {"device": self.device.type, "threads": torch.get_num_threads()},
+        }
+        if self._edit_report.method == "none":
+            return found
+        return {**found, "self_checks": self_checks.made(self._checks())}
+
+    def _checks(self) -> dict[str, self_checks.Check]:
+        report = self._edit_report
+
+        def now() -> dict[str, str]:
+            return {name: sha256_of(self.model.get_parameter(name)) for name in report.weights}
+
+        evaluated = now()
+        with self.unedited():
+            revert = self_checks.of_revert(report, now())
+        if now() != evaluated:
+            revert = self_checks.Check(passed=False, about="the edited weights did not come back after it")
+        same = self.mixed_precision_dtype is None
+        return {
+            "weights": self_checks.of_weights(report, evaluated),
+            "revert": revert,
+            "rect_counts": self_checks.of_counts(report),
+            "reliability": self_checks.of_reliability(report, results_of_evaluation(), same),
+        }
 
 
 def check_prompts(

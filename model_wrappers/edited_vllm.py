@@ -21,6 +21,7 @@ import torch
 from harness_rect import embedded
 from harness_rect.compat.lm_eval import IdRequest
 from harness_rect.compat.lm_eval_vllm import ENGINE, AnsweringVLLM
+from harness_rect.compat.prompt_options import results_of_evaluation
 from harness_rect.config import ModelArguments, declared_arguments
 from harness_rect.errors import UserError, did_you_mean, one_line_errors
 from harness_rect.io.files import expanded
@@ -28,6 +29,8 @@ from harness_rect.model_wrappers import edited_hf
 from harness_rect.model_wrappers.edited_hf import CheckingPrompts, EditedHF, check_prompts, share_logging
 from harness_rect.model_wrappers.unedited import ComparingLM, Comparison
 from harness_rect.models.prompt_format import ChatTemplate
+from harness_rect.session import self_checks
+from harness_rect.session.checkpoint import checkpoint_hashes
 
 log = logging.getLogger("harness_rect.edited_vllm")
 
@@ -125,8 +128,21 @@ class EditedVLLM(CheckingPrompts, AnsweringVLLM):
         return None if run is None else f"vllm:{run}"
 
     def get_model_info(self) -> dict[str, Any]:
-        """HFLM's information, and under ``edit`` what was done to the model, as of EditedHF."""
-        return self._info
+        """HFLM's information, and what was done to the model, computed with and checked, as of EditedHF."""
+        report = self._edit_report
+        if report.method == "none":
+            return self._info
+        evaluated = checkpoint_hashes(Path(self._checkpoint), report.weights)
+        weights = self_checks.Check(passed=None, about="the checkpoint has other names for the weights")
+        if evaluated.keys() == report.weights.keys():
+            weights = self_checks.of_weights(report, evaluated)
+        checks = {
+            "weights": weights,
+            "revert": self_checks.Check(passed=None, about="the model in vLLM is not reverted"),
+            "rect_counts": self_checks.of_counts(report),
+            "reliability": self_checks.of_reliability(report, results_of_evaluation(), same_arithmetic=False),
+        }
+        return {**self._info, "self_checks": self_checks.made(checks)}
 
 
 def _of_vllm_alone(name: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from harness_rect.cli import path_argument
-from harness_rect.errors import UserError
+from harness_rect.errors import UserError, one_line
 from harness_rect.experiments import results
 from harness_rect.experiments.compare import Gate, compare
 from harness_rect.experiments.compare.rendering import print_tables, render, short
@@ -63,6 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
     if output is not None:
         check_file(output, "--output")
     base, *others = (_load(argument) for argument in (arguments.base, *arguments.others))
+    for one in (base, *others):
+        for line in one.failed_checks:
+            log.warning("%s: %s", one.path, one_line(line))
     with progress_bar(sys.stderr.isatty()) as progress:
         bar = progress.add_task("comparing")
         table = compare(

@@ -207,17 +207,17 @@ class Finished:
     def __init__(self, tracker: EvaluationTracker, results: dict[str, Any]) -> None:
         self._tracker, self.results = tracker, results
 
-    def write(self, folder: Path, sweep: dict[str, Any]) -> None:
+    def write(self, folder: Path, **more: Any) -> None:
         """Write the files that the ``lm_eval`` command writes; ``results.json`` last, so that it means done.
 
         Args:
-            sweep: goes into the results under ``sweep``.
+            more: goes into the results.
         """
         samples = self.results.pop("samples", None)
         folder.mkdir(parents=True, exist_ok=True)
         with temporary_folder(folder, "results") as temporary:
             self._tracker.output_path = str(temporary / "results.json")
-            self._tracker.save_results_aggregated(self.results | {"sweep": sweep}, samples)
+            self._tracker.save_results_aggregated(self.results | more, samples)
             for task in self.results["configs"] if samples is not None else ():
                 self._tracker.save_results_samples(task, samples[task])
             ending = f"_{self._tracker.date_id}"
@@ -242,10 +242,8 @@ def evaluate(model: LM, name: str, **given: Any) -> Finished:
         mock.patch.object(collect_env, "get_pretty_env_info", _environment),
         mock.patch.object(evaluator, "get_git_commit_hash", _commit),
     ):
-        multiturn = _multiturn(given.get("apply_chat_template"))
-        results = evaluator.simple_evaluate(
-            model=model, evaluation_tracker=tracker, fewshot_as_multiturn=multiturn, **given
-        )
+        given.setdefault("fewshot_as_multiturn", _multiturn(given.get("apply_chat_template")))
+        results = evaluator.simple_evaluate(model=model, evaluation_tracker=tracker, **given)
     if results is None:
         raise RuntimeError("lm-eval returned no results")
     # It was given a model, not the name of one.

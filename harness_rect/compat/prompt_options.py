@@ -1,15 +1,17 @@
-"""How the evaluation that is running puts prompts to the model.
+"""What only lm-eval knows of a running evaluation: how it puts prompts to the model, and its scores.
 
-lm-eval makes the model before it says so, and tells the tasks alone. The arguments of ``simple_evaluate`` and
-``evaluate`` are therefore read from the frames of their calls.
+lm-eval makes the model before it says how prompts are put, and tells the tasks alone; it asks the model for
+what to report after it has the scores, without them. Both are therefore read from the frames of the calls of
+``simple_evaluate`` and ``evaluate``.
 """
 
 from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Mapping
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lm_eval import evaluator
 
@@ -28,10 +30,20 @@ class PromptOptions(NamedTuple):
 
 def options_of_evaluation() -> PromptOptions | None:
     """Those of the innermost evaluation of which the caller is part, None outside of one."""
+    given = _locals()
+    if given is None:
+        return None
+    return PromptOptions(given["apply_chat_template"] or False, given["system_instruction"] or None)
+
+
+def results_of_evaluation() -> Mapping[str, Any] | None:
+    """The results of the innermost evaluation of which the caller is part; None where it has none yet."""
+    found = (_locals() or {}).get("results")
+    return found if isinstance(found, Mapping) else None
+
+
+def _locals() -> Mapping[str, Any] | None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code not in _CALLS:
         frame = frame.f_back
-    if frame is None:
-        return None
-    given = frame.f_locals
-    return PromptOptions(given["apply_chat_template"] or False, given["system_instruction"] or None)
+    return None if frame is None else frame.f_locals

@@ -25,6 +25,7 @@ from harness_rect.evaluation.catalogue import TASKS, entry, is_repetition
 from harness_rect.io.files import expanded
 from harness_rect.io.rows import json_lines, parse_json, read_text
 from harness_rect.session.report import EditReport
+from harness_rect.session.self_checks import failed
 
 #: Entries of a task's results that are numbers but not metrics.
 _NO_METRICS = {"sample_len", "sample_count"}
@@ -92,6 +93,12 @@ class _File(BaseModel):
     lm_eval_version: str | None = None
     chat_template_sha: str | None = None
     system_instruction_sha: str | None = None
+    # Of any type: most readers do not need them.
+    chat_template: Any = None
+    system_instruction: Any = None
+    fewshot_as_multiturn: Any = None
+    transformers_version: Any = None
+    pretty_env_info: Any = None
 
     def written_names(self) -> dict[str, str]:
         """Name of each task and group -> its name in the file.
@@ -150,6 +157,11 @@ class Results:
         if not isinstance(found, dict) or not found:
             return None
         return EditReport.read(found, f"{self.path}: config.edit")
+
+    @property
+    def failed_checks(self) -> list[str]:
+        """A line for each check that the evaluation made of itself and that failed."""
+        return failed(self.file.config.get("self_checks"))
 
     @property
     def model_class(self) -> str | None:
@@ -212,6 +224,13 @@ class Results:
             seen.update(new)
             waiting += reversed(new)
         return list(found)
+
+    @property
+    def roots(self) -> list[str]:
+        """The tasks and groups that are in no other group: what the evaluation was asked for."""
+        inside = {member for members in self._members.values() for member in members}
+        names = dict.fromkeys([*self._members, *self.file.results])
+        return [name for name in names if name not in inside]
 
     @property
     def names(self) -> set[str]:

@@ -95,6 +95,10 @@ class Regularizer(BaseModel, abc.ABC):
             dW', low-rank or dense; added to W by the session.
         """
 
+    def elements_left(self, update: Tensor) -> int | None:
+        """How many elements of a dense dW are not zero after :meth:`trim`; None where that is not fixed."""
+        return None
+
 
 class NoRegularizer(Regularizer):
     """Applies every update as it is proposed."""

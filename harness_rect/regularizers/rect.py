@@ -56,6 +56,11 @@ class Rect(Regularizer):
         trimmed = rect if self.rect_convention == "paper" else rect_alphaedit
         return Dense(trimmed(update.dense().to(weight), weight, keep=self.keep))
 
+    def elements_left(self, update: Tensor) -> int | None:
+        if self.rect_convention != "paper":
+            return None  # all ties are kept
+        return min(kept_count(update.numel(), self.keep), int(torch.count_nonzero(update)))
+
 
 def relative_change(update: Tensor, weight: Tensor) -> Tensor:
     """delta = |dW / W| elementwise, with 0/0 = 0 and x/0 = inf. Shape, dtype and device of ``update``."""

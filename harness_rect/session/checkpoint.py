@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase
 
 from harness_rect.io.files import check_output, folder_written_whole
@@ -25,3 +27,13 @@ def save_checkpoint(folder: Path, model: Any, tokenizer: PreTrainedTokenizerBase
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / "edit_report.json").write_text(report.to_json(), encoding="utf-8")
+
+
+def checkpoint_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Name -> sha256 (hex) of those of the weights that a checkpoint has under these names."""
+    wanted = set(names)
+    found: dict[str, str] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            found |= {name: sha256_of(tensors.get_tensor(name)) for name in wanted & set(tensors.keys())}
+    return found

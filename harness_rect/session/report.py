@@ -39,6 +39,8 @@ class UpdateStatistics(_Part):
         kept: share of the update's elements that are not zero after the regularizer.
         changed: share of the stored elements that changed; rounding can make it smaller than ``kept``.
         finite: whether update and result are finite.
+        kept_elements, expected_elements: how many elements are not zero after the regularizer, and how many
+            should be; only where the regularizer keeps an exact number.
     """
 
     update_norm: float | None = None
@@ -47,6 +49,8 @@ class UpdateStatistics(_Part):
     kept: float | None = None
     changed: float | None = None
     finite: bool = True
+    kept_elements: int | None = None
+    expected_elements: int | None = None
 
 
 class StepRecord(_Part):
@@ -90,7 +94,11 @@ class EditRecord(_Part):
 
 
 class WeightTotals(_Part):
-    """How far one weight is from the unedited one; see :func:`harness_rect.weight_change.weight_change`."""
+    """How far one weight is from the unedited one; see :func:`harness_rect.weight_change.weight_change`.
+
+    Attributes:
+        sha256, sha256_unedited: of the weight's bits, row by row, after editing and before.
+    """
 
     manhattan_distance: float | None = None
     frobenius_distance: float | None = None
@@ -99,6 +107,8 @@ class WeightTotals(_Part):
     delta_histogram: list[int] = []
     heat_map: list[list[float | None]] = []
     dtype: str | None = None
+    sha256: str | None = None
+    sha256_unedited: str | None = None
 
 
 class EditReport(_Part):
@@ -115,7 +125,8 @@ class EditReport(_Part):
         code_sha256: digest of the editing code; see :mod:`harness_rect.code_digest`.
         second_moments: layer -> sha256 of the second moments used.
         second_moments_origin: layer -> file, tokens and sha256.
-        computed_on: device and threads; with others the weights can differ in their last bits.
+        processes: how many shared the value searches, where there were several.
+        computed_on: device and threads; with others the weights can differ, see docs/numerics.md.
         run: digest of everything that determines the edited weights; names the kept run.
         replay_of: the kept run of which this is a part, or the same with another regularizer; such a report
             has no metrics after editing.
@@ -155,6 +166,7 @@ class EditReport(_Part):
     edits_spec: str | None = None
     edit_warnings: list[str] = []
     second_moments_origin: dict[str, dict[str, Any]] | None = None
+    processes: int | None = None
     computed_on: dict[str, str | int] | None = None
     run: str | None = None
     replay_of: str | None = None

@@ -156,6 +156,7 @@ def _trimmed(
     master, original = editing.weights.masters[name], editing.weights.originals[name]
     result = update.dense().to(master)
     norm, finite = float(result.norm()), bool(torch.isfinite(result).all())
+    expected = editing.config.regularizer.elements_left(result) if finite else None
     if finite:
         del result  # so that the regularizer's copies are the only ones
         left = trim(
@@ -173,13 +174,16 @@ def _trimmed(
         result = left.dense().to(master)
         # After rounding: in float16 a finite sum can become infinite.
         finite = bool(torch.isfinite((master + result).to(original.dtype)).all())
+    left_over = int(torch.count_nonzero(result))
+    counts = {} if expected is None else {"kept_elements": left_over, "expected_elements": expected}
     return result, {
         "update_norm": norm,
         "applied_norm": float(result.norm()) if finite else None,
         "weight_norm": float(master.norm()),
-        "kept": int(torch.count_nonzero(result)) / result.numel() if finite else None,
+        "kept": left_over / result.numel() if finite else None,
         "changed": 0.0,
         "finite": finite,
+        **counts,
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness_rect.errors import Failed
 from harness_rect.models import EditableLM
 from harness_rect.weight_change import weight_change
 
@@ -27,12 +28,19 @@ class EditedWeights:
         self.lm, self.names = lm, list(names)
         self.originals: dict[str, Tensor] = {}
         self.masters: dict[str, Tensor] = {}
+        self._sha256: dict[str, str] = {}  # of the originals
+
+    def _remember(self, name: str, weight: Tensor) -> None:
+        """Copy the original of a weight, once."""
+        if name not in self.originals:
+            self._sha256[name] = sha256_of(weight)
+            self.originals[name] = weight.clone()
 
     def start(self) -> None:
         """Copy all weights as they are now."""
         for name in self.names:
             weight = self.lm.weight(name).detach()
-            self.originals.setdefault(name, weight.clone())
+            self._remember(name, weight)
             self.masters[name] = weight.float().clone()
 
     @torch.no_grad()
@@ -40,7 +48,7 @@ class EditedWeights:
         """Round float32 weights into the model; their originals are remembered first."""
         for name, master in masters.items():
             weight = self.lm.weight(name)
-            self.originals.setdefault(name, weight.detach().clone())
+            self._remember(name, weight.detach())
             weight.copy_(master)
 
     def resume(self, masters: Mapping[str, Tensor]) -> None:
@@ -53,10 +61,14 @@ class EditedWeights:
         return {name: sha256_of(self.lm.weight(name)) for name in self.masters}
 
     def changes(self) -> dict[str, Any]:
-        """Name -> dtype, and how far the float32 copy is from the original, for the report."""
+        """Name -> dtype, hashes, and how far the float32 copy is from the original, for the report."""
         return {
             name: weight_change(master, self.originals[name].float())
-            | {"dtype": str(self.lm.weight(name).dtype).removeprefix("torch.")}
+            | {
+                "dtype": str(self.lm.weight(name).dtype).removeprefix("torch."),
+                "sha256": sha256_of(self.lm.weight(name)),
+                "sha256_unedited": self._sha256[name],
+            }
             for name, master in self.masters.items()
         }
 
@@ -75,11 +87,18 @@ class EditedWeights:
 
     @torch.no_grad()
     def revert(self) -> None:
-        """Put the original weights back, bit for bit. Does nothing on an unedited model."""
+        """Put the original weights back, bit for bit. Does nothing on an unedited model.
+
+        Raises:
+            Failed: the model does not have the bits then that it had before editing.
+        """
         for name, original in self.originals.items():
             self.lm.weight(name).copy_(original)
+        wrong = [name for name in self.originals if sha256_of(self.lm.weight(name)) != self._sha256[name]]
         self.originals.clear()
         self.masters.clear()
+        if wrong:
+            raise Failed(f"{wrong[0]} is not as it was before editing: load the model again")
 
 
 def sha256_of(tensor: Tensor) -> str:

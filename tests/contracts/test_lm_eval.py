@@ -89,7 +89,7 @@ def test_an_evaluation_is_written_by_the_trackers_two_methods_under_the_name_giv
     manager: KeptTasks, tmp_path: Path
 ) -> None:
     finished = run(manager)
-    finished.write(tmp_path / "out", {"n": 1})
+    finished.write(tmp_path / "out", sweep={"n": 1})
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"results.json", "samples_one.jsonl"}, "EvaluationTracker names its files otherwise"
     results = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from harness_rect.config import EditConfig
 from harness_rect.edits import load_edits
-from harness_rect.errors import UserError
+from harness_rect.errors import Failed, UserError
 from harness_rect.measure import measure, measure_baseline, probes
 from harness_rect.methods import METHODS, Dense, LowRank, Proposal
 from harness_rect.regularizers import NoRegularizer, Prune, WeightState, rect
@@ -744,3 +744,11 @@ def test_a_caller_in_inference_mode_gets_the_same_edits(start) -> None:
     with torch.inference_mode():
         inside.run()
     assert torch.equal(weight(inside), weight(plain))
+
+
+def test_a_revert_that_does_not_bring_back_every_bit_is_an_error(start) -> None:
+    session = start()
+    session.run()
+    session.originals[WEIGHT][0, 0] += 1
+    with pytest.raises(Failed, match=f"{WEIGHT} is not as it was before editing"):
+        session.revert()

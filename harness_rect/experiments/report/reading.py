@@ -43,17 +43,19 @@ def read_study(folder: Path | str, on_file: Callable[[int, int], None] | None = 
         if on_file is not None:
             on_file(next(reports), 2 * len(paths))
 
-    runs, unread = [], []
+    runs, unread, failed = [], [], []
     for path in paths:
         try:
-            runs.append(_run(results.load(path), folder))
+            one = results.load(path)
+            runs.append(_run(one, folder))
+            failed += [f"{runs[-1].file}: {line}: do not trust its scores." for line in one.failed_checks]
         except UserError as error:
             unread.append(str(error))
         step()
     if not runs:
         raise UserError(f"{folder}: no results file can be read: {unread[0]}")
     runs, notes = _without_repetitions(_separated(runs))
-    notes = [*(f"This file cannot be read and is left out: {line}" for line in unread), *notes]
+    notes = [*failed, *(f"This file cannot be read and is left out: {line}" for line in unread), *notes]
     runs.sort(key=lambda run: run.order)
     tasks = _tasks(runs)
     complete = [group.name for group in GROUPS.values() if group.mean and set(group.members) <= set(tasks)]

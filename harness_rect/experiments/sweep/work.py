@@ -174,7 +174,7 @@ class Worker:
             finished = loaded.evaluator.evaluate(evaluation, report, originals)
         seconds = self.clock.read(EVALUATING) - before
         with self.clock.running("writing"):
-            finished.write(evaluation.folder, coordinates(evaluation) | {"made_of": made_of})
+            finished.write(evaluation.folder, sweep=coordinates(evaluation) | {"made_of": made_of})
             row.evaluations += 1
             row.evaluations_made += 1
             row.seconds[EVALUATING] += seconds
