@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,11 @@ from harness_rect.fingerprint import model_fingerprint
 from harness_rect.model_wrappers.edited_hf import EditedHF
 from harness_rect.moments.layout import layout_name
 from harness_rect.session import EditSession
+
+log = logging.getLogger("harness_rect.sweep")
+#: In ``made_of``: where a result was computed. Other threads can give other weights, but a sweep may run on
+#: several machines, so that this makes no result another one.
+MACHINE = "computed_on"
 
 
 class Checked:
@@ -41,6 +48,8 @@ class Checked:
         self.made_of: dict[Path, dict[str, Any]] = {}
         self._tasks = evaluator.identity()
         self._model = {"model_fingerprint": model_fingerprint(lm.model)}
+        self._machine = {"device": lm.device.type, "threads": torch.get_num_threads()}
+        elsewhere: Counter[str] = Counter()
         session: EditSession | None = None
         networks = plan.config.networks(entry)
         untrained = planning and networks is not None and not are_trained(networks)
@@ -63,13 +72,23 @@ class Checked:
             if results is None:
                 self.todo.append(evaluation)
                 continue
-            difference = _difference(results["sweep"].get("made_of"), self.made_of[evaluation.folder])
+            there = results["sweep"].get("made_of")
+            if isinstance(there, dict) and (machine := there.pop(MACHINE, self._machine)) != self._machine:
+                elsewhere[json.dumps(machine)] += 1
+            here = self.made_of[evaluation.folder]
+            difference = _difference(there, {key: value for key, value in here.items() if key != MACHINE})
             if difference:
                 raise UserError(
                     f"{evaluation.file}: made with {difference}; remove {evaluation.folder},"
                     " or give another output folder"
                 )
             self.done.append(evaluation)
+        for machine, number in elsewhere.items():
+            log.warning(
+                "%d evaluations that are done were computed on %s, and this process computes on %s: the same"
+                " edits can give other weights there (docs/numerics.md)",
+                *(number, machine, json.dumps(self._machine)),
+            )
 
     def identity(self, evaluation: Evaluation, session: EditSession | None) -> dict[str, Any]:
         """Everything that determines the results of ``evaluation``, as plain JSON."""
@@ -77,7 +96,12 @@ class Checked:
             edited: dict[str, Any] = self._model | {"edits_sha256": fingerprint(evaluation.edits)}
         else:
             edited = session.identity(evaluation.n_edits)
-        made_of = {"model_args": evaluation.model_args, "edited": edited, **self._tasks}
+        made_of = {
+            "model_args": evaluation.model_args,
+            "edited": edited,
+            **self._tasks,
+            MACHINE: self._machine,
+        }
         return json.loads(json.dumps(made_of, default=str))
 
 

@@ -330,3 +330,19 @@ def test_the_command_prints_its_time_and_exits_with_0_or_2(
     Path("sweep.yaml").write_text(yaml.safe_dump(only | {"limit": 0}))
     assert cli.main(["sweep", "sweep.yaml"]) == 2
     assert capsys.readouterr().err.startswith("error: sweep.yaml: limit: ")
+
+
+def test_threads_are_recorded_and_others_make_a_result_no_other(
+    finished: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in (finished / "out").rglob("results.json"):
+        results = json.loads(path.read_text())
+        assert results["sweep"]["made_of"]["computed_on"] == {"device": "cpu", "threads": 1}
+        if results["sweep"]["n_edits"] == 0:  # as sweeps before this record
+            del results["sweep"]["made_of"]["computed_on"]
+        else:
+            results["sweep"]["made_of"]["computed_on"] = {"threads": 8}
+        path.write_text(json.dumps(results))
+    caplog.set_level(logging.WARNING)
+    sweep()
+    assert caplog.text.count("8 evaluations that are done were computed on") == 1
