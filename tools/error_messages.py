@@ -23,6 +23,8 @@ ADVICE = {
     "experiments.hub": "`--push-to-hub`: log in, correct the name, or push the finished folder yourself.",
     "experiments.masks": "Arguments of `masks`: see the message.",
     "experiments.report": "Nothing to show, or an unknown reference: give a folder with results of lm-eval.",
+    "experiments.rerun": "`harness-rect rerun`: the evaluation of the file cannot be repeated here; see"
+    " [determinism.md](determinism.md).",
     "experiments.results": "A results file is damaged, or not lm-eval's: evaluate again, or leave it out.",
     "experiments.sweep": "The file of a sweep, or its output folder: correct the key that is named;"
     " [sweep.md](sweep.md) has all.",

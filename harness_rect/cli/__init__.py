@@ -30,6 +30,7 @@ COMMANDS = {
     "replay": "put a kept edit run onto its base model again, without any search",
     "export": "write a kept edit run as a checkpoint, a LoRA adapter or a checkpoint of differences",
     "cache": "list, show, verify, prune or clear kept edit runs",
+    "rerun": "repeat the evaluation of a results file, and compare",
     "report": "one self-contained HTML page from a folder of results",
 }
 
