@@ -230,7 +230,7 @@ class EditedHF(CheckingPrompts, ComparingLM):
         return self._edit_report.run
 
     def get_model_info(self) -> dict[str, Any]:
-        """HFLM's information, what was done to the model, also before it was loaded, computed with and checked.
+        """HFLM's information, what was done to the model, also before its loading, computed with and checked.
 
         lm-eval asks for it after the evaluation.
         """
