@@ -170,7 +170,7 @@ def parse_json(
     """The value of a JSON text that begins in ``line`` of the file ``name``; at most :data:`LEVELS` deep."""
     try:
         value = json.loads(text, parse_int=parse_int)
-        if not _deeper(value, LEVELS):
+        if text.count("[") + text.count("{") <= LEVELS or not _deeper(value, LEVELS):
             return value
         problem = f"nested more than {LEVELS} levels deep"
     except json.JSONDecodeError as error:

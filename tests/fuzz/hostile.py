@@ -111,7 +111,7 @@ def _change(rng: random.Random, holder: Any, key: Any) -> None:
 
 def as_json(whole: Any) -> bytes:
     """JSON with the raw texts in place; a key may not be raw."""
-    text = json.dumps(whole, indent=1)
+    text = json.dumps(whole)
     for index, raw in enumerate(_RAW):
         text = text.replace(f'"@raw{index}"', raw)
     return text.encode()
