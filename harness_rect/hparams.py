@@ -7,7 +7,6 @@ devices and paths are ignored; a key that no published file has is an error.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -149,7 +148,7 @@ class Preset(BaseModel):
 
 
 @cache
-def presets(method: Method) -> Mapping[str, Preset]:
+def presets(method: Method) -> dict[str, Preset]:
     """The presets of a method by name."""
     files = sorted((PRESETS / (method.presets or method.name)).glob("*.yaml"))
     texts = {path.stem: path.read_text(encoding="utf-8") for path in files}

@@ -57,9 +57,9 @@ def run(arguments: argparse.Namespace) -> None:
             lm, None, "", model_fingerprint(model), dataset=arguments.text, dtype=dtype, tokens=tokens
         )
     paths = provider.paths_in(arguments.output, layers)
-    count = provider.compute_into(paths, processes)
+    computed = provider.compute_into(paths, processes)
     processes.leave()
     if processes.is_main:
-        print(f"second moments of {count} tokens:")
+        print(f"second moments of {computed[layers[0]].count} tokens:")
         for path in paths.values():
             print(f"  {path}")

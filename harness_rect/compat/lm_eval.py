@@ -22,6 +22,7 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
 from torch.utils import collect_env
 
+from harness_rect.io.checksums import SUMS, write_sums
 from harness_rect.io.files import temporary_folder, written_whole
 
 __all__ = [
@@ -208,7 +209,9 @@ class Finished:
         self._tracker, self.results = tracker, results
 
     def write(self, folder: Path, **more: Any) -> None:
-        """Write the files that the ``lm_eval`` command writes; ``results.json`` last, so that it means done.
+        """Write the files that the ``lm_eval`` command writes, and their checksums.
+
+        ``results.json`` is written last, so that it means done.
 
         Args:
             more: goes into the results.
@@ -226,9 +229,11 @@ class Finished:
             complete = written and lines == sum(map(len, (samples or {}).values()))
             if not complete or len(written) != 1 + len(samples or ()):  # its writer only logs failures
                 raise RuntimeError(f"lm-eval could not write the results of {folder}")
-            for path in written:
-                with written_whole(folder / path.name.replace(ending, "")) as whole:
-                    path.replace(whole)
+            *names, last = [path.rename(temporary / path.name.replace(ending, "")).name for path in written]
+            write_sums(temporary)
+            for name in (*names, SUMS, last):
+                with written_whole(folder / name) as whole:
+                    (temporary / name).replace(whole)
 
 
 def evaluate(model: LM, name: str, **given: Any) -> Finished:

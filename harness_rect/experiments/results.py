@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from harness_rect import embedded
 from harness_rect.errors import UserError
 from harness_rect.evaluation.catalogue import TASKS, entry, is_repetition
+from harness_rect.io.checksums import check_if_listed
 from harness_rect.io.files import expanded
 from harness_rect.io.rows import json_lines, parse_json, read_text
 from harness_rect.session.report import EditReport
@@ -282,6 +283,7 @@ class Results:
         path = self.path.parent / f"samples_{written}{'_' + date.group() if date else ''}.jsonl"
         if not path.is_file():
             return None
+        check_if_listed(path)
         rows = json_lines(path, hint="was the evaluation interrupted?")
         return _by_filter(((row.where, row.object()) for row in rows), task)
 
@@ -411,6 +413,7 @@ def load(path: Path | str) -> Results:
         UserError: if it cannot be read or is not a results file of lm-eval.
     """
     path = Path(path)
+    check_if_listed(path)
     content = parse_json(read_text(path), str(path), parse_int=_integer)
     try:
         file = _File.model_validate(content)

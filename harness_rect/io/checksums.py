@@ -7,10 +7,14 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness_rect.errors import UserError
+
 log = logging.getLogger(__name__)
 
 #: The checksums of the other files of a folder, as ``sha256sum -c`` reads them.
 SUMS = "SHA256SUMS"
+#: No such file is larger, in bytes.
+LARGEST = 2**20
 #: What the name of something set aside ends in, before a number.
 ASIDE = ".damaged"
 
@@ -47,11 +51,34 @@ def check_sums(folder: Path, names: Sequence[str]) -> None:
         Damaged: one is missing, has another checksum or none.
     """
     file_sha256(folder / SUMS)  # that it can be read at all
-    pairs = [line.split("  ", 1) for line in (folder / SUMS).read_text("utf-8", "replace").splitlines()]
-    sums = {pair[1]: pair[0] for pair in pairs if len(pair) == 2}
+    sums = listed(folder)
     for name in names:
         if sums.get(name) != file_sha256(folder / name):
             raise Damaged(f"{name} is not the file that was written (by its checksum in {SUMS})")
+
+
+def listed(folder: Path) -> dict[str, str]:
+    """File name -> sha256 (hex), as the checksums of a folder have it; empty where there are none."""
+    path = folder / SUMS
+    if not path.is_file() or path.stat().st_size > LARGEST:
+        return {}
+    pairs = [line.split("  ", 1) for line in path.read_text("utf-8", "replace").splitlines()]
+    return {pair[1]: pair[0] for pair in pairs if len(pair) == 2}
+
+
+def check_if_listed(path: Path) -> None:
+    """Check a file for which the folder may have a checksum.
+
+    Raises:
+        UserError: it has another one.
+    """
+    try:
+        found = listed(path.parent).get(path.name)
+        whole = found is None or found == file_sha256(path)
+    except (OSError, Damaged) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not whole:
+        raise UserError(f"{path}: is not the file that was written, by its checksum in {SUMS} beside it")
 
 
 def set_aside(path: Path, what: str, problem: object) -> None:

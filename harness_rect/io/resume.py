@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from torch import Tensor
 
 from harness_rect.io.checksums import Damaged, set_aside
 from harness_rect.io.files import written_whole
+
+log = logging.getLogger(__name__)
 
 #: An unfinished state is saved when this many seconds have passed since the last save.
 SAVE_SECONDS = 30.0
@@ -64,16 +68,29 @@ def _digest(tensors: Mapping[str, Tensor], *texts: str) -> str:
     return total.hexdigest()
 
 
+@contextmanager
+def failing(must: bool, what: str) -> Iterator[None]:
+    """Let an error in writing through, or say in one line that ``what`` cannot be kept and go on."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if must:
+            raise
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        log.warning("%s cannot be kept (%s); the work goes on without", what, reason)
+
+
 class Resumable:
     """The state of one piece of unfinished work.
 
     Args:
         path: the file that holds it.
         key: identifies everything that determines the work; a state with another key is not continued.
+        must: an error in saving is raised; else a warning says so, and the work goes on.
     """
 
-    def __init__(self, path: Path, key: str) -> None:
-        self.path, self.key = path, key
+    def __init__(self, path: Path, key: str, must: bool = True) -> None:
+        self.path, self.key, self.must = path, key, must
         self._saved = time.monotonic()
 
     def load(self) -> State | None:
@@ -86,7 +103,8 @@ class Resumable:
         return time.monotonic() - self._saved > SAVE_SECONDS
 
     def save(self, tensors: Mapping[str, Tensor], state: Any) -> None:
-        save_state(self.path, self.key, tensors, state)
+        with failing(self.must, f"{self.path}: the unfinished state"):
+            save_state(self.path, self.key, tensors, state)
         self._saved = time.monotonic()
 
     def finish(self) -> None:

@@ -36,6 +36,7 @@ def accumulate(
     partial: Path,
     fingerprint: str,
     processes: Processes = ALONE,
+    must: bool = True,
 ) -> tuple[dict[int, Tensor], int]:
     """Sum k k^T over all tokens of the windows for each layer, in one pass that ends at the deepest.
 
@@ -43,6 +44,7 @@ def accumulate(
         partial: file of the unfinished sums, removed at the end. Several processes have one file each, whose
             names are made from this one.
         fingerprint: of the model and the text; a file with another fingerprint is not continued.
+        must: an error in saving the unfinished sums ends the computation.
         processes: process r of n takes batches r, r + n, r + 2n, ...; all must be called alike.
 
     Returns:
@@ -56,7 +58,7 @@ def accumulate(
     if number > 1:
         partial = partial.with_name(f"{partial.stem}.{rank}-of-{number}{partial.suffix}")
     sizes = f"window={WINDOW} batch={BATCH_TOKENS} block={BLOCK}"
-    unfinished = Resumable(partial, f"{fingerprint} layers={sorted(layers)} {sizes}")
+    unfinished = Resumable(partial, f"{fingerprint} layers={sorted(layers)} {sizes}", must)
     done, count = _resume(unfinished, sums)
     batches = _batches(sequences)[rank::number]
     deepest = max(layers)

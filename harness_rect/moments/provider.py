@@ -14,6 +14,7 @@ from harness_rect.code_digest import code_digest
 from harness_rect.errors import UserError
 from harness_rect.io.cache import cache_folder
 from harness_rect.io.checksums import set_aside
+from harness_rect.io.resume import failing
 from harness_rect.models import EditableLM
 from harness_rect.moments.accumulate import accumulate
 from harness_rect.moments.layout import file_name, find_moment, folder_name, read_moment, write_moment
@@ -128,8 +129,7 @@ class MomentProvider:
             missing = {layer: path for layer, path in paths.items() if layer not in found}
             found |= self._whole(missing)
             if missing := {layer: path for layer, path in missing.items() if layer not in found}:
-                self.compute_into(missing)
-                found |= {layer: self._read(path) for layer, path in missing.items()}
+                found |= self.compute_into(missing, must=False)
         return found
 
     def _whole(self, paths: Mapping[int, Path]) -> dict[int, SecondMoment]:
@@ -157,10 +157,15 @@ class MomentProvider:
             "code": code_digest(CODE),
         }
 
-    def compute_into(self, paths: Mapping[int, Path], processes: Processes = ALONE) -> int:
-        """Compute the moments of the given layers from text and write each to its path; returns tokens.
+    def compute_into(
+        self, paths: Mapping[int, Path], processes: Processes = ALONE, must: bool = True
+    ) -> dict[int, SecondMoment]:
+        """Compute the moments of the given layers from text, and write each to its path.
 
         Several processes, all called alike, share the work; the main one writes and the others wait.
+
+        Args:
+            must: an error in writing is raised; else a warning says so.
         """
         layers = sorted(paths)
         log.info(
@@ -171,12 +176,14 @@ class MomentProvider:
         fingerprint = json.dumps(self._sample() | {"layers": layers}, sort_keys=True)
         folder = paths[layers[0]].parent
         partial = folder / ".partial.safetensors"
-        sums, count = accumulate(self.lm, layers, sequences, partial, fingerprint, processes)
+        sums, count = accumulate(self.lm, layers, sequences, partial, fingerprint, processes, must)
+        if self.dtype != "float64":
+            sums = {layer: total.float() for layer, total in sums.items()}
         with processes.failing_together():
             if processes.is_main:
                 for layer, path in paths.items():
-                    total = sums[layer] if self.dtype == "float64" else sums[layer].float()
-                    write_moment(path, total, count, documents, fingerprint)
+                    with failing(must, f"{path}: the second moments"):
+                        write_moment(path, sums[layer], count, documents, fingerprint)
                 for unfinished in folder.glob(".partial.*safetensors"):  # by another number of processes
                     unfinished.unlink(missing_ok=True)
-        return count
+        return {layer: SecondMoment(sums[layer], count, str(path)) for layer, path in paths.items()}

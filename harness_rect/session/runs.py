@@ -24,7 +24,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from harness_rect.errors import UserError
 from harness_rect.io.cache import cache_folder, human, size_limit
 from harness_rect.io.checksums import ASIDE, SUMS, Damaged, check_sums, set_aside, write_sums
 from harness_rect.io.files import expanded, folder_written_whole
-from harness_rect.io.resume import State, load_state, save_state
+from harness_rect.io.resume import State, failing, load_state, save_state
 from harness_rect.session.history import History
 from harness_rect.session.report import EditReport
 
@@ -183,29 +183,28 @@ class EditCache:
 
     def save(self, run: KeptRun) -> None:
         """Keep a finished run; where that fails, a warning says so and the run goes on."""
-        with self._or_warning("the run cannot be kept (%s); it goes on without"):
+        with self._trying():
             folder = self.path(run.key)
             if not folder.exists():
                 with folder_written_whole(folder) as temporary:
                     run.write(temporary)
             self.path(run.key, partial=True).unlink(missing_ok=True)
-        with self._or_warning("cannot be made smaller (%s)"):
-            if self.limit is not None and (gone := self.prune(self.limit)):
-                freed = human(sum(entry.bytes for entry in gone))
-                log.info("edit_cache=%s: removed %d unused entries, %s", self.folder, len(gone), freed)
+        try:
+            gone = [] if self.limit is None else self.prune(self.limit)
+        except OSError as error:
+            log.warning("edit_cache=%s: cannot be made smaller (%s)", self.folder, error.strerror or error)
+            return
+        if gone:
+            freed = human(sum(entry.bytes for entry in gone))
+            log.info("edit_cache=%s: removed %d unused entries, %s", self.folder, len(gone), freed)
 
     def save_partial(self, key: str, state: State) -> None:
         """Keep the state of a run that is not finished; likewise."""
-        with self._or_warning("the run cannot be kept (%s); it goes on without"):
+        with self._trying():
             save_state(self.path(key, partial=True), key, *state)
 
-    @contextmanager
-    def _or_warning(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-            log.warning(f"edit_cache=%s: {what}", self.folder, reason)
+    def _trying(self) -> AbstractContextManager[None]:
+        return failing(False, f"edit_cache={self.folder}: the run")
 
     def remove(self, key: str) -> None:
         """Remove a finished run, if it is there."""

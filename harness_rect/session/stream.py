@@ -123,6 +123,7 @@ class EditSession:
         self._model_fingerprint = model_fingerprint(model)
         self._weights = EditedWeights(self.lm, self.weight_names)
         self._moments: MomentProvider | None = None
+        self._code = ""
         self._prepared = False
 
     def run(
@@ -331,6 +332,7 @@ class EditSession:
         if self._prepared:
             return
         self._moments = self._load_moments()
+        self._code = code_digest(CODE, self.method, type(self.config.regularizer))
         with torch.inference_mode(False):
             values, seed = self.hparams.values, self.config.edit_seed
             values = self.method.prepare(self.lm, values, self._model_name, seed)
@@ -391,7 +393,7 @@ class EditSession:
             "harness_rect": harness_rect.__version__,
             # Values that are searched in other batches differ in their last bits.
             **({} if (number := self.lm.processes.number) == 1 else {"processes": number}),
-            "code_sha256": code_digest(CODE, self.method, type(config.regularizer)),
+            "code_sha256": self._code,
         }
 
     def key(self, n_edits: int | None = None) -> str:

@@ -22,6 +22,7 @@ from harness_rect.compat.lm_eval import KeptTasks
 from harness_rect.experiments.sweep import evaluate, runner
 from harness_rect.experiments.sweep.plan import Shard
 from harness_rect.experiments.sweep.ray_workers import Resources
+from harness_rect.io.checksums import SUMS
 
 ROWS: dict[str, list[dict[str, Any]]] = {
     "rte.jsonl": [
@@ -87,10 +88,10 @@ def sweep(
 
 
 def files(folder: Path) -> dict[str, str]:
-    """Path -> content without times, of everything below ``folder``."""
+    """Path -> content without times, of everything below ``folder`` except checksums."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
+        if path.is_file() and path.name != SUMS:
             found[str(path.relative_to(folder))] = TIMES.sub(r"\g<1>0", path.read_text())
     found["sweep.json"] = json.dumps(json.loads(found["sweep.json"]) | {"timing": None})
     return found

@@ -26,6 +26,7 @@ from harness_rect.errors import UserError
 from harness_rect.evaluation.editing.task import EditingTask
 from harness_rect.experiments.sweep.plan import Evaluation, SweepConfig
 from harness_rect.fingerprint import digest
+from harness_rect.io.checksums import Damaged, check_sums, listed, set_aside
 from harness_rect.io.progress import logging_only
 from harness_rect.model_wrappers.edited_hf import EditedHF
 from harness_rect.models.prompt_format import PromptFormat
@@ -163,13 +164,21 @@ class Evaluator:
 
 
 def read_results(path: Path) -> dict[str, Any] | None:
-    """A results file of a sweep, or None where there is none.
+    """A results file of a sweep, or None where there is none or it, or its samples, are damaged.
+
+    Damaged ones are set aside.
 
     Raises:
         UserError: the file is something else.
     """
     if not path.is_file():
         return None
+    if sums := listed(path.parent):
+        try:
+            check_sums(path.parent, [path.name, *sums])
+        except Damaged as problem:
+            set_aside(path, "the evaluation", problem)
+            return None
     with contextlib.suppress(OSError, ValueError):
         results = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(results, dict) and isinstance(results.get("sweep"), dict):

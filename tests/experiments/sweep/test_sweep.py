@@ -26,6 +26,7 @@ import harness_rect._autoload  # noqa: F401  for the stock lm_eval to compare wi
 from harness_rect import cli
 from harness_rect.errors import UserError
 from harness_rect.evaluation.task import RectTask
+from harness_rect.experiments.results import load
 from harness_rect.experiments.sweep import evaluate
 from harness_rect.model_wrappers.unedited import ComparingLM
 from harness_rect.session import EditSession
@@ -260,6 +261,21 @@ def test_a_foreign_results_file_is_not_written_over(here) -> None:
     with pytest.raises(UserError, match="not written by a sweep"):
         sweep()
     assert path.read_text() == '{"results": {}}'
+
+
+@pytest.mark.parametrize("name", ["results.json", "samples_rect_zsre.jsonl"])
+def test_a_damaged_evaluation_is_set_aside_and_made_again(
+    finished: Path, name: str, undisturbed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = finished / "out/model/rome/order0/edits_003" / name
+    path.write_text(path.read_text().replace("0.", "1.", 1))
+    with pytest.raises(UserError, match="is not the file that was written"):
+        loaded = load(path.with_name("results.json"))
+        loaded.samples("rect_zsre")
+    sweep()
+    assert f"{name} is not the file that was written" in caplog.text
+    (aside := path.with_name("results.json.damaged")).unlink()
+    assert files(finished / "out") == files(undisturbed) and not aside.exists()
 
 
 def test_two_sweeps_in_one_folder_and_several_processes_are_refused(

@@ -1,0 +1,60 @@
+"""Faults for as long as asked: ``make faults``, or ``python -m faults`` in ``tests/``.
+
+A fault is injected again by ``python -m faults --only CLASS --seed SEED --count 1``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import time
+from itertools import count as numbers
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1"}
+os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+import torch
+from faults.classes import CLASSES
+from faults.works import prepared
+
+#: Real processes take longer than all else together.
+RARE = {"real processes": 6}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=CLASSES, action="append", help="this class; may be repeated")
+    parser.add_argument("--seconds", type=float, default=3600, help="stop after so long (default 3600)")
+    parser.add_argument("--count", type=int, default=10**9, help="stop after so many faults of each class")
+    parser.add_argument("--seed", default=str(int(time.time())), help="of the faults (default: the time)")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    chosen = given.only or list(CLASSES)
+    tried, defects = dict.fromkeys(chosen, 0), dict.fromkeys(chosen, 0)
+    end = time.monotonic() + given.seconds
+    with prepared():
+        for number in numbers():
+            for name in chosen:
+                if number >= given.count or time.monotonic() > end:
+                    break
+                if number % RARE.get(name, 1) and not given.only:
+                    continue
+                seed = f"{given.seed}-{number}" if given.count > 1 else given.seed
+                found = CLASSES[name](random.Random(seed))
+                tried[name] += found is not None
+                if found:
+                    defects[name] += 1
+                    print(f"--- {name}, seed {seed}", *found, "", sep="\n", flush=True)
+            if number >= given.count or time.monotonic() > end:
+                break
+    print(f"{'fault':<34}{'tried':>8}{'defects':>9}")
+    for name in chosen:
+        print(f"{name:<34}{tried[name]:>8}{defects[name]:>9}")
+    print(f"{'all':<34}{sum(tried.values()):>8}{sum(defects.values()):>9}")
+    return int(any(defects.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
