@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
 from torch.utils import collect_env
 
+from harness_rect.errors import Failed
 from harness_rect.io.checksums import SUMS, write_sums
 from harness_rect.io.files import temporary_folder, written_whole
 
@@ -226,14 +228,21 @@ class Finished:
             ending = f"_{self._tracker.date_id}"
             written = sorted(temporary.iterdir(), key=lambda path: path.name.startswith("results"))
             lines = sum(path.read_bytes().count(b"\n") for path in written[:-1])
-            complete = written and lines == sum(map(len, (samples or {}).values()))
+            complete = written and lines == sum(map(len, (samples or {}).values())) and _is_json(written[-1])
             if not complete or len(written) != 1 + len(samples or ()):  # its writer only logs failures
-                raise RuntimeError(f"lm-eval could not write the results of {folder}")
+                raise Failed(f"{folder}: lm-eval could not write the results; is the disk full?")
             *names, last = [path.rename(temporary / path.name.replace(ending, "")).name for path in written]
             write_sums(temporary)
             for name in (*names, SUMS, last):
                 with written_whole(folder / name) as whole:
                     (temporary / name).replace(whole)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_bytes()))
+    except ValueError:
+        return False
 
 
 def evaluate(model: LM, name: str, **given: Any) -> Finished:

@@ -19,8 +19,9 @@ import torch
 from faults.classes import CLASSES
 from faults.works import prepared
 
-#: Real processes take longer than all else together.
-RARE = {"real processes": 6}
+#: What takes longest is done in every so many rounds only.
+RARE = {"real processes": 12, "together: sweeps": 4, "damaged: sweep checksums": 4, "killed: lm_eval": 3}
+RARE |= dict.fromkeys(("killed: sweep", "damaged: sweep results", "damaged: unfinished trajectories"), 2)
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ Each runs in a world, a folder with its inputs, and writes below ``disk`` in it.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import mmap
@@ -187,7 +188,7 @@ def _inputs() -> Path:
     (folder / "model").symlink_to(MODEL)
     (folder / "facts.json").write_text(json.dumps(FACTS))
     (folder / "hparams.json").write_text(json.dumps(HPARAMS))
-    (folder / "text.txt").write_text("A city by the sea.\n\nIt rained in the old town, for days.\n\n" * 30)
+    (folder / "text.txt").write_text("A city by the sea.\n\nIt rained in the old town, for days.\n\n" * 12)
     (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
     return folder
 
@@ -282,6 +283,7 @@ def prepared() -> Iterator[None]:
     with torch.no_grad():
         model(**tokenizer("a", return_tensors="pt"))
     describe_machine()
+    gc.freeze()  # a fork that collects need not copy all this
     for name in ("rome", "mend"):
         presets(METHODS[name])
     once: Callable[..., Any] = cache(code_digest)
