@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 
 #: Module, or a package it is in -> the cause of its messages, and what to do; the longest name counts.
 ADVICE = {
+    "api": "An argument of a Python function: correct the one that is named.",
     "cli": "An option of a command: correct the one that is named; `harness-rect COMMAND --help` has all.",
     "compat": "The evaluation cannot be run by lm-eval as it is: see the message.",
     "config": "An argument of editing: correct it; the table of arguments in the README has all.",

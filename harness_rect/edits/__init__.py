@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness_rect.edits.edit import Consequence, Edit, MultiHop, Probe, Query, fingerprint
-from harness_rect.edits.readers import EditStream, load_edits
+from harness_rect.edits.readers import EditStream, edits_of, load_edits
 
 __all__ = [
     "Consequence",
@@ -12,6 +12,7 @@ __all__ = [
     "MultiHop",
     "Probe",
     "Query",
+    "edits_of",
     "fingerprint",
     "load_edits",
 ]

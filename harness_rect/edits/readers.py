@@ -9,11 +9,11 @@ import logging
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 from harness_rect import embedded
 from harness_rect.edits.edit import Edit
@@ -87,22 +87,43 @@ def load_edits(spec: str) -> EditStream:
         UserError: one line that names file, row (from 0, as in the slice) and field.
     """
     name, selection = split_spec(spec)
-    rows = _select(_rows_of(name), selection, spec)
-    used: set[str] = set()
+    return _stream(_select(_rows_of(name), selection, spec), spec)
+
+
+def edits_of(given: Iterable[Mapping[str, Any] | Edit], spec: str = "edits") -> EditStream:
+    """The edits of rows in memory, in any of the formats of a file, or of edits that are made already.
+
+    Args:
+        given: rows as dicts, ``Edit`` objects, or both.
+        spec: what messages call them.
+
+    Raises:
+        UserError: there are none, one is wrong, or two ``Edit`` objects have one id.
+    """
+    items = [one if isinstance(one, Edit) else Row(one, spec, i) for i, one in enumerate(given)]
+    if not items:
+        raise UserError(f"{spec}: no edits are given")
+    return _stream(items, spec)
+
+
+def _stream(items: Sequence[Row | Edit], spec: str) -> EditStream:
+    used = {item.id for item in items if isinstance(item, Edit)}
+    if len(used) < sum(isinstance(item, Edit) for item in items):
+        raise UserError(f"{spec}: two edits have the same id; ids must differ")
     edits: list[Edit] = []
     loosely: list[str] = []
-    for row in rows:
-        for edit, loose in _to_edits(row, used):
+    for item in items:
+        for edit, loose in [(item, False)] if isinstance(item, Edit) else _to_edits(item, used):
             edits.append(edit)
             if loose:
                 loosely.append(edit.id)
-    warnings = (*_warnings(edits, loosely), *_misspelled(rows))
+    warnings = (*_warnings(edits, loosely), *_misspelled([item for item in items if isinstance(item, Row)]))
     for line in warnings:
         _log_once(logging.WARNING, f"edits {spec}: {line}")
     for field, what in (("paraphrases", "paraphrases"), ("neighborhood", "neighborhood prompts")):
         if lacking := sum(not getattr(edit, field) for edit in edits):
             _log_once(logging.INFO, f"edits {spec}: {lacking} of {len(edits)} edits have no {what}")
-    return EditStream(tuple(edits), spec, warnings, len(rows))
+    return EditStream(tuple(edits), spec, warnings, len(items))
 
 
 @cache

@@ -43,6 +43,11 @@ def resolve_model(name: Any) -> Any:
     return str(MODELS[name] / "model") if is_embedded(name) else name
 
 
+def name_of(folder: str) -> str | None:
+    """The name of the embedded model that was loaded from a folder, None for any other."""
+    return next((name for name in MODELS if folder == resolve_model(name)), None)
+
+
 def is_embedded(name: Any) -> bool:
     return isinstance(name, str) and name in MODELS
 
