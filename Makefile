@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 
 SECONDS ?= 3600
 
-.PHONY: setup demo fuzz test lint scores test-lm-eval test-transformers test-vllm
+.PHONY: setup demo docs fuzz test lint scores test-lm-eval test-transformers test-vllm
 
 # Installed again only when what is to be installed has changed.
 setup: $(VENV)/.installed
@@ -18,6 +18,10 @@ $(VENV)/.installed: pyproject.toml constraints-ci.txt
 # The embedded default: a small model of our own, 20 facts edited by ROME with RECT, all ten tasks. No network.
 demo: setup
 	HF_HUB_OFFLINE=1 $(BIN)/lm_eval --model edited_hf --tasks rect_suite
+
+# The documentation site, into site/: it opens from disk. A broken link or anchor fails. No network.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # One thread a worker: two workers with two threads each would fight over two cores.
 test: setup

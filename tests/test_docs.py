@@ -7,7 +7,9 @@ import importlib
 import importlib.util
 import inspect
 import re
+import shlex
 import sys
+import zipfile
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
@@ -15,8 +17,11 @@ from typing import Any
 
 import pytest
 from hatchling.build import build_wheel
+from lm_eval.__main__ import cli_evaluate
 from support import tiny_models
+from support.our_tasks import without_lm_evals_tasks
 
+import harness_rect._autoload  # noqa: F401  lets lm-eval find the model and the tasks
 from harness_rect import cli
 from harness_rect.config import EditConfig
 from harness_rect.edits import load_edits
@@ -29,8 +34,16 @@ from harness_rect.regularizers import REGULARIZERS, Regularizer
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-#: Fenced blocks: language, the file that a reader puts it into, and text.
-BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+#: Fenced blocks: language, title (the file that a reader puts it into) and text.
+BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', flags=re.DOTALL | re.MULTILINE)
+
+#: Tutorials; one that goes on where another ended comes after it.
+TUTORIALS = [
+    ("edit_your_model",),
+    ("paper_figure", "rect_or_smaller_steps"),
+    ("your_own_method",),
+    ("on_a_cluster",),
+]
 
 
 #: Where an entry of a type is looked up by name.
@@ -108,6 +121,60 @@ def test_the_example_of_another_package_adds_a_regularizer(tmp_path, monkeypatch
     config = EditConfig.from_args(edits="tiny", regularizer="norm_clip", max_ratio="0.005")
     assert config.regularizer.model_dump() == {"max_ratio": 0.005}
     assert type(config.regularizer).__module__ == "norm_clip"
+
+
+@pytest.mark.parametrize("names", TUTORIALS, ids=lambda names: names[0])
+def test_a_tutorial_can_be_followed(names, tmp_path, monkeypatch, registries, capsys):
+    monkeypatch.chdir(tmp_path)
+    without_lm_evals_tasks(monkeypatch, tmp_path / "empty")
+    for name in names:
+        scope: dict[str, Any] = {"__name__": name}
+        for language, title, text in BLOCK.findall((DOCS / "tutorials" / f"{name}.md").read_text("utf-8")):
+            if title.startswith("Not run by the tests: "):
+                continue
+            if title == "prints":
+                assert capsys.readouterr().out == text
+            elif title:
+                Path(title).parent.mkdir(parents=True, exist_ok=True)
+                Path(title).write_text(text, encoding="utf-8")
+            elif language == "bash":
+                for line in text.replace("\\\n", "").splitlines():
+                    run_command(shlex.split(line), monkeypatch)
+            else:
+                assert language == "python"
+                capsys.readouterr()
+                exec(compile(text, name, "exec"), scope)
+
+
+def run_command(words: list[str], monkeypatch) -> None:
+    """A line of a shell, in this process: another one imports torch again."""
+    match words:
+        case ["harness-rect", *options]:
+            assert cli.main(options) == 0
+        case ["lm_eval", *_]:
+            monkeypatch.setattr(sys, "argv", words)
+            cli_evaluate()
+        case ["pip", "install", package]:
+            with monkeypatch.context() as there:
+                there.chdir(package)
+                zipfile.ZipFile(build_wheel(".")).extractall("installed")
+            monkeypatch.syspath_prepend(Path(package, "installed").resolve())
+            for registry in (METHODS, REGULARIZERS):
+                monkeypatch.setattr(registry, "_plugins", None)
+        case _:
+            raise AssertionError(f"not known how to run {words}")
+
+
+def test_every_tutorial_is_followed():
+    followed = {name for names in TUTORIALS for name in names}
+    assert followed == {path.stem for path in (DOCS / "tutorials").glob("*.md")}
+
+
+def test_the_links_of_the_readme_lead_to_files():
+    text = (DOCS.parent / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= 120
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert (DOCS.parent / link).exists(), link
 
 
 def test_the_generated_tables_are_up_to_date():

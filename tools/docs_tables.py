@@ -1,6 +1,6 @@
-"""Write the tables of the documentation that are made from the code: python -m tools.docs_tables
+"""Write the parts of the documentation that are made from the code: python -m tools.docs_tables
 
-A table stands in README.md or docs/ between ``<!-- table: NAME -->`` and ``<!-- end of table -->``. The
+Such a part stands in README.md or docs/ between ``<!-- table: NAME -->`` and ``<!-- end of table -->``. The
 options that ``harness-rect COMMAND --help`` shows are written as well.
 """
 
@@ -29,7 +29,7 @@ REGION = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", flag
 
 def pages() -> list[Path]:
     """The files that may hold tables."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def rewritten(text: str) -> str:
@@ -106,6 +106,17 @@ def published_presets() -> str:
     )
 
 
+def all_metrics() -> str:
+    """What every task reports; the tasks of the GLUE suite report the same."""
+    rows = {}
+    for task in catalogue.TASKS.values():
+        name = "rect_glue_*" if task.group == "rect_glue" else task.name
+        for m in task.metrics:
+            cells = (f"`{m.name}`", m.title, m.protocol, "higher" if m.higher_is_better else "lower")
+            rows[name, m.name] = (f"`{name}`", *cells)
+    return markdown(["task", "metric", "what it is", "protocol", "better when"], rows.values())
+
+
 def metrics(group: str) -> str:
     """What the tasks of a group report."""
     of = [metric for task in catalogue.TASKS.values() if task.group == group for metric in task.metrics]
@@ -146,6 +157,33 @@ def errors() -> str:
     return markdown(["in", "message", "cause, and what to do"], rows)
 
 
+def commands() -> str:
+    """A section for each command, from the text of its ``--help``."""
+    options: dict[str, list[list[str]]] = {name: [] for name in cli.COMMANDS}
+    for name, flags, settings in map(json.loads, options_for_help().splitlines()):
+        value = (
+            settings.get("metavar")
+            or "|".join(settings.get("choices", ()))
+            or settings.get("dest", "").upper()
+        )
+        if not flags[0].startswith("-"):
+            flag = settings.get("metavar") or value or flags[0]
+        elif settings.get("action") == "store_true":
+            flag = ", ".join(flags)
+        else:
+            flag = f"{', '.join(flags)} {value}"
+        needed = (
+            "yes" if settings.get("required") or not (flags[0].startswith("-") or "nargs" in settings) else ""
+        )
+        meaning = settings.get("help", "").replace("%%", "%").replace("|", "\\|")
+        options[name].append([f"`{flag}`".replace("|", "\\|"), meaning, needed])
+    return "\n\n".join(
+        f"## {name}\n\n`harness-rect {name}`: {purpose}.\n\n"
+        + markdown(["option", "meaning", "required"], options[name])
+        for name, purpose in cli.COMMANDS.items()
+    )
+
+
 #: Name in the pages -> what makes the table.
 TABLES: dict[str, Callable[[], str]] = {
     "arguments": arguments,
@@ -154,6 +192,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "presets": published_presets,
     "methods": methods,
     "paper_sweeps": paper_sweeps,
+    "commands": commands,
+    "metrics": all_metrics,
     "metrics_glue": partial(metrics, "rect_glue"),
     "regularizers": regularizers,
     "tasks": tasks,

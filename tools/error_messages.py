@@ -13,7 +13,7 @@ ADVICE = {
     "api": "An argument of a Python function: correct the one that is named.",
     "cli": "An option of a command: correct the one that is named; `harness-rect COMMAND --help` has all.",
     "compat": "The evaluation cannot be run by lm-eval as it is: see the message.",
-    "config": "An argument of editing: correct it; the table of arguments in the README has all.",
+    "config": "An argument of editing: correct it; [reference/arguments.md](reference/arguments.md) has all.",
     "edits": "`edits=`, or a row of its file: correct the row that is named; the formats are in"
     " [edit_files.md](edit_files.md).",
     "embedded": "The embedded model: see the message.",
@@ -36,7 +36,8 @@ ADVICE = {
     "measure": "An edit cannot be measured with this model: leave its row out.",
     "methods": "The method cannot make these edits in this model, or a hyper-parameter is wrong; see"
     " [methods.md](methods.md).",
-    "model_wrappers": "`--model_args`: correct the argument that is named; the README has all.",
+    "model_wrappers": "`--model_args`: correct the argument that is named;"
+    " [reference/arguments.md](reference/arguments.md) has all.",
     "models": "The model cannot be loaded or edited, or a prompt does not fit it; see"
     " [adding_a_model_family.md](adding_a_model_family.md).",
     "moments": "Second moments, or the text they are computed from: give others with `stats=`, or make some"
@@ -44,7 +45,7 @@ ADVICE = {
     "precision": "The device has no double precision: see the message.",
     "processes": "One of several processes failed, or they cannot work together: see the message.",
     "registry": "A name that is not registered, or packages whose names clash: correct it, or remove one.",
-    "regularizers": "A setting of the regularizer: correct it; the README has a table of regularizers.",
+    "regularizers": "A setting of the regularizer: correct it; [methods.md](methods.md) has a table of them.",
     "session": "The run, its cache or its output folder: see the message.",
     "training": "`harness-rect train-mend`: change the option that is named, or the rows.",
     "validation": "A value of another type than expected: correct the key that is named.",

@@ -44,7 +44,7 @@ def load_errors(what: str) -> Iterator[None]:
         if isinstance(error, TypeError) and "unexpected keyword argument" in text:
             name = text.rpartition("argument ")[2]
             raise UserError(
-                f"{what}: there is no argument {name}; see the table of arguments in the README"
+                f"{what}: there is no argument {name}; see docs/reference/arguments.md"
             ) from error
         first = text.splitlines()[0] if text else ""
         if not isinstance(error, OSError | ValueError | SafetensorError) or not first:
