@@ -10,7 +10,7 @@ import torch
 from support.every_method import EDITS as FACTS
 from support.every_method import HPARAMS, config_of, write_moments
 from support.mend_training import trainer
-from support.several_devices import SeveralDevices, spread
+from support.several_devices import SeveralDevices, over_devices
 from support.tiny_models import FAMILIES, depth, make_edit
 
 from harness_rect.config import EditConfig
@@ -28,14 +28,6 @@ def moments(tmp_path_factory) -> Path:
 
 #: More than one step even in batches of two.
 EDITS = [*FACTS, make_edit("{} is in", "The Space Needle", "Paris", id="c", target_old="Rome")]
-
-
-def over_devices(model, count=3, kind="xpu"):
-    """As device maps do: norm and head with the last block, a tied head with the embeddings."""
-    parts = locate(model)
-    names = [parts.norm] if model.config.tie_word_embeddings else [parts.norm, parts.head]
-    blocks, last = ([model.get_submodule(name) for name in group] for group in (parts.blocks, names))
-    spread(model, blocks, last, count, kind)
 
 
 @pytest.fixture

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from harness_rect.models.architecture import locate
 
 #: Kinds of devices that torch can name everywhere: one of which no code here knows anything, and Apple's,
 #: which has no float64.
@@ -30,6 +36,8 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 def place(tensor: Tensor, device: torch.device | None) -> None:
     """Say that a tensor lies on this device; None: on the CPU."""
     tensor.lies_on = device  # type: ignore[attr-defined]
+    for counted in Counted.entered:
+        counted.put(tensor, device)
 
 
 def device_of(tensor: Tensor) -> torch.device | None:
@@ -166,3 +174,67 @@ def spread(
             place(tensor, device)
         if devices > 1 and (module is model or module in blocks or list(module.parameters(recurse=False))):
             add_hook_to_module(module, _Moves(device, io_same_device=module is model))
+
+
+def over_devices(model: Any, count: int = 3, kind: str = "xpu") -> dict[str, torch.device]:
+    """As device maps do: norm and head with the last block, a tied head with the embeddings; the map."""
+    parts = locate(model)
+    names = [name for name in (parts.norm, None if model.config.tie_word_embeddings else parts.head) if name]
+    blocks, last = ([model.get_submodule(name) for name in group] for group in (parts.blocks, names))
+    spread(model, blocks, last, count, kind)
+    every = [torch.device(kind, i) for i in range(count)]
+    places = {name: every[i * count // len(blocks)] for i, name in enumerate(parts.blocks)}
+    return {"": every[0]} | dict.fromkeys(names, every[-1]) | places
+
+
+class Counted(TorchDispatchMode):
+    """While it is entered, the bytes on each simulated device are counted, from a model's weights on.
+
+    Attributes:
+        most: device -> the largest number so far.
+    """
+
+    entered: ClassVar[list[Counted]] = []
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.now: Counter[torch.device | None] = Counter()
+        self.most: Counter[torch.device | None] = Counter()
+        self._where = WeakIdKeyDictionary()
+        for tensor in model.parameters():
+            self.put(tensor, device_of(tensor))
+
+    def __enter__(self) -> Counted:
+        self.entered.append(self)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.entered.remove(self)
+        super().__exit__(*error)
+
+    def put(self, tensor: Tensor, device: torch.device | None) -> None:
+        """Count the memory of a tensor on this device and no longer on another."""
+        storage = tensor.untyped_storage()
+        if storage in self._where:
+            self.now[self._where[storage][0]] -= storage.nbytes()
+            self._where[storage][0] = device
+        else:
+            self._where[storage] = place = [device]
+            weakref.finalize(storage, self._freed, place, storage.nbytes())
+        self.now[device] += storage.nbytes()
+        self.most[device] = max(self.most[device], self.now[device])
+
+    def _freed(self, place: list[torch.device | None], size: int) -> None:
+        self.now[place[0]] -= size
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        known = (self._where.get(tensor.untyped_storage()) for tensor in _tensors(args) if tensor.dim())
+        device = next((place[0] for place in known if place and place[0]), None)
+        for tensor in _tensors(result):
+            if tensor.untyped_storage() not in self._where:
+                self.put(tensor, device)
+        return result

@@ -15,7 +15,7 @@ from harness_rect.experiments.sweep.checked import Checked, by_row, load_model, 
 from harness_rect.experiments.sweep.clock import Timing
 from harness_rect.experiments.sweep.display import duration
 from harness_rect.experiments.sweep.evaluate import Evaluator, prompt_format
-from harness_rect.experiments.sweep.memory import device_of, free_on, needed, skeleton, weights_of
+from harness_rect.experiments.sweep.memory import device_of, free_on, needed, parts_of, skeleton, weights_of
 from harness_rect.experiments.sweep.networks import are_trained, seconds_of_a_step
 from harness_rect.experiments.sweep.plan import Evaluation, ModelEntry, Plan, Trajectory
 from harness_rect.io.progress import logging_only
@@ -98,33 +98,35 @@ def show_dry_run(plan: Plan, timing: Timing, console: Console) -> None:
 
 
 def _show_memory(plan: Plan, console: Console) -> dict[str, int]:
-    """Print the memory that each series needs on its device; label of a model -> bytes of its weights."""
-    table = Table(title="memory on the device, without lm-eval's batches")
-    for heading in (
-        "",
-        "weights",
-        "copies of edited weights",
-        "second moments, keys",
-        "largest step",
-        "total",
-    ):
-        table.add_column(heading, justify="left" if not heading else "right", overflow="fold")
+    """Print the memory that each series needs on each device; label of a model -> bytes of its weights."""
+    tables: dict[torch.device, Table] = {}
     found: dict[str, int] = {}
     for entry in plan.config.models:
-        device = device_of(entry, plan.config)
         with logging_only(logging.ERROR, "harness_rect"):
             lm = skeleton(entry, **plan.config.prompts)
             found[entry.label] = weights_of(lm)
             # Orders and seeds need the same.
-            for label, trajectory in {t.label: t for t in plan.trajectories if t.model is entry}.items():
-                need = needed(lm, trajectory, plan.config, device)
-                parts = (need.weights, need.copies, need.moments, need.step, need.total)
-                table.add_row(f"{entry.label} {label}", *map(_size, parts))
-        table.add_section()
+            mine = {t.label: t for t in plan.trajectories if t.model is entry}
+            for device, part in parts_of(lm, entry, device_of(entry, plan.config)).items():
+                table = tables.setdefault(device, _memory_table(device))
+                for label, trajectory in mine.items():
+                    need = needed(lm, trajectory, plan.config, device, part)
+                    parts = (need.weights, need.copies, need.moments, need.step, need.total)
+                    table.add_row(f"{entry.label} {label}", *map(_size, parts))
+                table.add_section()
+    for device, table in tables.items():
         table.add_row(f"free on {device}", "", "", "", "", _size(free_on(device)))
-        table.add_section()
-    console.print(table)
+        console.print(table)
     return found
+
+
+def _memory_table(device: torch.device) -> Table:
+    table = Table(title=f"memory on {device}, without lm-eval's batches")
+    headings = ("weights", "copies of edited weights", "second moments, keys", "largest step", "total")
+    table.add_column("", overflow="fold")
+    for heading in headings:
+        table.add_column(heading, justify="right", overflow="fold")
+    return table
 
 
 def _size(n: int) -> str:

@@ -1,4 +1,4 @@
-"""How much memory a trajectory needs on its device, from the model's configuration alone.
+"""How much memory a trajectory needs on each of its devices, from the model's configuration alone.
 
 What one token takes in a forward pass, and what a block keeps of it for a backward pass, was measured on
 GPT-2's and Llama's blocks with torch's profiler; attention is taken to be fused. Allocators, libraries and
@@ -7,12 +7,14 @@ the batches of lm-eval come on top.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import torch
 import transformers
+from accelerate.utils import get_balanced_memory, get_max_memory, infer_auto_device_map
 
 from harness_rect import embedded
 from harness_rect.compat.transformers import STEPWISE_GELU
@@ -38,6 +40,20 @@ from harness_rect.models.prompt_format import PromptFormat
 LOOKED_AT = 64
 #: Bytes for each element of a weight while its update is trimmed, or its change measured.
 TRIMMING = 32
+
+
+@dataclass(frozen=True)
+class Part:
+    """What of a model lies on one device.
+
+    parameters: their names. blocks: those that are computed there. head: whether logits are. moving: most
+    bytes of weights that lie there in passing, from main memory or a disk.
+    """
+
+    parameters: Set[str]
+    blocks: Sequence[int]
+    head: bool = True
+    moving: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,31 +121,119 @@ def weights_of(lm: EditableLM) -> int:
     return sum(p.numel() * p.itemsize for p in lm.model.parameters())
 
 
-def needed(lm: EditableLM, trajectory: Trajectory, config: SweepConfig, device: torch.device) -> Needed:
-    """What a trajectory needs.
+#: Values of ``device_map`` for which accelerate looks for a place for each block; others are a device.
+MAPPED = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+def parts_of(
+    lm: EditableLM, entry: ModelEntry, device: torch.device, free: Mapping[Any, Any] | None = None
+) -> dict[torch.device, Part]:
+    """The parts of a model on the devices that lm-eval gives it: one, or all GPUs with ``parallelize``.
 
     Args:
-        lm: the model, with or without its weights.
+        lm: the model, with or without its weights. device: of a model on one.
+        free: number of a GPU, or cpu -> bytes to use; those of this machine by default.
+    """
+    given: dict[str, Any] = entry.arguments
+    if given.get("parallelize") and free is None:
+        free = {name: size for name, size in get_max_memory().items() if name != "cpu"}
+        if (most := given.get("max_memory_per_gpu")) is not None:
+            free = dict.fromkeys(free, most)
+    places: Mapping[str, Any] = {"": device}
+    if given.get("parallelize") and free:
+        if (most := given.get("max_cpu_memory")) is not None:
+            free = {**free, "cpu": most}
+        asked = given.get("device_map") or "auto"
+        places = _mapped(lm.model, asked, free) if asked in MAPPED else {"": asked}
+    return parts_in(lm, places)
+
+
+def _mapped(model: Any, how: str, free: Mapping[Any, Any]) -> dict[str, Any]:
+    """Where transformers puts the modules of a model for ``device_map=auto`` and the like."""
+    whole = list(model._no_split_modules or [])
+    if how != "sequential":
+        free = get_balanced_memory(
+            model, dict(free), no_split_module_classes=whole, low_zero=how == "balanced_low_0"
+        )
+    return infer_auto_device_map(model, dict(free), no_split_module_classes=whole)
+
+
+def parts_in(lm: EditableLM, places: Mapping[str, Any]) -> dict[torch.device, Part]:
+    """The parts of a model in a device map: name of a module or parameter -> device, cpu or disk.
+
+    What lies in main memory or on a disk beside GPUs is computed on the first GPU.
+    """
+    devices = {name: _device(place) for name, place in places.items()}
+    first = next((device for device in devices.values() if device.type not in OFFLOADED), None)
+
+    def lies_on(name: str) -> torch.device:
+        prefixes = (name.rsplit(".", n)[0] for n in range(name.count(".") + 1))
+        return next(devices[prefix] for prefix in (*prefixes, "") if prefix in devices)
+
+    def computed_on(name: str) -> torch.device:
+        device = lies_on(name)
+        return device if first is None or device.type not in OFFLOADED else first
+
+    a, parameters = lm.architecture, dict(lm.model.named_parameters())
+    blocks = [computed_on(a.weight_name(layer)) for layer in range(a.n_layers)]
+    head = blocks[-1] if a.head is None else computed_on(f"{a.head}.weight")
+    moved = [p.numel() * p.itemsize for name, p in parameters.items() if computed_on(name) != lies_on(name)]
+    return {
+        device: Part(
+            {name for name in parameters if lies_on(name) == device},
+            [layer for layer, where in enumerate(blocks) if where == device],
+            device == head,
+            max(moved, default=0) if device == first else 0,
+        )
+        for device in dict.fromkeys(devices.values())
+        if device.type != "meta"
+    }
+
+
+#: Kinds of devices of weights that are computed elsewhere; ``meta`` stands for a disk.
+OFFLOADED = ("cpu", "meta")
+
+
+def _device(place: Any) -> torch.device:
+    return torch.device("meta" if place == "disk" else f"cuda:{place}" if isinstance(place, int) else place)
+
+
+def needed(
+    lm: EditableLM,
+    trajectory: Trajectory,
+    config: SweepConfig,
+    device: torch.device,
+    part: Part | None = None,
+) -> Needed:
+    """What a trajectory needs on a device.
+
+    Args:
+        lm: the model, with or without its weights. part: what lies there; all of it by default.
 
     Raises:
         UserError: the trajectory's hyper-parameters cannot be used with this model.
     """
-    return _Estimate(lm, trajectory, config, device).needed()
+    return _Estimate(lm, trajectory, config, device, part or parts_in(lm, {"": device})[device]).needed()
 
 
 class _Estimate:
     """The numbers that decide it.
 
     Attributes:
-        sizes: elements of each edited weight. first: the first edited block.
+        sizes: elements of each edited weight that lies here. first: the first edited block.
         networks: bytes of MEND's networks. edits: some of them.
         width, target: most tokens of their prompts with the target, and of the target.
     """
 
     def __init__(
-        self, lm: EditableLM, trajectory: Trajectory, config: SweepConfig, device: torch.device
+        self,
+        lm: EditableLM,
+        trajectory: Trajectory,
+        config: SweepConfig,
+        device: torch.device,
+        here: Part,
     ) -> None:
-        self.lm, self.a, self.device = lm, lm.architecture, device
+        self.lm, self.a, self.device, self.here = lm, lm.architecture, device, here
         self.n_edits = len(trajectory.edits)
         self.batch = min(trajectory.config.edit_batch_size, self.n_edits)
         self.method = METHODS[trajectory.config.method]
@@ -148,11 +252,12 @@ class _Estimate:
                 names = self.method.weights(lm, self.hparams)
         parameters = dict(lm.model.named_parameters())
         self.itemsize = next(iter(parameters.values())).itemsize
-        self.sizes = [parameters[name].numel() for name in names]
+        mine = [name for name in names if name in here.parameters]
+        self.sizes = [parameters[name].numel() for name in mine]
         self.first = next(
             i for i, block in enumerate(self.a.blocks) if any(name.startswith(f"{block}.") for name in names)
         )
-        shapes = {tuple(parameters[name].shape) for name in names}
+        shapes = {tuple(parameters[name].shape) for name in mine}
         # One network for each shape: two layers, each of two matrices of this rank.
         self.networks = 4 * copies * sum(4 * rank * sum(shape) for shape in shapes)
         self.edits = trajectory.edits[:LOOKED_AT]
@@ -166,15 +271,20 @@ class _Estimate:
             method = max(self._search(), solving)
         else:
             method = self._gradients()
-        dense = 4 * sum(self.sizes) + TRIMMING * max(self.sizes)
+        dense = 4 * sum(self.sizes) + TRIMMING * max(self.sizes, default=0)
         copies = sum(self.sizes) * (4 + self.itemsize)
-        step = max(method, dense, self._measuring())
-        return Needed(weights_of(self.lm), copies + self.networks, moments, step)
+        step = max(method, dense, self._measuring()) + self.here.moving
+        weights = sum(
+            p.numel() * p.itemsize for n, p in self.lm.model.named_parameters() if n in self.here.parameters
+        )
+        return Needed(weights, copies + self.networks, moments, step)
 
     # -- parts, in bytes ----------------------------------------------------------------------------
 
     def _forward(self, fused: bool = True) -> int:
         """Of a token in a pass without gradients."""
+        if not self.here.blocks:
+            return 0
         return (4 * self.a.d_model + self._mlp(fused, 2) * self.a.d_mlp) * self.itemsize
 
     def _backward(self, fused: bool = True) -> int:
@@ -190,6 +300,8 @@ class _Estimate:
 
     def _logits(self, places: int) -> int:
         """The model's own and float32 copies of them."""
+        if not self.here.head:
+            return 0
         return places * self.lm.model.config.get_text_config().vocab_size * (self.itemsize + 12)
 
     def _measuring(self) -> int:
@@ -210,19 +322,19 @@ class _Estimate:
         # A GPU takes as many facts at a time as fit in its free memory.
         limit = 0 if self.device.type == "cuda" else CPU_TOKENS
         facts = max(1, min(self.batch, limit // (contexts * width)))
-        rows, later = facts * contexts, self.a.n_layers - layer
+        rows, later = facts * contexts, self._blocks_from(layer)
         config = self.lm.model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         kept = 2 * heads * head * self.itemsize  # keys and values of a token in a block
-        first = rows * width * (self.a.n_layers * kept + self._forward())
+        first = rows * width * (len(self.here.blocks) * kept + self._forward())
         steps = rows * width * later * kept + rows * behind * later * self._backward()
         reading = min(CHUNK_TOKENS, self.batch * contexts * width) * self._forward()
         return max(reading, max(first, steps) + self._logits(rows * self.target))
 
     def _gradients(self) -> int:
         """Of the other methods: a backward pass through the blocks from the first edited one on."""
-        h, blocks, tokens, beside = self.hparams, self.a.n_layers - self.first, self.batch * self.width, 0
+        h, blocks, tokens, beside = self.hparams, self._blocks_from(self.first), self.batch * self.width, 0
         if isinstance(h, KnHyperParameters):
             tokens = min(PASS_TOKENS, self.a.n_layers * h.steps * self.width)
         elif isinstance(h, FtHyperParameters):
@@ -232,11 +344,17 @@ class _Estimate:
             beside = 3 * 4 * tokens * len(self.sizes) * (self.a.d_model + self.a.d_mlp)  # x and g
         return tokens * blocks * self._backward(fused=False) + beside
 
+    def _blocks_from(self, layer: int) -> int:
+        return sum(block >= layer for block in self.here.blocks)
+
     def _moments(self) -> tuple[int, int]:
         """(what stays from step to step, what factoring takes beside)."""
         if self.hparams is None:
             return 0, 0
-        layers, matrix = self.method.needs_statistics(self.hparams), 8 * self.a.d_mlp**2
+        layers = [n for n in self.method.needs_statistics(self.hparams) if n in self.here.blocks]
+        matrix = 8 * self.a.d_mlp**2
+        if not layers and len(self.here.blocks) < self.a.n_layers:
+            return 0, 0
         alphaedit = isinstance(self.hparams, AlphaEditHyperParameters)
         stays = len(layers) * matrix
         if alphaedit or getattr(self.hparams, "history", "none") == "keys":

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from support.several_devices import Counted, SeveralDevices, over_devices
 
 from harness_rect import embedded
 from harness_rect.errors import UserError
-from harness_rect.experiments.sweep.memory import needed, skeleton, weights_of
+from harness_rect.experiments.sweep.memory import Part, needed, parts_in, parts_of, skeleton, weights_of
 from harness_rect.experiments.sweep.plan import ModelEntry, SweepConfig, make_plan
 from harness_rect.session import EditSession
 
@@ -64,6 +65,51 @@ def test_it_is_within_15_percent_of_what_torch_counts(model: str, n: int, method
     session = EditSession(loaded, tokenizer, trajectory.config, trajectory.edits, model)
     edited = peak_allocated(lambda: session.run(on_step=lambda done: None), "cpu")
     assert told.total == pytest.approx(weights + edited, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("model", "n", "method"),
+    [
+        ("rect-tiny", 4, {"method": "memit", "edit_batch_size": 4}),
+        ("rect-tiny-llama", 1, "ft"),
+    ],
+)
+def test_on_each_of_several_devices_too(model: str, n: int, method: Any) -> None:
+    config, trajectory = planned(model, n, method)
+    folder = embedded.resolve_model(model)
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    places = over_devices(loaded, 3)
+    lm = skeleton(config.models[0])
+    told = {
+        device: needed(lm, trajectory, config, device, part).total
+        for device, part in parts_in(lm, places).items()
+    }
+    with SeveralDevices():
+        session = EditSession(loaded, tokenizer, trajectory.config, trajectory.edits, model)
+        with Counted(loaded) as counted:
+            session.run(on_step=lambda done: None)
+    assert len(told) == 3
+    assert told == pytest.approx({device: counted.most[device] for device in told}, rel=0.15)
+
+
+def test_parallelize_puts_a_model_where_accelerate_does() -> None:
+    lm = skeleton(entry())
+    size, blocks, names = weights_of(lm), list(range(6)), {name for name, _ in lm.model.named_parameters()}
+    assert parts_of(lm, entry(), CPU) == {CPU: Part(names, blocks)}
+    spread = entry(parallelize=True, max_cpu_memory=size, offload_folder="x")
+    first, second = (torch.device("cuda", i) for i in range(2))
+    parts = parts_of(lm, spread, CPU, {0: int(0.7 * size), 1: size})
+    assert list(parts) == [first, second] and sum(len(part.parameters) for part in parts.values()) == len(
+        names
+    )
+    assert parts[first].blocks + parts[second].blocks == blocks and parts[first].blocks != blocks
+    assert [part.head for part in parts.values()] == [True, False], "tied to the embeddings"
+    parts = parts_of(lm, spread, CPU, {0: int(0.7 * size)})
+    assert list(parts) == [first, CPU] and parts[first].moving and not parts[CPU].moving
+    assert (parts[first].blocks, parts[CPU].blocks) == (blocks, []) and parts[CPU].parameters
+    on_disk = parts_in(lm, {"": 1, "transformer.h.5": "disk"})
+    assert list(on_disk) == [second] and on_disk[second].blocks == blocks and on_disk[second].moving
 
 
 def test_it_follows_dtype_and_shape(tmp_path) -> None:
