@@ -14,14 +14,19 @@ from typing import Any
 
 import lm_eval
 import pytest
+import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import model_registry
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from support.lm_eval_files import without_groups
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import harness_rect._autoload  # noqa: F401  registers the model classes
+from harness_rect import cli, embedded
+from harness_rect.edits import load_edits
 from harness_rect.errors import UserError
+from harness_rect.session.runs import EditCache
 
 TASKS = Path(__file__).resolve().parent.parent / "tasks"
 INSTALLED = importlib.util.find_spec("vllm") is not None
@@ -202,3 +207,38 @@ def test_scores_of_three_ways_agree_within_rounding(tmp_path) -> None:
             assert getattr(other, "ended", None) == getattr(mine, "ended", None), (task, asked)
         assert stock in (None, other), (task, asked)
     assert scored > 200
+
+
+@pytest.mark.skipif(not INSTALLED, reason="vLLM is not installed: make test-vllm")
+def test_vllm_and_peft_answer_from_an_exported_adapter_as_the_edited_model(tmp_path) -> None:
+    from peft import PeftModel
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    # vLLM takes adapters for Llama's architecture, and not for GPT-2's.
+    base, edited, adapter = embedded.resolve_model("rect-tiny-llama"), tmp_path / "edited", tmp_path / "lora"
+    options = ["--model", "rect-tiny-llama", "--method", "rome", "--edits", "tiny[0:4]", "--device", "cpu"]
+    assert cli.main(["edit", *options, "--edit-cache", str(tmp_path / "runs"), "--output", str(edited)]) == 0
+    (run,) = EditCache(tmp_path / "runs").entries()
+    options = ["--format", "peft", "--output", str(adapter), "--device", "cpu"]
+    assert cli.main(["export", str(run.path), *options]) == 0
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    whole = AutoModelForCausalLM.from_pretrained(edited).eval()
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    engine = LLM(base, dtype="float32", enable_lora=True, max_lora_rank=8, **ENGINE)
+    asked = SamplingParams(temperature=0, max_tokens=8, logprobs=5)
+    prompts = [tokenizer(edit.text).input_ids for edit in load_edits("tiny[0:8]")]
+    given: Any = [{"prompt_token_ids": prompt} for prompt in prompts]
+    plain = engine.generate(given, asked, use_tqdm=False)
+    found = engine.generate(given, asked, use_tqdm=False, lora_request=LoRARequest("edited", 1, str(adapter)))
+    assert [one.outputs[0].token_ids for one in plain] != [one.outputs[0].token_ids for one in found]
+    for prompt, (answer,) in zip(prompts, (one.outputs for one in found), strict=True):
+        ids = torch.tensor([prompt])
+        with torch.no_grad():
+            expected, theirs = (model(ids).logits[0, -1].log_softmax(-1) for model in (whole, adapted))
+            continued = whole.generate(ids, do_sample=False, max_new_tokens=8)[0, len(prompt) :].tolist()
+        torch.testing.assert_close(theirs, expected, atol=1e-4, rtol=0)
+        assert list(answer.token_ids) == continued
+        for token, logprob in answer.logprobs[0].items():
+            assert logprob.logprob == pytest.approx(float(expected[token]), abs=1e-3)
