@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 
 SECONDS ?= 3600
 
-.PHONY: setup demo docs fuzz test lint scores test-lm-eval test-transformers test-vllm
+.PHONY: setup demo docs fuzz faults test lint scores test-lm-eval test-transformers test-vllm
 
 # Installed again only when what is to be installed has changed.
 setup: $(VENV)/.installed
@@ -30,6 +30,10 @@ test: setup
 # Hostile inputs for an hour, or SECONDS=60: tests/fuzz.
 fuzz: setup
 	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m fuzz --seconds $(SECONDS) $(ARGS)
+
+# Kills, full disks, damaged files and the like for an hour, or SECONDS=60: tests/faults.
+faults: setup
+	cd tests && ../$(BIN)/python -m faults --seconds $(SECONDS) $(ARGS)
 
 # One other release each, in an environment that holds it alone and takes all else from the main one: the tests of
 # what depends on it, and the embedded suite, whose scores must be those of the main environment.

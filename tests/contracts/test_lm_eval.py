@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from harness_rect.compat import lm_eval as compat
 from harness_rect.compat.lm_eval import KeptTasks, YamlTask, build_arguments, evaluate
 from harness_rect.compat.lm_eval_model import SharedPassLM
 from harness_rect.compat.prompt_options import PromptOptions, options_of_evaluation
+from harness_rect.errors import Failed
 from harness_rect.models.prompt_format import ChatTemplate
 
 TASK = """
@@ -91,12 +93,30 @@ def test_an_evaluation_is_written_by_the_trackers_two_methods_under_the_name_giv
     finished = run(manager)
     finished.write(tmp_path / "out", sweep={"n": 1})
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"results.json", "samples_one.jsonl"}, "EvaluationTracker names its files otherwise"
+    assert written == {"results.json", "samples_one.jsonl", "SHA256SUMS"}, (
+        "EvaluationTracker names its files otherwise"
+    )
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["sweep"] == {"n": 1}
     assert results["config"]["model"] == results["model_source"] == "a name"
     assert results["results"]["one"]["acc,none"] == 0.75
     assert len((tmp_path / "out" / "samples_one.jsonl").read_text().splitlines()) == 4
+
+
+def test_results_that_the_tracker_wrote_in_part_are_refused(
+    manager: KeptTasks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = EvaluationTracker.save_results_aggregated
+
+    def write_part(tracker: EvaluationTracker, *args: Any) -> None:  # as on a full disk, which it only logs
+        write(tracker, *args)
+        [path] = Path(tracker.output_path or "").parent.glob("results*.json")
+        os.truncate(path, 100)
+
+    monkeypatch.setattr(EvaluationTracker, "save_results_aggregated", write_part)
+    with pytest.raises(Failed, match="could not write the results"):
+        run(manager).write(tmp_path / "out", {})
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_means_alone_have_standard_errors_and_metrics_may_be_named_as_lm_evals_own(

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 
-from faults.forks import NOBODY, Ended, Fork, deleted, file_size, fuse, run, signalled, without_rights
+from faults.forks import Ended, Fork, deleted, file_size, fuse, run, signalled, without_rights
 from faults.works import WORKS, World, done, events, world
 
 from harness_rect.io.checksums import write_sums
@@ -73,7 +73,7 @@ def full_disk(rng: random.Random) -> list[str] | None:
     """No room: files may not grow beyond a size, or a file system is full. Then there is room again."""
     work = rng.choice([*WORKS, "edit", "stats", "train-mend", "sweep"])
     with world(work) as one:
-        if _can_mount() and rng.random() < 0.5:
+        if rng.random() < 0.5 and _can_mount():
             unmounted = one.folder / "unmounted"
             shutil.copytree(one.disk, unmounted)
             used = sum(path.stat().st_size for path in one.disk.rglob("*") if path.is_file())
@@ -143,9 +143,6 @@ def read_only(rng: random.Random) -> list[str] | None:
             if work == "edit" and rng.random() < 0.5:
                 one.put(done("edit"))
                 (one.disk / "out").rename(one.disk / "before")
-            for path in (one.folder, *one.folder.rglob("*")) if os.geteuid() == 0 else ():
-                if not path.is_symlink():
-                    os.chown(path, NOBODY, NOBODY)
             folders = [one.disk, *(path for path in one.disk.rglob("*") if path.is_dir())]
             (rng.choice(folders)).chmod(0o555)
             ended = one.run(without_rights)

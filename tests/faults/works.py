@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,8 +27,8 @@ import transformers
 import yaml
 from faults.forks import Ended, Fault, Fork, fuse, run
 
+from harness_rect import cli
 from harness_rect.code_digest import code_digest
-from harness_rect.compat.lm_eval import describe_machine
 from harness_rect.hparams import presets
 from harness_rect.io import resume
 from harness_rect.io.checksums import ASIDE, SUMS
@@ -268,33 +268,45 @@ def _content(path: Path) -> bytes:
 
 
 @contextmanager
-def prepared() -> Iterator[None]:
-    """What takes long and is the same in all forks is done once, here; states are saved at every step."""
-    from lm_eval.tasks import manager
-    from torch.utils import collect_env
+def prepared(evaluating: bool = True) -> Iterator[None]:
+    """What takes long and is the same in all forks is done once, here; states are saved at every step.
 
-    from harness_rect import cli
-    from harness_rect.experiments.sweep import runner  # noqa: F401
-
-    for command in cli.COMMANDS:
+    Args:
+        evaluating: for the works that evaluate, too.
+    """
+    for command in cli.COMMANDS if evaluating else ("edit", "stats", "train-mend"):
         cli.module_of(command)
     model = transformers.AutoModelForCausalLM.from_pretrained(MODEL)
     tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL)
     with torch.no_grad():
         model(**tokenizer("a", return_tensors="pt"))
-    describe_machine()
     gc.freeze()  # a fork that collects need not copy all this
     for name in ("rome", "mend"):
         presets(METHODS[name])
     once: Callable[..., Any] = cache(code_digest)
-    environment = collect_env.get_pretty_env_info()
-    with (
-        mock.patch("harness_rect.session.stream.code_digest", once),
-        mock.patch("harness_rect.training.mend.code_digest", once),
-        mock.patch("harness_rect.moments.provider.code_digest", once),
-        mock.patch.object(resume, "SAVE_SECONDS", 0.0),
-        mock.patch("harness_rect.moments.accumulate.BATCH_TOKENS", 80),
-        mock.patch.object(collect_env, "get_pretty_env_info", lambda: environment),
-        mock.patch.object(manager, "__file__", "empty/manager.py"),
-    ):
+    with ExitStack() as stack:
+        for patch in (
+            mock.patch("harness_rect.session.stream.code_digest", once),
+            mock.patch("harness_rect.training.mend.code_digest", once),
+            mock.patch("harness_rect.moments.provider.code_digest", once),
+            mock.patch.object(resume, "SAVE_SECONDS", 0.0),
+            mock.patch("harness_rect.moments.accumulate.BATCH_TOKENS", 80),
+            *(_evaluating() if evaluating else ()),
+        ):
+            stack.enter_context(patch)
         yield
+
+
+def _evaluating() -> tuple[Any, Any]:
+    """Describe the machine, which starts a dozen programs, and leave out lm-eval's own tasks."""
+    from lm_eval.tasks import manager
+    from torch.utils import collect_env
+
+    from harness_rect.compat import lm_eval as compat
+    from harness_rect.experiments.sweep import runner  # noqa: F401
+
+    compat.describe_machine()
+    return (
+        mock.patch.object(collect_env, "get_pretty_env_info", compat._environment),
+        mock.patch.object(manager, "__file__", "empty/manager.py"),
+    )

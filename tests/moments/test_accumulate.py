@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -320,6 +323,22 @@ def test_what_is_computed_says_what_it_is_of(make_lm, text_file, cache):
         description = json.loads(str(arrays["fingerprint"]))
         assert int(arrays["sample_size"]) >= 1
     assert description["model"] == "f" and description["tokens"] == 250 and len(description["sha256"]) == 64
+
+
+def test_moments_that_cannot_be_kept_are_used_all_the_same(
+    make_lm, text_file, monkeypatch, cache, caplog
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    usual = provider(make_lm("gpt2"), text_file)
+    usual.load([0])
+    shutil.rmtree(cache)
+    monkeypatch.setattr(provider_module, "write_moment", full)
+    unkept = provider(make_lm("gpt2"), text_file)
+    unkept.load([0])
+    assert unkept.hashes() == usual.hashes()
+    assert "the second moments cannot be kept (No space left on device)" in caplog.text
 
 
 def test_moments_that_another_process_computed_meanwhile_are_not_computed(
