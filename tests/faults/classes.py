@@ -293,6 +293,8 @@ def other_version(rng: random.Random) -> list[str] | None:
         ended = one.run()
         if ended.problem or ended.status:
             return [f"{name}: {key}={value}: {ended.problem or ended.status} {ended.said[-900:]}"]
+        if key == "format" and "is damaged" not in ended.said:
+            return [f"format {value}: not said: {ended.said[-900:]}"]
         return one.differences()
 
 
