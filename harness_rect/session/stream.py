@@ -10,6 +10,7 @@ see :mod:`harness_rect.session.runs`.
 
 from __future__ import annotations
 
+import json
 import logging
 import platform
 import time
@@ -205,6 +206,7 @@ class EditSession:
         if found is None:
             return None
         try:
+            self._check_report(found.report)
             replay(found, self._weights)
         except (Differs, UserError, LookupError, RuntimeError) as problem:
             set_aside(cache.path(key), "the kept edit run", problem)
@@ -213,6 +215,18 @@ class EditSession:
         log.info("edits taken from the cache: %s", cache.path(key))
         # The same edits and numbers may have been read from other files then.
         return found.report.model_copy(update=self._origins() | {"from_cache": True})
+
+    def _check_report(self, report: EditReport) -> None:
+        """Check that a kept report is of this version and says of the run what identifies it.
+
+        Raises:
+            Differs: it does not.
+        """
+        known = {"schema_version": SCHEMA_VERSION, "n_edits": len(self.edits)}
+        wanted, said = json.loads(json.dumps(self.identity() | known)), report.to_dict()
+        compared = wanted.keys() & EditReport.model_fields.keys() - {"hparams"}  # those have templates, too
+        if wrong := sorted(name for name in compared if said.get(name) != wanted[name]):
+            raise Differs(f"its report has another {', '.join(wrong)}")
 
     def _edit(
         self,

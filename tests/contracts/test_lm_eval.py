@@ -115,7 +115,7 @@ def test_results_that_the_tracker_wrote_in_part_are_refused(
 
     monkeypatch.setattr(EvaluationTracker, "save_results_aggregated", write_part)
     with pytest.raises(Failed, match="could not write the results"):
-        run(manager).write(tmp_path / "out", {})
+        run(manager).write(tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
 

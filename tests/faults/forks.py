@@ -158,7 +158,7 @@ def fuse(moment: int, blow: Callable[[], None], count: mmap.mmap | None = None) 
             burn()
             return forward(*arguments, **more)
 
-        transformers.GPT2LMHeadModel.forward = run_and_burn  # type: ignore[method-assign]
+        transformers.GPT2LMHeadModel.forward = run_and_burn
         sys.addaudithook(hook)
 
     return lay

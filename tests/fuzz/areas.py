@@ -272,7 +272,7 @@ def moments(rng: random.Random, folder: Path) -> Run:
         total = (
             total[:, :3],
             total.astype(rng.choice((">f4", "i4", ">f8", "c8", "?", "U3", "f2"))),
-            total * rng.choice((np.inf, np.nan, -1, 0, 1e38)),
+            np.full_like(total, rng.choice((np.inf, np.nan, -1, 0, 1e38))),
             np.asarray(3.0),
             np.asarray([], dtype=np.float32),
             np.array([[{}]], dtype=object),

@@ -213,13 +213,13 @@ def flip(path: Path, place: float) -> None:
     path.write_bytes(content)
 
 
-def written_anew(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
-    """Change ``run.json`` as another program may have written it, its checksum included."""
+def written_anew(change: Callable[[dict[str, Any]], Any], name: str = "run.json") -> Callable[[Path], None]:
+    """Change a file as another program may have written it, its checksum included."""
 
     def damage(folder: Path) -> None:
-        run = json.loads((folder / "run.json").read_text())
-        change(run)
-        (folder / "run.json").write_text(json.dumps(run))
+        content = json.loads((folder / name).read_text())
+        change(content)
+        (folder / name).write_text(json.dumps(content))
         write_sums(folder)
 
     return damage
@@ -263,8 +263,10 @@ def test_a_damaged_run_is_set_aside_with_a_line(
             "do not come out as the run had them",
         ),
         (written_anew(lambda run: run["steps"][0].update(updates={"x.y": "again"})), "damaged"),
+        (written_anew(lambda report: report.update(keep=0.6), "report.json"), "report has another keep"),
+        (written_anew(lambda report: report.pop("schema_version"), "report.json"), "another schema_version"),
     ],
-    ids=["a bit", "weights that do not come out", "weights that are not there"],
+    ids=["a bit", "weights that do not come out", "weights that are not there", "report", "old report"],
 )
 def test_a_run_that_cannot_be_taken_is_made_again(
     run, files: dict[str, Path], kept: EditCache, damage: Any, said: str, caplog: pytest.LogCaptureFixture
