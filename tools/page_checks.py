@@ -90,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for page in paths:
             for what, where, seen in findings(browser, page):
                 found[what][where].append(seen)
+            print(page.name, file=sys.stderr, flush=True)
         browser.close()
     for what, places in sorted(found.items()):
         print(what)
