@@ -21,7 +21,7 @@ demo: setup
 
 # The documentation site, into site/: it opens from disk. A broken link or anchor fails. No network.
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # One thread a worker: two workers with two threads each would fight over two cores.
 test: setup

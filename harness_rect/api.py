@@ -69,7 +69,8 @@ def edit(
         edit_cache: folder where finished runs are kept, or ``"off"``; by default the user's cache.
         edit_seed: seed of all random choices.
         measure: teacher_forced, or generated for generated answers besides.
-        apply_chat_template, system_instruction: edit in a chat, as :class:`EditConfig` says.
+        apply_chat_template: edit in a chat, as :class:`EditConfig` says.
+        system_instruction: the system's turn of that chat.
         **settings: settings of other regularizers (``alpha``, ``base``, ``rect_convention``, ...), or
             ``rect=0.4`` for ``regularizer="rect", keep=0.4``.
 
@@ -114,7 +115,8 @@ def compare(
     """Evaluations side by side, as ``harness-rect compare`` has them.
 
     Args:
-        base, others: results files of lm-eval; of a folder, the newest in it.
+        base: a results file of lm-eval; of a folder, the newest in it.
+        *others: those to compare with it, likewise.
         tasks: only these tasks and groups.
         all_metrics: every metric, not only the headline of each task.
         min_retention: gates such as 0.94 or ``"rect_nli=0.9"``; rows below theirs are in ``failed``.

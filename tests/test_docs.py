@@ -21,7 +21,7 @@ from lm_eval.__main__ import cli_evaluate
 from support import tiny_models
 from support.our_tasks import without_lm_evals_tasks
 
-import harness_rect._autoload  # noqa: F401  lets lm-eval find the model and the tasks
+import harness_rect._autoload  # lets lm-eval find the model and the tasks
 from harness_rect import cli
 from harness_rect.config import EditConfig
 from harness_rect.edits import load_edits
@@ -175,6 +175,11 @@ def test_the_links_of_the_readme_lead_to_files():
     assert len(text.splitlines()) <= 120
     for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
         assert (DOCS.parent / link).exists(), link
+
+
+def test_every_public_name_is_in_the_reference():
+    text = (DOCS / "reference" / "api.md").read_text("utf-8")
+    assert [name for name in harness_rect.__all__ if not re.search(rf"[.`]{name}\b", text)] == []
 
 
 def test_the_generated_tables_are_up_to_date():
