@@ -39,6 +39,7 @@ WIDE = """() => {
 def pages(paths: Sequence[Path]) -> list[Path]:
     """The pages that are named, and those in the folders that are."""
     found = [page for path in paths for page in ([path] if path.is_file() else sorted(path.rglob("*.html")))]
+    found = [page for page in found if page.name != "404.html"]  # links from the root of a server
     if not found:
         sys.exit(f"error: no pages in {', '.join(map(str, paths))}")
     return [page.resolve() for page in found]
