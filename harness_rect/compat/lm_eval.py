@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch.utils import collect_env
 from harness_rect.errors import Failed
 from harness_rect.io.checksums import SUMS, write_sums
 from harness_rect.io.files import temporary_folder, written_whole
+from harness_rect.io.progress import logging_only
 
 __all__ = [
     "COMPARE_IDS",
@@ -82,6 +84,11 @@ class YamlTask(_Base):
             return super()._build_scorers()
         finally:
             self.config.filter_list = listed
+
+    def download(self, *args: Any, **given: Any) -> None:
+        """Without lm-eval's warning that rows made by a function can be given metadata: ours are."""
+        with logging_only(logging.ERROR, "lm_eval.api.task"):
+            super().download(*args, **given)
 
     #: False under ``--predict_only``, where lm-eval wants the answers alone.
     scored = True

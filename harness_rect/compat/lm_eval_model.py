@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -20,6 +21,7 @@ from harness_rect.answers import Answer
 from harness_rect.compat.lm_eval import IdRequest
 from harness_rect.compat.shared_passes import Ids, grouped_by_prefix, score
 from harness_rect.fingerprint import digest
+from harness_rect.io.progress import logging_only
 
 
 class KeyedAnswers(LM):
@@ -55,6 +57,15 @@ class SeededLM(KeyedAnswers):
             self._seeded = False
 
 
+def _no_mask_missed() -> AbstractContextManager[None]:
+    """Without transformers' warning that token ids may be padded and that no mask was given.
+
+    lm-eval pads what it scores on the right, where no mask is needed; what it generates from has one, which
+    transformers puts aside where nothing is padded, and then it takes answers that have ended for padding.
+    """
+    return logging_only(logging.ERROR, "transformers.modeling_utils")
+
+
 class SharedPassLM(SeededLM, HFLM):
     """HFLM that answers several token-id requests on one sequence from one forward pass.
 
@@ -84,7 +95,12 @@ class SharedPassLM(SeededLM, HFLM):
             sampling = SeededSampling(context, given["attention_mask"], given.pop("top_k"))
             given |= {"do_sample": False, "logits_processor": LogitsProcessorList([sampling])}
             given.pop("temperature", None)
-        return super()._model_generate(context, max_length, stop, **given)
+        with _no_mask_missed():
+            return super()._model_generate(context, max_length, stop, **given)
+
+    def _model_call(self, *args: Any, **given: Any) -> Tensor:
+        with _no_mask_missed():
+            return super()._model_call(*args, **given)
 
     def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> Answer:
         """A text that remembers whether an end-of-text token is among its tokens.

@@ -246,7 +246,7 @@ class EditSession:
         total, size, saved = len(self.edits), self.config.edit_batch_size, time.monotonic()
         try:
             with progress_bar(shown=on_step is None) as progress:
-                bar = progress.add_task("editing", total=total)
+                bar = progress.add_task("harness-rect: editing", total=total)
                 for n in [*range(len(editing.edits), total, size), total]:
                     progress.update(bar, completed=n)
                     if on_step is not None:
