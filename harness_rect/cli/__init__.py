@@ -22,6 +22,8 @@ from typing import NoReturn
 from harness_rect.errors import UserError, tell
 
 COMMANDS = {
+    "demo": "what editing costs a small model and what RECT saves, in two minutes",
+    "doctor": "what is found on this machine, and the smallest end-to-end run",
     "edit": "edit a model and write it as a Hugging Face checkpoint",
     "sweep": "run a whole experiment, resumable (see docs/sweep.md)",
     "stats": "compute second moments from text, in the public npz layout",

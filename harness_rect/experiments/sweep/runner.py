@@ -38,6 +38,7 @@ def run_sweep(
     models: Sequence[str] = (),
     shard: Shard | None = None,
     ray: Resources | None = None,
+    times: bool = True,
 ) -> None:
     """Run, or resume, the sweep that a YAML file describes.
 
@@ -47,6 +48,7 @@ def run_sweep(
         started: ``time.perf_counter()`` at the start of the command.
         shard: the part of the sweep to run; None for all of it.
         ray: what each worker takes, if trajectories run in workers of Ray; None runs them in this process.
+        times: print a table of the time that was spent.
 
     Raises:
         UserError: one line; what was finished before is unchanged.
@@ -63,7 +65,7 @@ def run_sweep(
             return
         folder = Folder(plan, shard)
         with folder.held():
-            _Sweep(folder, part, clock).run(ray)
+            _Sweep(folder, part, clock).run(ray, times)
     print(f"results: {plan.output} ({folder.done} of {len(plan.evaluations)} evaluations are done)")
 
 
@@ -75,7 +77,7 @@ class _Sweep:
         self.rows = rows_of(part)
         self.display = Display(list(self.rows.values()), console(stderr=True))
 
-    def run(self, ray: Resources | None) -> None:
+    def run(self, ray: Resources | None, times: bool) -> None:
         self.folder.plan.write_orders()
         with self.display.shown():
             if ray is None:
@@ -84,9 +86,10 @@ class _Sweep:
                 Worker(self.folder.states, self.clock, self.changed).run(self.part, self.rows)
             else:
                 run_with_ray(self.part, self.folder.states, ray, self.clock, self.changed)
-        work = (EDITING, EVALUATING, WAITING)
-        overhead = {kind: seconds for kind, seconds in self.clock.seconds.items() if kind not in work}
-        console().print(timing_table(self.display.rows, overhead))
+        if times:
+            work = (EDITING, EVALUATING, WAITING)
+            overhead = {kind: seconds for kind, seconds in self.clock.seconds.items() if kind not in work}
+            console().print(timing_table(self.display.rows, overhead))
 
     def changed(self, row: Row, line: str) -> None:
         """Show a row; record its times when an evaluation or the trajectory has ended."""
