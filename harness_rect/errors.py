@@ -149,7 +149,7 @@ def _unwritten(text: str) -> str | None:
     return None
 
 
-def _inside_lm_eval_command() -> bool:
+def inside_lm_eval_command() -> bool:
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     if spec is not None and spec.name in {"lm_eval.__main__", "lm_eval"}:
         return True
@@ -163,7 +163,7 @@ def one_line_errors() -> Iterator[None]:
     lm-eval has no error handling of its own, so a user's typo would end in a page of traceback.
     Called from Python (``simple_evaluate``, a notebook), exceptions pass through unchanged.
     """
-    if not _inside_lm_eval_command():
+    if not inside_lm_eval_command():
         yield
         return
     sys.excepthook = _last_resort

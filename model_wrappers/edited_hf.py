@@ -11,6 +11,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from harness_rect import embedded
+from harness_rect.compat.lm_eval_command import call_after_saving
 from harness_rect.compat.lm_eval_model import KeyedAnswers
 from harness_rect.compat.prompt_options import (
     PromptOptions,
@@ -35,7 +37,7 @@ from harness_rect.config import (
     refuse_settings,
 )
 from harness_rect.edits import EditStream, load_edits
-from harness_rect.errors import UserError, closest, one_line_errors
+from harness_rect.errors import UserError, closest, inside_lm_eval_command, one_line_errors
 from harness_rect.fingerprint import model_fingerprint
 from harness_rect.io.files import check_output, expanded
 from harness_rect.io.progress import logging_only
@@ -63,6 +65,8 @@ TEXTS = frozenset(
         *("device_map", "offload_folder", "torch_dtype"),
     )
 )
+#: What prints the scores before and after the edits; named, because experiments are above this package.
+SUMMARY = EntryPoint("summary", "harness_rect.experiments.summary:after_evaluation", "harness_rect")
 QUANTISING = ("load_in_8bit", "load_in_4bit", "autogptq", "gptqmodel")
 
 
@@ -144,6 +148,8 @@ class EditedHF(CheckingPrompts, ComparingLM):
                 if any(beside.values()):
                     report = report.model_copy(update={"provenance": self._provenance})
                 save_checkpoint(output, self.model, self.tokenizer, report)
+            if editing and inside_lm_eval_command():
+                call_after_saving(SUMMARY)
 
     def _loaded_from(
         self, pretrained: Any, beside: Mapping[str, EditReport | None], arguments: Mapping[str, Any]

@@ -499,3 +499,9 @@ def test_the_lm_eval_command_runs_the_suite_and_writes_one_results_file(
     assert set(GENERAL + EDITING) <= set(results["results"])
     assert results["config"]["edit"]["edit_ids"] == ["7", "1"]
     assert results["config"]["edit"]["keep"] == 0.8
+    # What is said: a table of ours after lm-eval's, and no warning but ours.
+    *_, title = (line for line in done.stdout.splitlines() if line.startswith(("|", "harness-rect: ")))
+    assert title == "harness-rect: the general tasks after 2 edits"
+    assert "method=none" in done.stdout.splitlines()[-1]
+    warnings = [line for line in done.stderr.splitlines() if " WARNING " in line or "[transformers]" in line]
+    assert [line for line in warnings if "[harness_rect." not in line] == []

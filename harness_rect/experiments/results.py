@@ -414,7 +414,15 @@ def load(path: Path | str) -> Results:
     """
     path = Path(path)
     check_if_listed(path)
-    content = parse_json(read_text(path), str(path), parse_int=_integer)
+    return of(parse_json(read_text(path), str(path), parse_int=_integer), path)
+
+
+def of(content: Any, path: Path) -> Results:
+    """The results that a file holds, or ``simple_evaluate`` returns; raises as :func:`load`.
+
+    Args:
+        path: of the file, for messages and the samples beside it.
+    """
     try:
         file = _File.model_validate(content)
     except ValidationError as error:

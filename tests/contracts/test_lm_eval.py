@@ -5,11 +5,15 @@ A failure here names what an upgrade breaks.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import os
+import sys
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -28,6 +32,7 @@ from torch.utils import collect_env
 
 from harness_rect.compat import lm_eval as compat
 from harness_rect.compat.lm_eval import KeptTasks, YamlTask, build_arguments, evaluate
+from harness_rect.compat.lm_eval_command import call_after_saving
 from harness_rect.compat.lm_eval_model import SharedPassLM
 from harness_rect.compat.prompt_options import PromptOptions, options_of_evaluation
 from harness_rect.errors import Failed
@@ -117,6 +122,25 @@ def test_results_that_the_tracker_wrote_in_part_are_refused(
     with pytest.raises(Failed, match="could not write the results"):
         run(manager).write(tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_the_commands_results_are_known_once_they_are_saved(
+    monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    called: list[Any] = []
+    after = ModuleType("after")
+    after.__dict__.update(works=lambda *given: called.append(given), fails=lambda *given: 1 / 0)
+    monkeypatch.setitem(sys.modules, "after", after)
+    original = EvaluationTracker.save_results_aggregated
+    for name in ("works", "fails"):
+        call_after_saving(EntryPoint(name, f"after:{name}", "test"))
+        assert EvaluationTracker.save_results_aggregated is not original
+        # As the command calls it: lm_eval/_cli/run.py.
+        EvaluationTracker(output_path=str(tmp_path)).save_results_aggregated(results={"a": 1}, samples=None)
+        assert EvaluationTracker.save_results_aggregated is original
+    ((results, folder),) = called
+    assert results["a"] == 1 and folder == str(tmp_path) and len(list(tmp_path.rglob("results_*.json"))) == 2
+    assert "save_results_aggregated(" in inspect.getsource(importlib.import_module("lm_eval._cli.run"))
 
 
 def test_means_alone_have_standard_errors_and_metrics_may_be_named_as_lm_evals_own(

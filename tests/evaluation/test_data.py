@@ -381,7 +381,7 @@ def test_hub_failures(monkeypatch: pytest.MonkeyPatch, error: Exception, said: s
 def test_the_lm_eval_command_prints_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("harness_rect.errors._inside_lm_eval_command", lambda: True)
+    monkeypatch.setattr("harness_rect.errors.inside_lm_eval_command", lambda: True)
     with pytest.raises(SystemExit) as caught:
         data.sentiment(data=str(tmp_path))
     assert caught.value.code == 2

@@ -1,0 +1,169 @@
+"""What the ``lm_eval`` command prints after its own tables: the general tasks before and after the edits.
+
+Nothing is evaluated for it. The scores of the unedited model, and those after the same edits without the
+regularizer, come from earlier results in the folder of ``--output_path`` and from :data:`KNOWN`; where there
+are none, the command is named that makes them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from harness_rect import embedded
+from harness_rect.config import declared_arguments, settings
+from harness_rect.errors import UserError, inside_lm_eval_command
+from harness_rect.experiments import results
+from harness_rect.experiments.compare.differences import find_differences
+from harness_rect.experiments.results import Results
+from harness_rect.experiments.score_table import general_tasks, name_of, score_table
+from harness_rect.io.progress import console
+from harness_rect.session.report import EditReport
+
+#: Results files of the embedded models, without what is not needed here, one a line; made by
+#: ``python -m tools.known_scores``.
+KNOWN = embedded.ROOT / "scores.jsonl"
+#: At most so many earlier results files are read, the newest first.
+MOST = 100
+#: Arguments of a model that make it another one.
+OF_MODEL = (
+    *("revision", "subfolder", "gguf_file", "peft", "delta", "tokenizer", "add_bos_token"),
+    *("load_in_4bit", "load_in_8bit"),
+)
+#: What decides an edit apart from the regularizer.
+OF_EDITS = (
+    *("method", "edits_sha256", "edit_batch_size", "edit_seed", "model_fingerprint", "second_moments"),
+    *("token_ids_sha256", "chat_template_sha", "system_instruction"),
+)
+
+
+def after_evaluation(found: Mapping[str, Any], output_path: str | None) -> None:
+    """Print the summary when the process ends, after lm-eval's tables; only of the ``lm_eval`` command.
+
+    Args:
+        found: the results of ``simple_evaluate``. output_path: of the command.
+    """
+    if inside_lm_eval_command() and (parts := summary(found, output_path, sys.argv[1:])):
+        atexit.register(_print, parts)
+
+
+def _print(parts: Sequence[Table | str]) -> None:
+    with suppress(OSError, ValueError):  # nobody reads it
+        for part in parts:
+            console(highlight=False).print(part, soft_wrap=isinstance(part, str))
+        sys.stdout.flush()
+
+
+def summary(found: Mapping[str, Any], output_path: str | None, command: Sequence[str]) -> list[Table | str]:
+    """The table and the lines below it; nothing if the model is unedited or no general task was evaluated.
+
+    Args:
+        command: the arguments of ``lm_eval``, for the command that makes what is not known.
+    """
+    now = results.of(found, Path("this run", "results.json"))  # no samples lie beside it
+    tasks, edit = general_tasks(now), now.edit
+    if edit is None or edit.method == "none" or not tasks:
+        return []
+    earlier = list(_earlier(now, output_path, tasks))
+    trimmed = edit.regularizer != "none"
+    before = next((one for one in earlier if _unedited(one)), None)
+    plain = next((one for one in earlier if _same_edits(edit, one.edit)), None) if trimmed else None
+    shown = {name_of(one.edit): one for one in (before, plain, now) if one is not None}
+    count = "1 edit" if edit.n_edits == 1 else f"{edit.n_edits} edits"
+    title = f"harness-rect: the general tasks after {count}"
+    left = None if before is None else (before, now)
+    saved = None if plain is None else (plain, now)
+    parts: list[Table | str] = [score_table(title, shown, tasks, left, saved)]
+    parts += [f"{heading}: {_origin(one)}" for heading, one in shown.items() if one is not now]
+    return [*parts, *_rest(now, before is None, trimmed and plain is None, command)]
+
+
+def _origin(one: Results) -> str:
+    return "measured when this package was made" if one.path == KNOWN else str(one.path)
+
+
+# -- what is known -------------------------------------------------------------------------------------
+
+
+def _earlier(now: Results, output_path: str | None, tasks: Sequence[str]) -> Iterator[Results]:
+    """Other evaluations of the same model on the same rows, those of the user first."""
+    files: list[Path] = []
+    if output_path is not None:
+        place = Path(output_path)
+        with suppress(UserError):
+            files = results.find(place.parent if place.suffix == ".json" else place)
+    files.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    sources: list[Path | str] = [*files[:MOST], *KNOWN.read_text(encoding="utf-8").splitlines()]
+    for source in sources:
+        with suppress(UserError):  # damaged, or another program's
+            one = results.load(source) if isinstance(source, Path) else results.of(json.loads(source), KNOWN)
+            itself = one.file.date == now.file.date
+            if itself or not _same_model(now, one) or not set(tasks) <= one.tasks.keys():
+                continue
+            if not find_differences(now, one, tasks, expected=("edit_seed",)):
+                yield one
+
+
+def _same_model(one: Results, other: Results) -> bool:
+    dtypes = {str(found) for a in (one, other) if (found := a.file.config.get("model_dtype"))}
+    arguments = ({name: a.model_args.get(name) for name in OF_MODEL} for a in (one, other))
+    return one.model_name == other.model_name and len(dtypes) < 2 and next(arguments) == next(arguments)
+
+
+def _unedited(one: Results) -> bool:
+    return one.edit.method == "none" if one.edit is not None else one.model_class in ("hf", "vllm")
+
+
+def _same_edits(now: EditReport, other: EditReport | None) -> bool:
+    if other is None or other.method == "none" or other.regularizer != "none":
+        return False
+    alike = all(getattr(now, name) == getattr(other, name) for name in OF_EDITS)
+    # Sampled templates are fixed by model, method and seed.
+    hparams = ({k: v for k, v in one.hparams.items() if k != "context_templates"} for one in (now, other))
+    return alike and next(hparams) == next(hparams)
+
+
+# -- the command that makes the rest -------------------------------------------------------------------
+
+
+def _rest(now: Results, no_before: bool, no_plain: bool, command: Sequence[str]) -> list[str]:
+    """Lines that name the command."""
+    if now.model_name == embedded.NAME:
+        return ["all of it again, with Random and shrinkage beside RECT: harness-rect demo"]
+    if not (no_before or no_plain):
+        return []
+    not_kept = {"rect", "regularizer", *settings()}
+    if no_before:
+        not_kept |= declared_arguments().keys() - {"edits", "apply_chat_template", "system_instruction"}
+    given = {name: value for name, value in now.model_args.items() if name not in not_kept}
+    if no_before:
+        given["method"] = "none"
+    what = "before the edits" if no_before else "without the regularizer"
+    there = "" if _option(command, "--output_path", "-o") else "; give --output_path results/ here too"
+    return [f"the scores {what} are not known; this makes them{there}:", _command(given, command)]
+
+
+def _command(model_args: Mapping[str, Any], command: Sequence[str]) -> str:
+    """The command of this run with other arguments of the model."""
+    words, dropping = [], False
+    for word in command:
+        if word.startswith("-"):
+            dropping = word.split("=")[0] in ("--model_args", "-a")
+        if not dropping:
+            words.append(word)
+    words += ["--model_args", ",".join(f"{name}={value}" for name, value in model_args.items())]
+    if not _option(command, "--output_path", "-o"):
+        words += ["--output_path", "results/"]
+    return shlex.join(["lm_eval", *words])
+
+
+def _option(command: Sequence[str], *names: str) -> bool:
+    return any(word.split("=")[0] in names for word in command)

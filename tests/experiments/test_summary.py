@@ -1,0 +1,115 @@
+"""What the lm_eval command says after its tables: what is known of the scores before and after the edits."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.table import Table
+
+from harness_rect.experiments import summary as module
+from harness_rect.experiments.summary import KNOWN, OF_EDITS, summary
+from harness_rect.io.progress import console
+
+COMMITTED = Path(__file__).parents[2] / "results" / "rect-tiny" / "rect-tiny"
+
+
+def results(folder: str, **changes: Any) -> dict[str, Any]:
+    """Committed results as ``simple_evaluate`` returns them; changes are of their config."""
+    found = json.loads((COMMITTED / folder / "results.json").read_text("utf-8"))
+    found["config"] |= changes
+    return found
+
+
+def known(method: str) -> dict[str, Any]:
+    """What the package knows of rect-tiny on all rows."""
+    lines = map(json.loads, KNOWN.read_text("utf-8").splitlines())
+    configs = ((one, one["config"]) for one in lines)
+    (found,) = (
+        one
+        for one, config in configs
+        if config["model_args"] == {"pretrained": "rect-tiny", "method": method, "data": "tiny"}
+        and config["limit"] is None
+    )
+    return found
+
+
+RECT = results("rome+rect0.4/order0/edits_020")
+# These were made before later fields of edits and hyper-parameters.
+for name in (*OF_EDITS, "hparams"):
+    RECT["config"]["edit"][name] = known("rome")["config"]["edit"].get(name)
+
+
+def printed(parts: list[Table | str], capsys: pytest.CaptureFixture[str]) -> list[str]:
+    for part in parts:
+        console(width=80).print(part, soft_wrap=isinstance(part, str))
+    return capsys.readouterr().out.splitlines()
+
+
+def row(lines: list[str], name: str) -> list[str]:
+    (found,) = (line.strip() for line in lines if line.strip().startswith(name))
+    return found.removeprefix(name).split()
+
+
+def test_the_default_run_is_held_against_what_the_package_knows(capsys) -> None:
+    lines = printed(summary(RECT, None, []), capsys)
+    assert lines[0].rstrip() == "harness-rect: the general tasks after 20 edits"
+    assert row(lines, "Mean of the eight") == ["0.975", "0.362", "0.449", "46%", "+0.088"]
+    assert row(lines, "Reliability of the edits*") == ["-", "0.700", "0.750"]
+    assert "unedited: measured when this package was made" in lines and max(map(len, lines)) <= 80
+    assert lines[-1].endswith("harness-rect demo")
+
+
+def test_what_is_known_are_the_committed_scores() -> None:
+    for folder, method in (("unedited", "none"), ("rome/order0/edits_020", "rome")):
+        committed = results(folder)["results"]
+        for task, scores in known(method)["results"].items():
+            assert scores["score,none"] == pytest.approx(committed[task]["score,none"], abs=0.03), task
+
+
+@pytest.mark.parametrize(
+    ("change", "columns"),
+    [
+        ({}, ["unedited", "ROME"]),
+        ({"limit": 50}, []),
+        ({"model_dtype": "torch.bfloat16"}, []),
+        ({"model_args": {"pretrained": "another", "edits": "tiny[0:20]", "rect": 0.4}}, []),
+    ],
+)
+def test_only_evaluations_of_the_same_model_and_rows_are_held_against_it(change, columns, capsys) -> None:
+    found = copy.deepcopy(RECT)
+    found["config"] |= change
+    heading = row(printed(summary(found, None, []), capsys), "score")
+    assert heading == [*columns, "ROME", "+", "rect", "0.4", *["left", "saved"][: len(columns)]]
+
+
+def test_earlier_results_in_the_output_folder_are_used_and_what_is_missing_is_named(tmp_path, capsys) -> None:
+    args = {"pretrained": "gpt2", "method": "rome", "edits": "facts.json"}
+    now = results("rome+rect0.4/order0/edits_020", model_args=args | {"rect": 0.4})
+    command = ["--model", "edited_hf", "--model_args", "pretrained=gpt2,rect=0.4", "--tasks", "rect_suite"]
+    lines = printed(summary(now, None, command), capsys)
+    assert lines[-2].startswith(
+        "the scores before the edits are not known; this makes them; give --output_path"
+    )
+    args_before = "pretrained=gpt2,edits=facts.json,method=none --output_path results/"
+    assert lines[-1] == f"lm_eval --model edited_hf --tasks rect_suite --model_args {args_before}"
+
+    before = results("unedited", model_args={"pretrained": "gpt2", "method": "none"})
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "results_1.json").write_text(json.dumps(before))
+    (tmp_path / "gpt2" / "results_2.json").write_text("{")
+    (tmp_path / "gpt2" / "results_3.json").write_text(json.dumps(now))  # this run itself
+    lines = printed(summary(now, str(tmp_path), [*command, "--output_path", str(tmp_path)]), capsys)
+    assert row(lines, "Mean of the eight") == ["0.975", "0.449", "46%"]
+    assert lines[-1].endswith(
+        f"--output_path {tmp_path} --model_args pretrained=gpt2,method=rome,edits=facts.json"
+    )
+
+
+def test_nothing_is_said_of_an_unedited_model_or_outside_the_command(monkeypatch) -> None:
+    assert summary(results("unedited"), None, []) == []
+    monkeypatch.setattr(module.atexit, "register", lambda *given: pytest.fail("it would print"))
+    module.after_evaluation(RECT, None)
