@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     from harness_rect.experiments.sweep.runner import run_sweep
 
     folder: Path = arguments.output
-    print("rect-tiny, a model of this package, gets 20 edits in four ways: about two minutes")
+    print("rect-tiny, a model of this package, gets 20 edits in four ways: two minutes")
     run_sweep(SWEEP, started=started, output=str(folder), times=False)
     found = sorted(map(load, find(folder)), key=lambda one: float(one.file.date or 0))
     columns = {_heading(one.edit): one for one in found}
