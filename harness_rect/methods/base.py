@@ -71,12 +71,35 @@ class Context:
     state: what a method remembers from step to step, by a name of its own; empty at the start of a stream and
         saved with it, so that an interrupted stream goes on with it.
     original: weight name -> that weight before all edits, in the model's dtype.
+    conditions: of the systems of keys that a step solved. used: layer -> the second moment that it asked for.
     """
 
     templates: list[Any]
     second_moment: Callable[[int], SecondMoment]
     state: dict[str, Tensor] = field(default_factory=dict)
     original: Callable[[str], Tensor] = _no_originals
+    conditions: dict[str, float] = field(default_factory=dict)
+    used: dict[int, SecondMoment] = field(default_factory=dict)
+
+    def note_keys(self, of: int | str) -> Callable[[float], None]:
+        """Notes the condition of a system of keys of a layer or module; of several the largest."""
+        name = f"keys of {f'layer {of}' if isinstance(of, int) else of}"
+
+        def note(condition: float) -> None:
+            self.conditions[name] = max(condition, self.conditions.get(name, 0.0))
+
+        return note
+
+    def take_conditions(self) -> dict[str, float]:
+        """The conditions of all systems that were solved since the last call, by what they are."""
+        found = dict(self.conditions)
+        for layer, moment in self.used.items():
+            if (worst := moment.worst) is not None:
+                found[f"C of layer {layer}"] = worst.condition
+                found |= {f"ridge on C of layer {layer}": worst.ridge} if worst.ridge else {}
+        self.conditions.clear()
+        self.used.clear()
+        return found
 
 
 def bare_context(lm: EditableLM, hparams: Any, seed: int) -> list[Any]:

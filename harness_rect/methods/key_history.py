@@ -32,12 +32,20 @@ Prior = Callable[[Tensor], Tensor]
 _PARTS = ("keys", "solved", "factor")
 
 
-def solve_with_history(prior: Prior, keys: Tensor, state: State, name: str) -> Tensor:
+def solve_with_history(
+    prior: Prior,
+    keys: Tensor,
+    state: State,
+    name: str,
+    note: Callable[[float], None] = lambda condition: None,
+) -> Tensor:
     """(A + S + K K^T)^-1 K in float64.
 
     Args:
         keys: K, (d_mlp, B). state, name: where :func:`remember_keys` keeps S under this name; without an
         entry S = 0.
+        note: called with an upper bound of the condition (2-norm) of the system that is solved: no eigenvalue
+            of I + A^-1 (S + K K^T), or of the small system, is below 1, and none above its 1-norm.
     """
     k = in_double(keys)
     g = prior(k)
@@ -48,10 +56,13 @@ def solve_with_history(prior: Prior, keys: Tensor, state: State, name: str) -> T
         if k.shape[1] <= len(k):
             y, system = _against_old(solved, factor, k, g)
             if not int(torch.linalg.cholesky_ex(system).info):  # positive definite in spite of rounding
+                note(norm_1(system))
                 x = g - solved @ torch.linalg.solve_triangular(factor.T, y, upper=True)
                 return torch.linalg.solve(system, x, left=False)
         folded = solved @ before.T
-    return torch.linalg.solve(_plus_identity(g @ k.T + folded), g)
+    system = _plus_identity(g @ k.T + folded)
+    note(norm_1(system))
+    return torch.linalg.solve(system, g)
 
 
 def remember_keys(prior: Prior, keys: Tensor, state: State, name: str) -> None:
@@ -96,6 +107,11 @@ def _against_old(solved: Tensor, factor: Tensor, k: Tensor, g: Tensor) -> tuple[
     """Y (n, B) and I + K^T G - Y^T Y (B, B)."""
     y = torch.linalg.solve_triangular(factor, solved.T @ k, upper=False)
     return y, _plus_identity(k.T @ g - y.T @ y)
+
+
+def norm_1(matrix: Tensor) -> float:
+    """The largest sum of absolute values in a column."""
+    return float(torch.linalg.matrix_norm(matrix, 1))
 
 
 def _plus_identity(matrix: Tensor) -> Tensor:

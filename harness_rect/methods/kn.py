@@ -155,6 +155,8 @@ def propose(lm: EditableLM, edits: Sequence[Edit], hparams: KnHyperParameters, c
     chosen = scores > hparams.adaptive_threshold * scores.max()
     old = continuation(lm, edit.text, len(new))
     v = value_change(embedding.detach(), old, new)
+    if not scores.isfinite().all():  # an update that the session refuses and names
+        v, chosen[0, 0] = torch.full_like(v, torch.nan), True
     updates: dict[str, Update] = {}
     found: dict[str, list[int]] = {}
     for layer, neurons in enumerate(chosen):

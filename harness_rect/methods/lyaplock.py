@@ -66,7 +66,8 @@ def propose(
         weight = z / floor * hparams.mom2_update_weight / hparams.V  # a Z lambda / V
         change = _change(lm, layer, context)
         k, t = _with_earlier(layer, in_double(keys), residuals + change @ in_double(keys), state)
-        x = solve_with_history(lambda columns: moment.solve_columns(columns) / weight, k, {}, "")
+        note = context.note_keys(layer)
+        x = solve_with_history(lambda columns: moment.solve_columns(columns) / weight, k, {}, "", note)
         if f"{layer}.keys" not in state:
             return product(lm, layer, t, x)
         left, right = lm.oriented(layer, t, x)

@@ -35,7 +35,7 @@ from harness_rect.errors import UserError
 from harness_rect.methods.base import Context, Method, MomentHyperParameters, Proposal, edit_in_order
 from harness_rect.methods.contexts import check_templates, sample_templates
 from harness_rect.methods.fact_reader import FactReader
-from harness_rect.methods.key_history import Prior, remember_keys, solve_with_history
+from harness_rect.methods.key_history import Prior, norm_1, remember_keys, solve_with_history
 from harness_rect.methods.nas import NasHyperParameters, anchored, with_reference_norms
 from harness_rect.methods.value_search import Request, search_values
 from harness_rect.models import Architecture, EditableLM
@@ -195,7 +195,7 @@ def propose_with(
 
     def solve(layer: int, keys: Tensor, residuals: Tensor) -> Update:
         prior = prior_of(hparams, context, layer)
-        solved = solve_with_history(prior, keys, context.state, str(layer))
+        solved = solve_with_history(prior, keys, context.state, str(layer), context.note_keys(layer))
         return product(lm, layer, residuals, solved)
 
     return edit_layers(lm, edits, hparams, context, solve)
@@ -239,6 +239,8 @@ def propose_emmet(
         solved = context.second_moment(layer).solve_columns(keys)
         system = in_double(keys).T @ solved
         system += hparams.emmet_lambda * torch.eye(len(system), dtype=system.dtype, device=system.device)
+        least = hparams.emmet_lambda  # no eigenvalue is below it
+        context.note_keys(layer)(norm_1(system) / least if least else float(torch.linalg.cond(system, 1)))
         try:
             return product(lm, layer, residuals, torch.linalg.solve(system, solved, left=False))
         except torch.linalg.LinAlgError:

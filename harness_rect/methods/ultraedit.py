@@ -26,6 +26,7 @@ from harness_rect.edits import Edit
 from harness_rect.errors import UserError
 from harness_rect.methods.base import Context, HyperParameters, Method, Proposal, down_projections
 from harness_rect.methods.gradients import target_gradients
+from harness_rect.methods.key_history import norm_1
 from harness_rect.models import Architecture, EditableLM
 from harness_rect.moments.running import Running
 from harness_rect.precision import in_double
@@ -109,6 +110,7 @@ def propose(
         h_hat, g_hat = normal.split(widths, 1)
         v = -hparams.lr * h_hat.square().sum(1, keepdim=True) * g_hat
         system = h @ h.T + torch.eye(len(h), dtype=h.dtype, device=h.device)
+        context.note_keys(name.removesuffix(".weight"))(norm_1(system))  # no eigenvalue is below 1
         # H^T (H H^T + I)^-1 V in two factors: keys H^T, values (H H^T + I)^-1 V.
         values = torch.linalg.solve(in_double(system), in_double(v))
         factors = values.T, in_double(h.T)

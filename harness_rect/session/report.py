@@ -60,6 +60,7 @@ class StepRecord(_Part):
         edits: ids of the edits made together.
         applied: False if an update was not finite or all edits were skipped; then no weight was changed.
         weights: statistics of each updated weight.
+        conditions: of the linear systems that were solved, by what they are; see docs/numerics.md.
         seconds: time to compute and apply the updates.
         measuring_seconds: time to measure the edits before and after.
     """
@@ -67,6 +68,7 @@ class StepRecord(_Part):
     edits: list[str]
     applied: bool = True
     weights: dict[str, UpdateStatistics] = {}
+    conditions: dict[str, float | None] = {}
     seconds: float | None = None
     measuring_seconds: float | None = None
 
@@ -137,6 +139,7 @@ class EditReport(_Part):
         seconds: time that the session took for all of it, from the cache or not.
         flagged: flag -> ids of the edits that have it.
         prompts_too_long: number of prompts left out because the model cannot read them.
+        conditions: the largest of all steps.
         right_after_each_edit, at_the_end, before_each_edit: metrics averaged over the edits.
         versions: package -> version.
     """
@@ -181,6 +184,7 @@ class EditReport(_Part):
     right_after_each_edit: Metrics = {}
     at_the_end: Metrics = {}
     before_each_edit: Metrics = {}
+    conditions: dict[str, float | None] = {}
     weights: dict[str, WeightTotals] = {}
     seconds_per_edit: float | None = None
     edits: list[EditRecord] = []

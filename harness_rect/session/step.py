@@ -99,8 +99,9 @@ def take_step(editing: Editing, edits: Sequence[Edit]) -> None:
     ids = [edit.id for edit in edits]
     before = measure(lm, editing.probed, editing.baseline, ids)
     measured_before = time.perf_counter()
+    remembered = dict(context.state)  # of whole steps: what is not finite must not get into any memory
     proposal = editing.method.propose(lm, edits, editing.hparams, context)
-    remembered = dict(context.state)
+    conditions = context.take_conditions()
     trimmed: dict[str, Tensor] = {}
     kept: dict[str, KeptUpdate] = {}
     statistics: dict[str, dict[str, Any]] = {}
@@ -122,6 +123,7 @@ def take_step(editing: Editing, edits: Sequence[Edit]) -> None:
         "edits": ids,
         "applied": applied,
         "weights": statistics,
+        "conditions": conditions,
         "seconds": round(edited - measured_before, 4),
         "measuring_seconds": round(time.perf_counter() - edited + measured_before - started, 4),
     }

@@ -14,7 +14,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -294,10 +294,17 @@ class EditSession:
         """What the method is given at the start of a stream."""
         templates = self.method.contexts(self.lm, self.hparams.values, self.config.edit_seed)
         moments, originals = self._moments.get if self._moments else _no_moments, self._weights.originals
+        used: dict[int, SecondMoment] = {}
+
+        def second_moment(layer: int) -> SecondMoment:
+            used[layer] = moments(layer)
+            return used[layer]
+
         return Context(
             templates,
-            moments,
+            second_moment,
             original=lambda name: originals.get(name, self.lm.weight(name).detach()),
+            used=used,
         )
 
     def _report(self, editing: Editing) -> EditReport:
@@ -326,6 +333,7 @@ class EditSession:
                 "right_after_each_edit": averages([record["after"] for record in records]),
                 "at_the_end": averages([record["end"] for record in records]),
                 "before_each_edit": averages([record["before"] for record in records]),
+                "conditions": _largest(step["conditions"] for step in editing.steps),
                 "weights": self._weights.changes(),
                 "seconds_per_edit": sum(step["seconds"] for step in editing.steps) / max(1, len(records)),
                 "edits": records,
@@ -429,6 +437,14 @@ class EditSession:
             "edit_warnings": list(self.edit_warnings),
             "second_moments_origin": self._moments.provenance() if self._moments else None,
         }
+
+
+def _largest(conditions: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Name -> its largest value, NaN aside."""
+    found: dict[str, float] = {}
+    for each in conditions:
+        found |= {name: value for name, value in each.items() if value > found.get(name, 0.0)}
+    return found
 
 
 def _no_moments(layer: int) -> SecondMoment:

@@ -16,6 +16,7 @@ import torch
 from harness_rect.errors import UserError
 from harness_rect.moments import read_moment, solve_moment, write_moment
 from harness_rect.moments.layout import find_moment
+from harness_rect.moments.second_moment import SecondMoment, condition_of, factor_moment
 
 D = 6
 MODULE = "transformer.h.5.mlp.c_proj"
@@ -279,3 +280,34 @@ def test_a_matrix_that_is_no_moment_is_refused():
     with pytest.raises(UserError, match="second moments") as error:
         solve_moment(-torch.eye(5, dtype=torch.float64), torch.ones(5))
     assert "\n" not in str(error.value)
+
+
+def with_condition(condition: float) -> torch.Tensor:
+    """A matrix of unit diagonal whose condition is about ``condition``."""
+    basis = torch.linalg.qr(a_sum(3, d=40)).Q
+    c = basis @ torch.diag(torch.logspace(0, -math.log10(condition), 40, dtype=torch.float64)) @ basis.T
+    return (c + c.T) / 2
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e6, 1e10])
+@pytest.mark.parametrize("scales", [1.0, 1e6])
+def test_the_condition_is_that_of_the_matrix_scaled_to_ones(condition, scales):
+    scale = torch.logspace(0, math.log10(scales), 40, dtype=torch.float64)
+    c = with_condition(condition) * scale * scale[:, None]
+    root = c.diagonal().sqrt()
+    exact = float(torch.linalg.cond(c / root / root[:, None], 1))
+    assert exact / 3 <= condition_of(c, torch.linalg.cholesky(c)) <= 1.01 * exact
+
+
+def test_only_what_rounding_of_the_sums_dominates_is_damped(caplog):
+    c = with_condition(1e9)
+    exact = torch.linalg.cholesky(c)
+    whole = factor_moment(c, torch.float64)
+    assert torch.equal(whole.lower, exact) and whole.ridge == 0 and not caplog.records
+    damped = factor_moment(c, torch.float32)
+    assert damped.ridge == 1e-4 and 1e4 < damped.condition < 1 / torch.finfo(torch.float32).eps
+    (record,) = caplog.records
+    assert "a ridge of 0.0001 times the mean eigenvalue" in record.message and "\n" not in record.message
+    kept = SecondMoment((c * 100).float(), 100, "file")
+    kept.solve(torch.ones(40))
+    assert kept.worst is not None and kept.worst.ridge > 0
