@@ -184,6 +184,33 @@ def commands() -> str:
     )
 
 
+def _numerics(part: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((ROOT / "results" / "numerics.json").read_text("utf-8"))[part]
+    return found
+
+
+def precision() -> str:
+    return markdown(
+        ["model", "method", "RECT", "dtype", "largest difference", "reliability", "general score"],
+        [
+            [
+                *(f"`{row[name]}`" for name in ("model", "method")),
+                "-" if row["rect"] is None else f"{row['rect']:.0%}",
+                row["dtype"],
+                f"{row['difference']:.2g}",
+                f"{row['reliability']:.2f}",
+                f"{row['general']:.3f}",
+            ]
+            for row in _numerics("precision")
+        ],
+    )
+
+
+def threads() -> str:
+    rows = [[f"`{row['method']}`", f"{row['difference']:.2g}"] for row in _numerics("threads")]
+    return markdown(["method", "largest difference"], rows)
+
+
 #: Name in the pages -> what makes the table.
 TABLES: dict[str, Callable[[], str]] = {
     "arguments": arguments,
@@ -194,9 +221,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "paper_sweeps": paper_sweeps,
     "commands": commands,
     "metrics": all_metrics,
+    "precision": precision,
     "metrics_glue": partial(metrics, "rect_glue"),
     "regularizers": regularizers,
     "tasks": tasks,
+    "threads": threads,
 }
 
 
