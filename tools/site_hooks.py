@@ -78,6 +78,7 @@ def _content(source: str, linked_by: str) -> str:
         if path.suffix == ".md":
             body = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
             body = re.sub(r"\[([^]]*)\]\((?!https?:|#)[^)]*\)", r"\1", body)  # relative to another place
+            body = re.sub(r"^\| \|", "| measure |", body, flags=re.MULTILINE)  # no header without a text
             return f"---\nsearch: {{exclude: true}}\n---\n{body}"
         cut = "" if len(text) <= LONGEST else "\n\nThe beginning; the file is longer."
         body = f"````{LANGUAGES.get(path.suffix, 'text')}\n{text[:LONGEST].rstrip()}\n````{cut}"
