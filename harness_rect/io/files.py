@@ -65,9 +65,9 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
 def _named(error: BaseException, path: Path) -> OSError | None:
     """An error of the system in writing ``path``, with that name in place of a temporary one or none.
 
-    safetensors has an error of its own, with the system's number in its text.
+    safetensors has an error of its own, with the system's number in its text; so does tokenizers.
     """
-    if isinstance(error, SafetensorError) and (found := re.search(r"os error (\d+)", str(error))):
+    if type(error) in (SafetensorError, Exception) and (found := re.search(r"os error (\d+)", str(error))):
         return OSError(int(found[1]), os.strerror(int(found[1])), str(path))
     if not isinstance(error, OSError) or error.errno is None:
         return None

@@ -120,6 +120,10 @@ def save_editor(folder: Path, editor: Editor, **description: Any) -> Description
         temporary.write_bytes(data)
     with written_whole(folder / DESCRIPTION) as temporary:
         described = described.model_copy(update={"description_sha256": described.checksum()})
-        text = yaml.safe_dump(described.model_dump(mode="json"), sort_keys=False)
+        whole = described.model_dump(mode="json")
+        checksum = {
+            "description_sha256": whole.pop("description_sha256")
+        }  # first: it is not cut off with others
+        text = yaml.safe_dump(checksum | whole, sort_keys=False)
         temporary.write_text(text, encoding="utf-8")
     return described

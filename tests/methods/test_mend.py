@@ -24,7 +24,7 @@ from harness_rect.hparams import resolve_hparams
 from harness_rect.methods import METHODS, Context
 from harness_rect.methods.gradients import inputs_and_gradients, targets_of, token_nll
 from harness_rect.methods.mend import Editor, HyperNetwork, factors, update
-from harness_rect.methods.mend_weights import save_editor
+from harness_rect.methods.mend_weights import read_description, save_editor
 from harness_rect.models import EditableLM
 from harness_rect.moments import SecondMoment
 from harness_rect.session import EditSession
@@ -327,6 +327,12 @@ def test_a_description_with_another_number_is_not_taken(make_lm, tmp_path):
     lm = make_lm("gpt2")
     spec = save(tmp_path / "mend", lm, random_editor(lm))
     path = tmp_path / "mend" / "mend.yaml"
-    path.write_text(path.read_text().replace("dtype: float32", "dtype: float16"))
+    whole = path.read_text()
+    path.write_text(whole.replace("dtype: float32", "dtype: float16"))
     with pytest.raises(UserError, match=r"mend\.yaml: not the description that was written"):
         session(lm, spec)
+    lines = whole.splitlines(keepends=True)
+    for end in range(1, len(lines) - 2):  # the last two are empty mappings, as missing ones are
+        path.write_text("".join(lines[:end]))
+        with pytest.raises(UserError, match=r"mend\.yaml: not "):
+            read_description(path.parent)
