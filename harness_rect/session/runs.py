@@ -17,6 +17,7 @@ What is damaged is said in one line and set aside, and the run is computed again
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -35,7 +36,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness_rect.edits import Edit
-from harness_rect.errors import UserError
+from harness_rect.errors import Failed, UserError
 from harness_rect.io.cache import cache_folder, human, size_limit
 from harness_rect.io.checksums import ASIDE, SUMS, Damaged, check_sums, set_aside, write_sums
 from harness_rect.io.files import expanded, folder_written_whole
@@ -102,7 +103,7 @@ class KeptRun:
             history = History.restored(run["steps"], tensors)
             report = EditReport.read(report)
             masters = tensors if history.steps is None else {}
-            return cls(run["key"], run["base"], report, edits, run["weights"], history, masters)
+            return cls(run["key"], dict(run["base"]), report, edits, dict(run["weights"]), history, masters)
         except OSError as error:
             raise Damaged(f"{error.strerror or error}") from None
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
@@ -153,7 +154,8 @@ class EditCache:
             lock.acquire()
         except (OSError, NotImplementedError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise UserError(
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            raise (Failed if full else UserError)(
                 f"edit_cache={self.folder}: cannot be written ({reason}); give another folder, or off"
             ) from None
         try:

@@ -234,6 +234,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no checksums": (lambda f: (f / "SHA256SUMS").write_bytes(b"\xff"), "run.json is not the file"),
     "another format": (written_anew(lambda run: run.update(format=2)), "of format 2"),
     "another run": (written_anew(lambda run: run.update(key="0" * 64)), "another run's"),
+    "no weights": (written_anew(lambda run: run.update(weights=["x"])), "not as harness-rect writes it"),
     "no format": (written_anew(lambda run: run.clear()), "not as harness-rect writes it"),
     "a pipe": (lambda f: [(f / "run.json").unlink(), os.mkfifo(f / "run.json")], "run.json is no file"),
 }
