@@ -1,4 +1,4 @@
-"""The notebook of examples/ runs from its first cell to its last in a kernel of its own, with less of everything.
+"""The notebook of examples/ runs from its first cell to its last, with less of everything."""
 
 from __future__ import annotations
 
