@@ -98,7 +98,18 @@ def described(error: BaseException) -> tuple[int, str] | None:
         return 2, f"{_FORMATS[name]}: {text}"
     if isinstance(error, zlib.error):
         return 2, f"damaged compressed data: {text}"
-    return None
+    # Ctrl-C in an import: Python 3.11 and transformers wrap it in a RuntimeError.
+    cause = error.__cause__ or error.__context__
+    return described(cause) if cause is not None and _interrupted(cause) else None
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether an error came of Ctrl-C."""
+    for _ in range(20):  # a chain of causes may be a circle
+        if error is None or isinstance(error, KeyboardInterrupt):
+            break
+        error = error.__cause__ or error.__context__
+    return isinstance(error, KeyboardInterrupt)
 
 
 def _of_system(error: OSError, text: str) -> tuple[int, str]:

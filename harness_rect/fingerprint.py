@@ -23,6 +23,26 @@ def digest(description: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode()).hexdigest()
 
 
+#: Settings of a model that say where it is from, or how it is used later.
+_NAMES = {"architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+
+
+def computation_digest(model: Any) -> str:
+    """sha256 (hex) of how a model computes: its configuration, and the implementation of attention.
+
+    Weights alone do not say it: the number of heads, the activation or the epsilon of a norm change no shape.
+    """
+
+    def plain(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {k: plain(v) for k, v in value.items() if k not in _NAMES and not str(k).startswith("_")}
+
+    config = model.config
+    attention = getattr(config, "_attn_implementation", None)
+    return digest({"class": type(model).__name__, "config": plain(config.to_dict()), "attention": attention})
+
+
 @torch.no_grad()
 def model_fingerprint(model: nn.Module) -> str:
     """sha256 (hex) over every parameter and buffer: name, shape, dtype and sums over all of its bits.

@@ -27,6 +27,7 @@ from harness_rect.compat.lm_eval_model import KeyedAnswers
 from harness_rect.compat.prompt_options import (
     PromptOptions,
     options_of_evaluation,
+    output_path_of_evaluation,
     results_of_evaluation,
 )
 from harness_rect.config import (
@@ -39,7 +40,7 @@ from harness_rect.config import (
 from harness_rect.edits import EditStream, load_edits
 from harness_rect.errors import UserError, closest, inside_lm_eval_command, one_line_errors
 from harness_rect.fingerprint import model_fingerprint
-from harness_rect.io.files import check_output, expanded
+from harness_rect.io.files import check_output, check_parent, expanded
 from harness_rect.io.progress import logging_only
 from harness_rect.methods import METHODS, check_edits
 from harness_rect.model_wrappers.unedited import ComparingLM
@@ -119,6 +120,11 @@ class EditedHF(CheckingPrompts, ComparingLM):
             output = Path(config.save_edited) if config.save_edited and is_first else None
             if output is not None:
                 check_output(output)
+            if (
+                results := output_path_of_evaluation()
+            ) and is_first:  # lm-eval only logs that it cannot write
+                place = Path(results)
+                check_parent(place if place.suffix == ".json" else place / "results.json")
             _check_theirs(arguments)
             stream = load_edits(config.edits) if editing and config.edits else None
             if stream is not None:

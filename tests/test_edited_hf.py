@@ -15,6 +15,7 @@ import lm_eval
 import pytest
 import torch
 import transformers
+from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from support.lm_eval_command import lm_eval_command
@@ -469,6 +470,15 @@ def test_what_cannot_be_done_is_one_line_and_status_2(
         EditedHF(**given, device="cpu")
     assert exit.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"error: {error.value}"
+
+
+def test_results_that_could_not_be_written_are_refused_before_the_model_is_loaded(
+    arguments, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    tracker = EvaluationTracker(output_path=str(tmp_path / "file" / "results"))
+    with pytest.raises(UserError, match=r"cannot be created: .*file is not a folder"):
+        evaluate("edited_hf", arguments(), ["rect_zsre"], evaluation_tracker=tracker)
 
 
 def test_answers_alone_are_asked_for_under_predict_only(arguments) -> None:

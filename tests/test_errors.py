@@ -56,6 +56,19 @@ def test_what_can_be_foreseen_has_a_status_and_a_line(error: BaseException, stat
     assert line in shown
 
 
+def test_ctrl_c_that_an_import_wraps_is_ctrl_c():
+    try:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise RuntimeError("Error calling __set_name__") from error
+    except RuntimeError as error:
+        wrapped = ModuleNotFoundError("Could not import module")
+        wrapped.__cause__ = error
+    assert described(wrapped)[0] == 130
+    assert described(RuntimeError("a bug")) is None
+
+
 @pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), RuntimeError("x"), AssertionError()])
 def test_a_bug_shows_its_traceback_and_where_to_report_it(error: Exception, capsys, monkeypatch):
     monkeypatch.setattr(cli, "make_parser", lambda argv: (_ for _ in ()).throw(error))

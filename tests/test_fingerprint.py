@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from harness_rect import fingerprint
-from harness_rect.fingerprint import digest, model_fingerprint
+from harness_rect.fingerprint import computation_digest, digest, model_fingerprint
 
 
 def a_model(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -44,3 +44,19 @@ def test_names_and_dtypes_and_buffers_count():
     model[1].running_mean += 1
     assert len({before, model_fingerprint(model), model_fingerprint(a_model(torch.float16))}) == 3
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
+
+
+def test_what_changes_no_shape_changes_the_digest_of_the_computation(make_model):
+    def of(change=lambda config: None):
+        model = make_model("llama")
+        change(model.config)
+        return computation_digest(model)
+
+    changes = [
+        lambda config: setattr(config, "num_attention_heads", 1),
+        lambda config: setattr(config, "hidden_act", "gelu"),
+        lambda config: setattr(config, "rms_norm_eps", 0.1),
+        lambda config: setattr(config, "_attn_implementation", "eager"),
+    ]
+    assert len({of(), *map(of, changes)}) == 5
+    assert of(lambda config: setattr(config, "_name_or_path", "elsewhere")) == of()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from harness_rect.cli.replay import add_cache_option, cache_of
 from harness_rect.errors import UserError
-from harness_rect.io.cache import human, parse_size
-from harness_rect.io.checksums import Damaged
+from harness_rect.io.cache import cache_folder, human, parse_size
+from harness_rect.io.checksums import ASIDE, SUMS, Damaged
+from harness_rect.io.resume import verify_state
+from harness_rect.moments.layout import verify_moment
 from harness_rect.session.runs import USELESS, EditCache, Entry, KeptRun
 
 
@@ -19,8 +22,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action",
         choices=list(ACTIONS),
-        help="list all runs; show one; verify checksums (exit status 1 if a run is damaged); prune: remove"
-        " what is damaged or left over, then what was not used for longest, down to --max-size; clear: all",
+        help="list all runs; show one; verify checksums, of kept second moments too (exit status 1 if one is"
+        " wrong); prune: remove what is damaged or left over, then what was not used for longest, down to"
+        " --max-size; clear: all",
     )
     parser.add_argument("key", nargs="?", metavar="RUN", help="the beginning of a key, for show")
     parser.add_argument("--max-size", metavar="SIZE", help="for prune: 500MB, 10GB")
@@ -90,17 +94,30 @@ def _show(cache: EditCache, arguments: argparse.Namespace) -> int:
 
 
 def _verify(cache: EditCache, arguments: argparse.Namespace) -> int:
-    runs = [entry for entry in cache.entries() if entry.kind == "run"]
+    entries = [entry for entry in cache.entries() if entry.kind != "leftover"]
+    moments = sorted(cache_folder("stats").glob("*/*.npz"))
     damaged = 0
-    for entry in runs:
+    for path, check in [(entry.path, partial(_check, entry)) for entry in entries] + [
+        (path, partial(verify_moment, path)) for path in moments
+    ]:
         try:
-            if not KeptRun.read(entry.path).key.startswith(entry.key):
-                raise Damaged("another run's")
-        except Damaged as problem:
+            check()
+        except (Damaged, UserError) as problem:
             damaged += 1
-            print(f"damaged: {entry.path}: {problem}")
-    print(f"{len(runs)} runs in {cache.folder}: {damaged or 'none'} damaged")
+            print(f"damaged: {path}: {str(problem).removeprefix(f'{path}: ')}")
+    what = f"{len(entries)} entries in {cache.folder}, {len(moments)} files of second moments"
+    print(f"{what}: {damaged or 'none'} damaged")
     return 1 if damaged else 0
+
+
+def _check(entry: Entry) -> None:
+    """Raise Damaged if an entry is not what was written."""
+    if entry.kind == "damaged":
+        raise Damaged("set aside before" if ASIDE in entry.path.name else f"it has no {SUMS}")
+    if entry.kind == "unfinished":
+        verify_state(entry.path)
+    elif not KeptRun.read(entry.path).key.startswith(entry.key):
+        raise Damaged("another run's")
 
 
 def _prune(cache: EditCache, arguments: argparse.Namespace) -> int:

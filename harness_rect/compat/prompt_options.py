@@ -42,6 +42,12 @@ def results_of_evaluation() -> Mapping[str, Any] | None:
     return found if isinstance(found, Mapping) else None
 
 
+def output_path_of_evaluation() -> str | None:
+    """Where the innermost evaluation of which the caller is part will write its results; None if nowhere."""
+    tracker = (_locals() or {}).get("evaluation_tracker")
+    return getattr(tracker, "output_path", None)
+
+
 def _locals() -> Mapping[str, Any] | None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code not in _CALLS:

@@ -117,7 +117,15 @@ def read(then: Results, trust_remote_code: bool = False) -> Repetition:
             given["trust_remote_code"] = True
         else:
             left_out.append("trust_remote_code: code from the hub is run only with --trust-remote-code")
+    # lm-eval writes cuda:0 where no device was given, there or not; ours say on which they computed.
+    on = then.file.config.get("computed_on")
     device = settings.device
+    if (
+        isinstance(on, dict)
+        and isinstance(on.get("device"), str)
+        and not (device or "").startswith(on["device"])
+    ):
+        device = on["device"] if on["device"] in ("cpu", "cuda", "mps") else device
     if device and device.startswith("cuda") and not torch.cuda.is_available():
         left_out.append(f"device={device}: there is none here; computed on the CPU")
         device = "cpu"

@@ -28,6 +28,8 @@ from harness_rect.io.rows import json_lines, parse_json, read_text
 from harness_rect.session.report import EditReport
 from harness_rect.session.self_checks import failed
 
+#: Bytes of a results file; samples are in files of their own, which are read line by line.
+LARGEST = 256 << 20
 #: Entries of a task's results that are numbers but not metrics.
 _NO_METRICS = {"sample_len", "sample_count"}
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?$")
@@ -414,7 +416,7 @@ def load(path: Path | str) -> Results:
     """
     path = Path(path)
     check_if_listed(path)
-    return of(parse_json(read_text(path), str(path), parse_int=_integer), path)
+    return of(parse_json(read_text(path, largest=LARGEST), str(path), parse_int=_integer), path)
 
 
 def of(content: Any, path: Path) -> Results:

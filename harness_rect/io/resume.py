@@ -36,6 +36,34 @@ def save_state(path: Path, key: str, tensors: Mapping[str, Tensor], state: Any) 
         save_file(plain, temporary, metadata=metadata)
 
 
+def verify_state(path: Path) -> None:
+    """Check a file that :func:`save_state` wrote.
+
+    Raises:
+        Damaged: it is not what was written.
+    """
+    try:
+        _read_state(path)
+    except _UNREADABLE as error:
+        raise Damaged(error) from None
+
+
+#: What a damaged state raises.
+_UNREADABLE = (SafetensorError, OSError, KeyError, ValueError, RecursionError, Damaged)
+
+
+def _read_state(path: Path) -> tuple[dict[str, Tensor], str, Any]:
+    """Tensors, key and state."""
+    if not path.is_file():
+        raise Damaged("no file")
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if metadata["sha256"] != _digest(tensors, metadata["key"], metadata["state"]):
+        raise Damaged("not what was written, by its checksum")
+    return tensors, metadata["key"], json.loads(metadata["state"])
+
+
 def load_state(path: Path, key: str) -> State | None:
     """What :func:`save_state` wrote; None if the file is missing, damaged or has another key.
 
@@ -44,17 +72,11 @@ def load_state(path: Path, key: str) -> State | None:
     if not path.exists():
         return None
     try:
-        if not path.is_file():
-            raise Damaged("no file")
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata["sha256"] != _digest(tensors, metadata["key"], metadata["state"]):
-            raise Damaged("not what was written, by its checksum")
-        return (tensors, json.loads(metadata["state"])) if metadata["key"] == key else None
+        tensors, found, state = _read_state(path)
+        return (tensors, state) if found == key else None
     except FileNotFoundError:
         return None  # removed meanwhile
-    except (SafetensorError, OSError, KeyError, ValueError, RecursionError, Damaged) as error:
+    except _UNREADABLE as error:
         set_aside(path, "the saved state", error)
         return None
 

@@ -12,10 +12,15 @@ import stat
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from harness_rect.errors import UserError
+
+#: Bytes of a text that is read whole, and of a line of one that is read line by line.
+LARGEST = 1 << 30
+LONGEST_LINE = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,9 @@ def read_lines(path: Path, name: str = "", errors: str = "strict") -> Iterator[t
     name, number = name or str(path), 0
     try:
         with _opened(path, name) as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), b""), start=1):
+                if len(line) > LONGEST_LINE:
+                    raise UserError(f"{name}, line {number}: longer than {LONGEST_LINE >> 20} MiB")
                 yield number, (line.removeprefix(BOM_UTF8) if number == 1 else line).decode("utf-8", errors)
     except UnicodeDecodeError as error:
         raise UserError(
@@ -139,8 +146,14 @@ def read_lines(path: Path, name: str = "", errors: str = "strict") -> Iterator[t
         raise UserError(f"{name}: cannot be read: {error.strerror}") from None
 
 
-def read_text(path: Path, name: str = "") -> str:
-    """A whole text file, line endings as they are."""
+def read_text(path: Path, name: str = "", largest: int = LARGEST) -> str:
+    """A whole text file, line endings as they are; one of more than ``largest`` bytes is refused."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{name or path}: cannot be read: {error.strerror}") from None
+    if size > largest:
+        raise UserError(f"{name or path}: larger than {largest >> 20} MiB; is it the right file?")
     return "".join(line for _, line in read_lines(path, name))
 
 

@@ -27,7 +27,7 @@ from harness_rect import embedded
 from harness_rect.code_digest import code_digest
 from harness_rect.edits import Edit, fingerprint, load_edits
 from harness_rect.errors import UserError
-from harness_rect.fingerprint import digest, model_fingerprint
+from harness_rect.fingerprint import computation_digest, digest, model_fingerprint
 from harness_rect.io.cache import cache_folder
 from harness_rect.io.files import written_whole
 from harness_rect.io.progress import progress_bar
@@ -106,6 +106,7 @@ def with_reference_norms(
     templates = contexts(lm, hparams, seed)
     key = {
         "model": model_fingerprint(lm.model),
+        "computation": computation_digest(lm.model),
         "hparams": hparams.model_dump(mode="json"),
         "templates": templates,
         "facts": fingerprint(facts),

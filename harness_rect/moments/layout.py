@@ -129,6 +129,21 @@ def read_moment(path: Path, d_mlp: int) -> SecondMoment:
     return found
 
 
+def verify_moment(path: Path) -> None:
+    """Check a file of second moments of any width.
+
+    Raises:
+        UserError: as :func:`read_moment`.
+    """
+    try:
+        _check_claims(path, 2**36)
+        with np.load(path, allow_pickle=False) as arrays:
+            width = len(arrays["mom2.mom2"])
+    except (*_UNREADABLE, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a file of second moments: {' '.join(str(error).split())}") from None
+    read_moment(path, width)
+
+
 #: How much elements (i, j) and (j, i) may differ by rounding, as a share of the largest element.
 ASYMMETRY = 1e-3
 

@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from harness_rect.code_digest import code_digest
 from harness_rect.errors import UserError
+from harness_rect.fingerprint import computation_digest
 from harness_rect.io.cache import cache_folder
 from harness_rect.io.checksums import set_aside
 from harness_rect.io.resume import failing
@@ -152,6 +153,7 @@ class MomentProvider:
             source = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         return source | {
             "model": self.model_fingerprint,
+            "computation": computation_digest(self.lm.model),
             "tokens": self.tokens,
             "special_tokens": encoder.tokens("a") != plain,
             "code": code_digest(CODE),

@@ -31,7 +31,7 @@ from harness_rect.code_digest import code_digest
 from harness_rect.config import EditConfig
 from harness_rect.edits import Edit, EditStream, fingerprint, load_edits
 from harness_rect.errors import UserError
-from harness_rect.fingerprint import digest, model_fingerprint
+from harness_rect.fingerprint import computation_digest, digest, model_fingerprint
 from harness_rect.generated import unedited_answers
 from harness_rect.hparams import resolve_hparams
 from harness_rect.io import resume
@@ -122,6 +122,7 @@ class EditSession:
         self.report = UNEDITED
         self._model_name = model_name
         self._model_fingerprint = model_fingerprint(model)
+        self._computation = computation_digest(model)
         self._weights = EditedWeights(self.lm, self.weight_names)
         self._moments: MomentProvider | None = None
         self._code = ""
@@ -406,6 +407,7 @@ class EditSession:
             "edit_seed": config.edit_seed,
             "measure": config.measure,
             "model_fingerprint": self._model_fingerprint,
+            "computation": self._computation,
             **self.lm.encoder.format.describe(),
             # Another tokenizer, or BOS or not, makes other edits of the same text.
             "token_ids_sha256": digest(

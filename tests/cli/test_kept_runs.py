@@ -273,7 +273,10 @@ def test_the_cache_is_listed_shown_verified_pruned_and_cleared(made: Path, tmp_p
     status, text = cache("show", run.name[:8])
     assert status == 0 and "3 of" in text and "rome" in text and "2 of" not in text
     status, text = cache("verify")
-    assert status == 1 and f"damaged: {other}: another run's" in text and "2 runs" in text
+    assert status == 1 and f"damaged: {other}: another run's" in text and "4 entries" in text
+    assert (
+        "2.damaged-2: set aside before" in text and "1.partial.safetensors: " in text and "3 damaged" in text
+    )
     status, text = cache("prune", "--max-size", "2.9kB")
     assert status == 0 and {path.name for path in folder.iterdir()} >= {"mine.txt"}
     assert [entry.kind for entry in EditCache(folder).entries()] in ([], ["unfinished"])

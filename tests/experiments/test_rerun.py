@@ -78,6 +78,14 @@ def test_what_could_do_harm_is_not_taken_from_a_file(tmp_path: Path) -> None:
     assert rerun.read(then, trust_remote_code=True).given["trust_remote_code"] is True
 
 
+def test_it_computes_where_the_results_say_they_were_computed(tmp_path: Path) -> None:
+    """lm-eval writes cuda:0 where no device was given, there or not."""
+    for given, on, device in (("cuda:0", "cpu", "cpu"), ("cpu", "cpu", "cpu"), (None, "cpu", "cpu")):
+        computed = {"computed_on": {"device": on, "threads": 1}}
+        found = rerun.read(written(tmp_path / "results.json", {"device": given} | computed))
+        assert found.settings["device"] == device and not any("device" in line for line in found.not_repeated)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

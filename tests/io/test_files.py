@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness_rect.errors import UserError
+from harness_rect.io.cache import cache_folder
 from harness_rect.io.files import check_output, check_parent, folder_written_whole, written_whole
 
 
@@ -76,3 +77,9 @@ def test_output_must_be_new_or_empty_and_can_be_created(tmp_path: Path) -> None:
             check_output(taken)
     with pytest.raises(UserError, match=r"cannot be created: .*file is not a folder"):
         check_parent(tmp_path / "file" / "x")
+
+
+def test_the_cache_may_lie_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HARNESS_RECT_CACHE", "~/kept")
+    assert cache_folder("edits") == tmp_path / "kept" / "edits"

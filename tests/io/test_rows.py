@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness_rect.errors import UserError
+from harness_rect.io import rows
 from harness_rect.io.rows import as_text, json_lines, json_rows, paragraphs, tsv_rows
 
 
@@ -90,3 +91,17 @@ def test_text_is_a_string_that_utf_8_can_encode(value: object, problem: str) -> 
     assert as_text("é", "name") == "é"
     with pytest.raises(UserError, match=f"name: .*{problem}"):
         as_text(value, "name")
+
+
+def test_a_file_or_a_line_that_is_too_large_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sparse = tmp_path / "sparse.json"
+    with sparse.open("wb") as file:
+        file.truncate(rows.LARGEST + 1)
+    with pytest.raises(UserError, match="larger than 1024 MiB"):
+        json_rows(sparse)
+    monkeypatch.setattr(rows, "LONGEST_LINE", 10)
+    (tmp_path / "long.jsonl").write_text("{}\n" + " " * 11)
+    with pytest.raises(UserError, match="line 2: longer than"):
+        list(json_lines(tmp_path / "long.jsonl"))
