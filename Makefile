@@ -38,12 +38,11 @@ faults: setup
 # One other release each, in an environment that holds it alone and takes all else from the main one: the tests of
 # what depends on it, and the embedded suite, whose scores must be those of the main environment.
 test-lm-eval: RELEASE = lm-eval==0.5.0.dev1
-test-lm-eval: TESTS = tests/test_edited_hf_chat.py \
-	$(addprefix tests/evaluation/test_,task_configs.py editing_tasks.py autoregressive.py drift.py seeded_sampling.py)
+test-lm-eval: TESTS = $(addprefix tests/evaluation/test_,task_configs.py editing_tasks.py drift.py)
 test-transformers: RELEASE = transformers==5.24.0
-test-transformers: TESTS = tests/models tests/methods/test_rome.py
+test-transformers: TESTS = $(addprefix tests/models/test_,architecture.py forward.py lm.py) tests/methods/test_rome.py
 
-SUITE = -m lm_eval --model edited_hf --tasks rect_suite --limit 20 --batch_size 16 --output_path
+SUITE = -m lm_eval --model edited_hf --tasks rect_suite --limit 10 --batch_size 16 --output_path
 
 test-lm-eval test-transformers: scores
 	$(PYTHON) -m venv --clear --without-pip $(VENV)/$@

@@ -75,7 +75,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         import harness_rect
 
-        parser.exit(0, f"{harness_rect.__version__}\n")
+        print(harness_rect.__version__)
+        parser.exit()
 
 
 def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:

@@ -47,10 +47,8 @@ def entry(**arguments: Any) -> ModelEntry:
     [
         ("rect-tiny", 2, "rome"),
         ("rect-tiny", 12, {"method": "memit", "edit_batch_size": 6}),
-        ("rect-tiny", 2, "kn"),
         ("rect-tiny", 2, "ft"),
         ("rect-tiny", 10, {"method": "mend", "edit_batch_size": 5}),
-        ("rect-tiny-llama", 2, "rome"),
         ("rect-tiny-llama", 8, {"method": "alphaedit", "edit_batch_size": 4}),
     ],
 )
