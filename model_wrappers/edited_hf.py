@@ -115,7 +115,7 @@ class EditedHF(CheckingPrompts, ComparingLM):
             config = _resolve(pretrained, _with_options(ours, options_of_evaluation()))
             self._edit_report = UNEDITED
             editing = config.method != "none"
-            # Not self.rank: without several GPUs lm-eval gives every process rank 0.
+            # self.rank is known once the model is loaded.
             is_first = os.environ.get("RANK", "0") == "0"
             output = Path(config.save_edited) if config.save_edited and is_first else None
             if output is not None:
@@ -138,6 +138,8 @@ class EditedHF(CheckingPrompts, ComparingLM):
                 arguments["device"] = "cuda" if torch.cuda.is_available() else "cpu"
             beside = _reports_beside(pretrained, arguments)
             what, loading = _base_of(pretrained, beside["pretrained"], arguments)
+            if isinstance(pretrained, str) and _on_cpu(arguments):
+                Processes.launched(cuda=False)  # accelerate does so on CPUs only if it is told to use them
             with load_errors(what):
                 super().__init__(**loading)
                 self._provenance = self._loaded_from(pretrained, beside, arguments)
@@ -250,7 +252,11 @@ class EditedHF(CheckingPrompts, ComparingLM):
             **super().get_model_info(),
             "edit": self._edit_report.to_dict(),
             "provenance": self._provenance,
-            "computed_on": {"device": self.device.type, "threads": torch.get_num_threads()},
+            "computed_on": {
+                "device": self.device.type,
+                "threads": torch.get_num_threads(),
+                **({} if self.world_size == 1 else {"processes": self.world_size}),
+            },
         }
         if self._edit_report.method == "none":
             return found
@@ -363,6 +369,13 @@ def _check_theirs(arguments: Mapping[str, Any]) -> None:
     device = arguments.get("device")
     if not (device == "cuda:0" and not torch.cuda.is_available()):  # the command's own default
         check_device(device, f"device={device}")
+
+
+def _on_cpu(arguments: Mapping[str, Any]) -> bool:
+    """Whether HFLM will run on a CPU, each process with the whole model."""
+    device = str(arguments["device"])
+    without_gpu = device.startswith("cuda") and not torch.cuda.is_available()  # as the command's own default
+    return arguments.get("tp_plan") is None and (device == "cpu" or without_gpu)
 
 
 def _is_floating(dtype: Any) -> bool:

@@ -125,28 +125,30 @@ def test_different_models_are_refused_by_all(place: Path) -> None:
     assert "ranks that differ from rank 0: 1" in ranks[0].err
 
 
-def test_accelerate_launch_scores_as_one_process_with_the_same_weights(tmp_path: Path) -> None:
-    given = {"edits": "tiny[0:3]", "rect": 0.4, "edit_cache": "off"}
-    text = ",".join(f"{name}={value}" for name, value in given.items()) + ",save_edited=two"
-    words = ["--model", "edited_hf", "--model_args", text, "--tasks", "rect_editing", "--limit", "3"]
-    done = lm_eval_command(tmp_path, *words, "--output_path", "out", launch=LAUNCH)
+def test_two_launched_processes_evaluate_half_of_the_rows_each_and_score_as_one(tmp_path: Path) -> None:
+    given = {"edits": "tiny[0:2]", "rect": 0.4, "edit_cache": "off"}
+    text = ",".join(f"{name}={value}" for name, value in given.items())
+    tasks = ["rect_sentiment", "rect_zsre"]
+    words = ["--model", "edited_hf", "--model_args", text, "--tasks", ",".join(tasks), "--limit", "4"]
+    words += ["--device", "cpu"] * torch.cuda.is_available()
+    done = lm_eval_command(tmp_path, *words, "--log_samples", "--output_path", "out", launch=LAUNCH)
     assert done.returncode == 0, done.stderr
-    (path,) = (tmp_path / "out").rglob("results_*.json")  # one process writes
+    [path] = (tmp_path / "out").rglob("results_*.json")  # one process writes
     two = json.loads(path.read_text())
+    [path] = (tmp_path / "out").rglob("samples_rect_sentiment_*.jsonl")
+    rows = [json.loads(line)["doc_id"] for line in path.read_text().splitlines()]
+    assert rows == [0, 2, 1, 3], "not the first process's rows, then the second's"
+    assert two["config"]["edit"]["processes"] == two["config"]["computed_on"]["processes"] == 2
 
-    given["save_edited"] = str(tmp_path / "one")
     manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=given)
-    one = lm_eval.simple_evaluate(
-        "edited_hf", given, ["rect_editing"], task_manager=manager, limit=3, device="cpu"
-    )
+    one = lm_eval.simple_evaluate("edited_hf", given, tasks, task_manager=manager, limit=4, device="cpu")
     assert one is not None
-    reports = [tmp_path / name / "edit_report.json" for name in ("one", "two")]
-    report, shared = (json.loads(path.read_text()) for path in reports)
-    assert shared["weights_sha256"] == report["weights_sha256"]
+    assert "processes" not in one["config"]["computed_on"]
     assert two["config"]["edit"]["weights"] == one["config"]["edit"]["weights"]
-    assert two["config"]["provenance"] == one["config"]["provenance"]
+    for name in ("provenance", "self_checks"):
+        assert two["config"][name] == one["config"][name]
     assert two["n-samples"] == one["n-samples"]
-    for task in ("rect_zsre", "rect_counterfact"):
+    for task in tasks:
         scores = one["results"][task]
         numbers = {name: score for name, score in scores.items() if isinstance(score, int | float)}
         assert {name: two["results"][task][name] for name in numbers} == pytest.approx(numbers, abs=1e-6)

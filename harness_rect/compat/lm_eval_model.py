@@ -66,6 +66,17 @@ def _no_mask_missed() -> AbstractContextManager[None]:
     return logging_only(logging.ERROR, "transformers.modeling_utils")
 
 
+def share_rows(model: HFLM) -> None:
+    """Let each of several processes evaluate its part of the rows.
+
+    HFLM does so only where it sees several GPUs: on CPUs each process would evaluate everything.
+    It has no ``accelerator`` where processes hold parts of one model (``tp_plan``).
+    """
+    accelerator = getattr(model, "accelerator", None)
+    if accelerator is not None and model.world_size < accelerator.num_processes:
+        model._rank, model._world_size = accelerator.process_index, accelerator.num_processes
+
+
 class SharedPassLM(SeededLM, HFLM):
     """HFLM that answers several token-id requests on one sequence from one forward pass.
 
@@ -74,6 +85,10 @@ class SharedPassLM(SeededLM, HFLM):
     """
 
     quiet = False
+
+    def __init__(self, *args: Any, **given: Any) -> None:
+        super().__init__(*args, **given)
+        share_rows(self)
 
     @contextmanager
     def answers_not_stored(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,7 +33,7 @@ from torch.utils import collect_env
 from harness_rect.compat import lm_eval as compat
 from harness_rect.compat.lm_eval import KeptTasks, YamlTask, build_arguments, evaluate
 from harness_rect.compat.lm_eval_command import call_after_saving
-from harness_rect.compat.lm_eval_model import SharedPassLM
+from harness_rect.compat.lm_eval_model import SharedPassLM, share_rows
 from harness_rect.compat.prompt_options import PromptOptions, options_of_evaluation
 from harness_rect.errors import Failed
 from harness_rect.models.prompt_format import ChatTemplate
@@ -279,6 +279,17 @@ def test_hflm_has_what_shared_passes_read(make_model, tokenizer) -> None:
     assert model.softmax_dtype is None and model.rank == 0 and model.batch_size == 2
     assert model.max_length > 8
     assert model._model_call(torch.tensor([[1, 2, 3]]).to(model.device)).shape[:2] == (1, 3)
+
+
+def test_hflm_shares_rows_by_the_attributes_that_we_set(make_model, tokenizer) -> None:
+    model = HFLM(pretrained=make_model("gpt2"), tokenizer=tokenizer)
+    share_rows(model)
+    assert (model.rank, model.world_size) == (0, 1)
+    accelerator = SimpleNamespace(process_index=1, num_processes=2, gather=lambda tensor: tensor.repeat(2))
+    model.accelerator = accelerator
+    share_rows(model)
+    assert (model.rank, model.world_size) == (1, 2), "each process would evaluate everything"
+    assert model.all_gather(torch.tensor([3])).tolist() == [3, 3]
 
 
 def test_the_store_of_answers_is_a_sqlitedict_that_the_hook_holds(tmp_path: Path) -> None:

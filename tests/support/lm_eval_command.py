@@ -17,7 +17,8 @@ if "RANK" in os.environ or "lm_eval" in sys.orig_argv[:3]:
     from lm_eval.tasks import manager
     manager.__file__ = "empty/manager.py"
 """
-LAUNCH = ("accelerate.commands.launch", "--num_processes", "2", "--cpu", "--module")
+#: Two processes. On a CPU ``accelerate launch`` starts one, however many are asked for.
+LAUNCH = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
 
 
 def lm_eval_command(
