@@ -11,10 +11,12 @@ from typing import Any
 from harness_rect.cli.replay import add_cache_option, cache_of
 from harness_rect.errors import UserError
 from harness_rect.io.cache import cache_folder, human, parse_size
-from harness_rect.io.checksums import ASIDE, SUMS, Damaged
+from harness_rect.io.checksums import ASIDE, SUMS, Damaged, check_sums
 from harness_rect.io.resume import verify_state
+from harness_rect.io.rows import parse_json, read_text
 from harness_rect.moments.layout import verify_moment
-from harness_rect.session.runs import USELESS, EditCache, Entry, KeptRun
+from harness_rect.session.report import EditReport
+from harness_rect.session.runs import REPORT, USELESS, EditCache, Entry, KeptRun
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -58,9 +60,11 @@ def _described(entry: Entry) -> tuple[str, str, str, str]:
     """Model, method, regularizer and number of edits of a run; what cannot be read is a question mark."""
     if entry.kind != "run":
         return "", "", "", ""
+    path = entry.path / REPORT
     try:
-        report = KeptRun.read(entry.path).report
-    except Damaged:
+        check_sums(entry.path, [REPORT])  # `verify` reads the other files, which may be large
+        report = EditReport.read(parse_json(read_text(path), str(path)), str(path))
+    except (Damaged, UserError, OSError):
         return "?", "?", "?", "?"
     settings = ", ".join(f"{name} {value}" for name, value in report.settings.items() if value is not None)
     regularizer = f"{report.regularizer} ({settings})" if settings else report.regularizer

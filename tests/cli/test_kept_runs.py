@@ -291,6 +291,24 @@ def test_the_cache_is_listed_shown_verified_pruned_and_cleared(made: Path, tmp_p
         assert status == 2 and text.count("\n") == 1 and "error: " in text
 
 
+def test_the_list_reads_no_tensors_and_marks_a_damaged_report(made: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(made / "gpt2-none-runs", folder := tmp_path / "runs")
+    (run,) = (entry.path for entry in EditCache(folder).entries())
+
+    def cells() -> list[str]:
+        assert cli.main(["cache", "list", "--edit-cache", str(folder)]) == 0
+        return capsys.readouterr().out.splitlines()[1].split()[2:6]
+
+    (run / "updates.safetensors").write_bytes(b"x")
+    assert cells() == ["gpt2", "rome", "none", "3"]
+    report = (run / "report.json").read_text()
+    for damaged in (report.replace('"rome"', '"memit"'), "[]", ""):
+        (run / "report.json").write_text(damaged)
+        assert cells() == ["?"] * 4
+    (run / "report.json").unlink()
+    assert cells() == ["?"] * 4
+
+
 def test_sizes_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {"10GB": 10**10, "1.5 kb": 1500, "7": 7, "2M": 2 * 10**6}
     assert [parse_size(text, "") for text in texts] == list(texts.values())
