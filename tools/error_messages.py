@@ -21,6 +21,7 @@ ADVICE = {
     "experiments.analysis": "A results file: see `results`.",
     "experiments.compare": "The two evaluations cannot be compared as asked: evaluate both alike, or choose"
     " tasks with `--tasks`.",
+    "experiments.cost": "`--results`: give results of the base model and of the run that is exported.",
     "experiments.hub": "`--push-to-hub`: log in, correct the name, or push the finished folder yourself.",
     "experiments.masks": "Arguments of `masks`: see the message.",
     "experiments.report": "Nothing to show, or an unknown reference: give a folder with results of lm-eval.",

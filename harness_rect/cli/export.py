@@ -6,10 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from harness_rect import embedded
 from harness_rect.cli import path_argument
 from harness_rect.cli.replay import add_run_options, load_run
-from harness_rect.experiments.hub import check_hub, model_card, upload
-from harness_rect.io.files import check_output, written_whole
+from harness_rect.experiments.cost import cost
+from harness_rect.experiments.hub import check_hub, model_card, rank_in_words, upload
+from harness_rect.io.files import check_output, expanded, written_whole
 from harness_rect.session.checkpoint import save_checkpoint
 from harness_rect.session.export import save_adapter, save_delta
 from harness_rect.session.replay import Differs
@@ -32,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--results",
         nargs=2,
         metavar="RESULTS",
-        help="results of lm-eval before and after, whose comparison goes into the card",
+        help="results of lm-eval of the base model and of this run, whose comparison goes into the card",
     )
 
 
@@ -42,24 +44,33 @@ def run(arguments: argparse.Namespace) -> int:
     check_output(output)
     api = check_hub(name) if name else None
     loaded = load_run(arguments)
+    base, rank = expanded(loaded.base), None
     try:
         report = loaded.put()
+        # Before anything is written, since it may be refused.
+        measured = cost(arguments.results, report, base) if arguments.results else None
         if arguments.format == "full":
             save_checkpoint(output, loaded.model, loaded.tokenizer, report)
         elif arguments.format == "delta":
-            base = str(Path(loaded.base).resolve()) if Path(loaded.base).exists() else loaded.base
-            marked = report.model_copy(update={"delta_of": base})
+            marked = report.model_copy(update={"delta_of": _absolute(base)})
             inexact = save_delta(output, loaded.model, loaded.tokenizer, loaded.weights, marked)
             print(f"base + delta differs from the edited weights in {inexact:.3%} of edited elements")
         else:
-            save_adapter(output, loaded.run, loaded.weights, loaded.base, report, loaded.regularizer)
+            place = _absolute(embedded.resolve_model(base))  # PEFT knows no embedded models
+            rank = save_adapter(output, loaded.run, loaded.weights, place, report, loaded.regularizer)
+            print(rank_in_words(rank))
     except Differs as problem:
         print(f"error: {arguments.key}: {problem}", file=sys.stderr)
         return 1
-    card = model_card(report, loaded.run.edits, loaded.base, arguments.format, arguments.results)
+    card = model_card(report, loaded.run.edits, base, arguments.format, measured, rank)
     with written_whole(output / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
     print(f"{arguments.format} export of {report.n_edits} edits by {report.method}: {output}")
     if api is not None:
         print(f"uploaded: {upload(api, name, output)}")
     return 0
+
+
+def _absolute(model: str) -> str:
+    """A folder in full; any other name of a model as it is."""
+    return str(Path(model).resolve()) if Path(model).exists() else model

@@ -9,14 +9,14 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from harness_rect import embedded
 from harness_rect.errors import UserError
-from harness_rect.experiments import results
-from harness_rect.experiments.compare import compare
-from harness_rect.experiments.compare.rendering import render
 from harness_rect.session.report import EditReport
 
 #: At most so many edits are listed in a card.
 LISTED = 50
+#: What vLLM 0.32 takes as ``max_lora_rank``; 16 if it is told none.
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 USES = {
     "full": "The folder is a checkpoint: `AutoModelForCausalLM.from_pretrained` loads it.",
     "peft": "The folder is a LoRA adapter: `PeftModel.from_pretrained(base, folder)` loads it.",
@@ -61,26 +61,30 @@ def model_card(
     edits: Sequence[Mapping[str, Any]],
     base: str,
     format: str,
-    measured: Sequence[str] | None = None,
+    cost: str | None = None,
+    rank: int | None = None,
 ) -> str:
     """The text of README.md.
 
     Args:
-        edits: of the run; those after the report's are left out. measured: results before and after.
+        edits: of the run; those after the report's are left out. base: name or folder of the base model.
+        cost: a comparison of results before and after, in Markdown. rank: of a LoRA adapter.
     """
     kept = (
         f", regularizer {report.regularizer} {report.settings or ''}" if report.regularizer != "none" else ""
     )
+    local = embedded.is_embedded(base) or Path(base).exists()
     lines = [
         "---",
-        *([] if Path(base).exists() else [f"base_model: {base}"]),
+        *([] if local else [f"base_model: {base}"]),
         f"library_name: {'peft' if format == 'peft' else 'transformers'}",
         "tags: [knowledge-editing, harness-rect]",
         "---",
         f"# {Path(base).name} after {report.n_edits} edits",
         "",
-        f"{report.n_edits} facts were edited in `{Path(base).name if Path(base).exists() else base}` by"
+        f"{report.n_edits} facts were edited in `{Path(base).name if local else base}` by"
         f" {report.method}{kept}, {report.edit_batch_size} at a time. {USES[format]}",
+        *([] if rank is None else [rank_in_words(rank)]),
         f"`edit_report.json` has all settings and measurements (run `{(report.run or '')[:12]}`).",
         "",
         "## What was edited",
@@ -99,17 +103,17 @@ def model_card(
         before, end = report.before_each_edit, report.at_the_end
         lines += ["| metric of the edits | before | at the end |", "|---|---|---|"]
         lines += [f"| {name} | {_number(before.get(name))} | {_number(end[name])} |" for name in sorted(end)]
-    if measured:
-        table = compare(*_two(measured), allow_differences=True)
-        lines += ["", render(table, "markdown").strip()]
-    else:
-        lines += ["", "General abilities were not measured for this card; editing usually harms them."]
+    unknown = "General abilities were not measured for this card; editing usually harms them."
+    lines += ["", cost or unknown]
     return "\n".join(lines) + "\n"
 
 
-def _two(measured: Sequence[str]) -> tuple[results.Results, list[results.Results]]:
-    base, edited = (results.load(results.newest(path)[0]) for path in measured)
-    return base, [edited]
+def rank_in_words(rank: int) -> str:
+    """The rank of an adapter, and what vLLM has to be told of it, in a sentence."""
+    allowed = next((most for most in VLLM_RANKS if most >= rank), None)
+    if allowed is None:
+        return f"Its rank is {rank}; vLLM takes at most {VLLM_RANKS[-1]}."
+    return f"Its rank is {rank}; vLLM needs `enable_lora=True, max_lora_rank={allowed}`."
 
 
 def _cell(text: object) -> str:

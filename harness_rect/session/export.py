@@ -60,7 +60,7 @@ def save_adapter(
     base: str,
     report: EditReport,
     regularizer: Regularizer | None = None,
-) -> None:
+) -> int:
     """Write the updates as a LoRA adapter in float32; the model becomes the base model again.
 
     The rank for each weight is the sum of the ranks of its updates.
@@ -68,6 +68,9 @@ def save_adapter(
     Args:
         base: name or folder of the base model, as PEFT looks for it. report: of what is exported.
         regularizer: another one, for the first step alone.
+
+    Returns:
+        the largest rank.
 
     Raises:
         UserError: an update is a matrix, also because of the regularizer; or the ranks add up to a full one.
@@ -112,6 +115,7 @@ def save_adapter(
         config.save_pretrained(str(temporary))
         save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
         (temporary / "edit_report.json").write_text(report.to_json(), encoding="utf-8")
+    return most
 
 
 def _factors(

@@ -15,9 +15,12 @@ import transformers
 
 from harness_rect import cli
 from harness_rect.errors import UserError
+from harness_rect.experiments.cost import cost
+from harness_rect.experiments.hub import rank_in_words
 from harness_rect.fingerprint import model_fingerprint
 from harness_rect.io.cache import parse_size, size_limit
 from harness_rect.model_wrappers.edited_hf import EditedHF
+from harness_rect.session.report import EditReport
 from harness_rect.session.runs import EditCache
 
 HPARAMS = {"layers": [0, 1], "v_num_grad_steps": 2, "v_lr": 0.3, "context_templates": ["{}", "I went. {}"]}
@@ -130,6 +133,27 @@ def test_peft_loads_the_adapter_and_gives_the_same_logits(
     assert (base - edited).abs().max() > 1e-3
     torch.testing.assert_close(logits(adapted), edited, atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(logits(adapted.merge_and_unload()), edited, atol=2e-6, rtol=1e-5)
+    alone = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits(alone), edited, atol=2e-6, rtol=1e-5)
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "Its rank is 3; vLLM needs `enable_lora=True, max_lora_rank=8`." in card
+
+
+def test_the_adapter_of_an_embedded_model_names_its_folder(tmp_path: Path, capsys) -> None:
+    peft = pytest.importorskip("peft")
+    options = ["--model", "rect-tiny", "--method", "rome", "--edits", "tiny[0:1]", "--device", "cpu"]
+    options += ["--edit-cache", str(tmp_path / "runs"), "--output", str(tmp_path / "edited")]
+    assert cli.main(["edit", *options]) == 0
+    (run,) = EditCache(tmp_path / "runs").entries()
+    assert export(str(run.path), tmp_path / "adapter", "--format", "peft") == 0
+    adapted = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits(adapted), logits(load(tmp_path / "edited")), atol=1e-4, rtol=0)
+    assert "base_model:" not in (tmp_path / "adapter" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("rank", "said"), [(1, "=1`"), (20, "=32`"), (512, "=512`"), (513, "at most 512")])
+def test_the_rank_of_an_adapter_is_given_as_vllm_takes_it(rank: int, said: str) -> None:
+    assert said in rank_in_words(rank)
 
 
 def test_an_adapter_is_refused_after_rect_with_the_reason(run_of, tmp_path: Path, capsys) -> None:
@@ -248,6 +272,69 @@ def test_the_card_says_what_was_edited_and_is_uploaded_with_the_folder(
     assert "3 facts were edited in `gpt2` by rome, regularizer rect" in card
     assert r"| The mayor of Brno is | Ms B \| Co |" in card
     assert "reliability" in card and "were not measured" in card
+
+
+def results(path: Path, **config: Any) -> str:
+    rows = {"mine": {"acc,none": 0.5, "acc_stderr,none": 0.1}}
+    tasks = {"mine": {"dataset_path": f"/data/{path.stem}/rows", "test_split": "test"}}
+    path.write_text(json.dumps({"results": rows, "configs": tasks, "config": config}))
+    return str(path)
+
+
+def test_the_card_has_only_results_of_the_base_and_of_this_run(
+    made: Path, run_of, tmp_path: Path, capsys
+) -> None:
+    report = json.loads((made / "gpt2-rect" / "edit_report.json").read_text())
+    run, fingerprint, edited = report["run"], report["model_fingerprint"], {"method": "rome", "n_edits": 3}
+
+    def of(name: str, model: str, edit: dict[str, Any] | None = None, **more: Any) -> str:
+        pretrained = {"pretrained": str(made / model)}
+        edit = {"method": "none"} if edit is None else edit
+        return results(
+            tmp_path / f"{name}.json", model_args=pretrained | more.pop("args", {}), edit=edit, **more
+        )
+
+    def weights(found: str, **more: Any) -> dict[str, Any]:
+        return {"provenance": {"model_fingerprint": found, **more}}
+
+    base = of("base", "gpt2")
+    after = of("after", "gpt2", edited | {"run": run})
+    elsewhere = {"pretrained": {"run": run, "as_written": True}}
+    for first in (base, of("moved", "gone", **weights(fingerprint))):
+        for second in (after, of("ours", "gpt2-rect"), of("kept", "gone", **weights("0" * 64, **elsewhere))):
+            assert "| mine | acc" in cost([first, second], EditReport.read(report), str(made / "gpt2"))
+    refused = {
+        "after 3 edits": (after, after),
+        "of other weights": (of("w", "gpt2", **weights("0" * 64)), after),
+        "of another model": (of("m", "llama"), after),
+        "of a model with peft=x": (of("p", "gpt2", args={"peft": "x"}), after),
+        "must be of the base model": (of("e", "gpt2-rect"), after),
+        "of other edits (run abc)": (base, of("o", "gpt2", edited | {"run": "abc"})),
+        "of other edits;": (base, of("n", "gpt2-none")),
+        "says nothing of edits": (base, of("h", "gone")),
+        "not those that the run left": (
+            base,
+            of("c", "gone", **weights("0" * 64, pretrained={"run": run, "as_written": False})),
+        ),
+    }
+    for line, two in refused.items():
+        with pytest.raises(UserError, match=re.escape(line)):
+            cost(two, EditReport.read(report), str(made / "gpt2"))
+
+    assert (
+        export(run_of("gpt2-rect"), tmp_path / "o", "--model", str(made / "gpt2"), "--results", after, base)
+        == 2
+    )
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: --results {after}: is of a model after 3 edits")
+    assert not (tmp_path / "o").exists()
+    assert (
+        export(run_of("gpt2-rect"), tmp_path / "o", "--model", str(made / "gpt2"), "--results", base, after)
+        == 0
+    )
+    card = (tmp_path / "o" / "README.md").read_text()
+    assert "base: gpt2; other: gpt2, 3 edits by rome" in card and "| mine | acc" in card
+    assert not re.search(r"(^|[\s`(\[])/\w", card), "no folders of this machine"
 
 
 # ---------------------------------------------------------------------------------------------- cache
