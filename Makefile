@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 
 SECONDS ?= 3600
 
-.PHONY: setup demo docs fuzz faults test lint scores test-lm-eval test-transformers test-vllm
+.PHONY: setup demo docs fuzz faults test lint scores test-lm-eval test-transformers test-vllm test-ray
 
 # Installed again only when what is to be installed has changed.
 setup: $(VENV)/.installed
@@ -42,13 +42,18 @@ test-lm-eval: TESTS = $(addprefix tests/evaluation/test_,task_configs.py editing
 test-transformers: RELEASE = transformers==5.24.0
 test-transformers: TESTS = $(addprefix tests/models/test_,architecture.py forward.py lm.py) tests/methods/test_rome.py
 
+# Lets the environment of a target see the packages of the main one, after its own.
+define main-packages
+	$(BIN)/python -c "import sysconfig as s; print(f'import site; site.addsitedir({s.get_path(\"purelib\")!r})')" \
+		> $$(echo $(VENV)/$@/lib/python*/site-packages)/main.pth
+endef
+
 SUITE = -m lm_eval --model edited_hf --tasks rect_suite --limit 10 --batch_size 16 --output_path
 
 test-lm-eval test-transformers: scores
 	$(PYTHON) -m venv --clear --without-pip $(VENV)/$@
 	$(BIN)/python -m pip --python $(VENV)/$@ install -q --no-deps $(RELEASE)
-	$(BIN)/python -c "import sysconfig as s; print(f'import site; site.addsitedir({s.get_path(\"purelib\")!r})')" \
-		> $$(echo $(VENV)/$@/lib/python*/site-packages)/main.pth
+	$(main-packages)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/$@/bin/python -m pytest -n auto --dist worksteal \
 		tests/contracts $(TESTS)
 	HF_HUB_OFFLINE=1 $(VENV)/$@/bin/python $(SUITE) $(VENV)/$@/scores
@@ -70,6 +75,15 @@ $(VLLM)/.installed: pyproject.toml constraints-ci.txt
 
 test-vllm: $(VLLM)/.installed
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 $(VLLM)/bin/python -m pytest tests/test_edited_vllm.py $(ARGS)
+
+# The sweep in workers of Ray, which is installed beside the packages of the main environment; KILLS workers are killed.
+KILLS ?= 10
+
+test-ray: setup
+	$(PYTHON) -m venv --clear --without-pip $(VENV)/$@
+	$(BIN)/python -m pip --python $(VENV)/$@ install -q -c constraints-ci.txt ray==2.60.0
+	$(main-packages)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 KILLS=$(KILLS) $(VENV)/$@/bin/python -m pytest tests/experiments/sweep/test_ray.py $(ARGS)
 
 scores: setup
 	rm -rf $(VENV)/scores
