@@ -2,7 +2,7 @@
 
 Nothing is evaluated for it. The scores of the unedited model, and those after the same edits without the
 regularizer, come from earlier results in the folder of ``--output_path`` and from :data:`KNOWN`; where there
-are none, the command is named that makes them.
+are none, the commands are named that make them.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def summary(found: Mapping[str, Any], output_path: str | None, command: Sequence
     """The table and the lines below it; nothing if the model is unedited or no general task was evaluated.
 
     Args:
-        command: the arguments of ``lm_eval``, for the command that makes what is not known.
+        command: the arguments of ``lm_eval``, for the commands that make what is not known.
     """
     now = results.of(found, Path("this run", "results.json"))  # no samples lie beside it
     tasks, edit = general_tasks(now), now.edit
@@ -131,24 +131,46 @@ def _same_edits(now: EditReport, other: EditReport | None) -> bool:
     return alike and next(hparams) == next(hparams)
 
 
-# -- the command that makes the rest -------------------------------------------------------------------
+# -- the commands that make the rest -------------------------------------------------------------------
+
+#: Arguments that the run of ``harness-rect demo`` may be given, with which it is still the demo's.
+OF_DEMO = frozenset(("pretrained", "data", "edits", "method", "rect", "edit_cache"))
 
 
 def _rest(now: Results, no_before: bool, no_plain: bool, command: Sequence[str]) -> list[str]:
-    """Lines that name the command."""
-    if now.model_name == embedded.NAME:
-        return ["all of it again, with Random and shrinkage beside RECT: harness-rect demo"]
+    """Lines that name the commands."""
+    given = now.model_args
     if not (no_before or no_plain):
-        return []
-    not_kept = {"rect", "regularizer", *settings()}
+        line = "all of it again, with RECT, Random and shrinkage side by side: harness-rect demo"
+        return [line] if _of_demo(now) else []
+    missing = []
     if no_before:
-        not_kept |= declared_arguments().keys() - {"edits", "apply_chat_template", "system_instruction"}
-    given = {name: value for name, value in now.model_args.items() if name not in not_kept}
-    if no_before:
-        given["method"] = "none"
-    what = "before the edits" if no_before else "without the regularizer"
-    there = "" if _option(command, "--output_path", "-o") else "; give --output_path results/ here too"
-    return [f"the scores {what} are not known; this makes them{there}:", _command(given, command)]
+        not_kept = declared_arguments().keys() - {"edits", "apply_chat_template", "system_instruction"}
+        before = {name: value for name, value in given.items() if name not in not_kept}
+        missing.append(("before the edits", before | {"method": "none"}))
+    if no_plain:
+        not_kept = {"rect", "regularizer", *settings()}
+        plain = {name: value for name, value in given.items() if name not in not_kept}
+        plain.setdefault("method", now.edit.method if now.edit else None)  # without one rect-tiny gets RECT
+        missing.append(("without the regularizer", plain))
+    what = " and ".join(name for name, _ in missing)
+    makes = "this makes them" if len(missing) == 1 else "these commands make them"
+    there = "" if _option(command, "--output_path", "-o") else ", with --output_path results/,"
+    kept = "" if "edit_cache" in given else " (its edits are kept)"
+    line = f"the scores {what} are not known; {makes}; then this run again{there} prints them all{kept}:"
+    return [line, *(_command(arguments, command) for _, arguments in missing)]
+
+
+def _of_demo(now: Results) -> bool:
+    """Whether the run is one of those of ``harness-rect demo``."""
+    edit = now.edit
+    return (
+        edit is not None
+        and (now.model_name, edit.edits_spec, edit.method) == (embedded.NAME, embedded.DEFAULT_EDITS, "rome")
+        and edit.keep in (None, embedded.DEFAULT_RECT)
+        and now.model_args.keys() <= OF_DEMO
+        and now.file.config.get("limit") is None
+    )
 
 
 def _command(model_args: Mapping[str, Any], command: Sequence[str]) -> str:

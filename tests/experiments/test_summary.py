@@ -86,16 +86,40 @@ def test_only_evaluations_of_the_same_model_and_rows_are_held_against_it(change,
     assert heading == [*columns, "ROME", "+", "rect", "0.4", *["left", "saved"][: len(columns)]]
 
 
+@pytest.mark.parametrize(
+    ("changes", "command", "made"),
+    [
+        # Another slice, another method, fewer rows: the demo has none of them.
+        ({"args": {"edits": "tiny[0:5]"}, "edits_sha256": "x"}, [], ["method=rome,edits=tiny[0:5]"]),
+        ({"args": {"method": "memit", "rect": 0.4}, "method": "memit"}, [], ["method=memit"]),
+        ({"limit": 50}, ["--limit", "50"], ["method=none", "method=rome"]),
+    ],
+)
+def test_each_run_that_is_missing_is_named_and_the_demo_only_for_its_own(changes, command, made) -> None:
+    found = copy.deepcopy(RECT)
+    config = found["config"]
+    config |= {"model_args": changes.get("args", {}), "limit": changes.get("limit")}
+    config["edit"] |= {name: changes[name] for name in changes.keys() & config["edit"].keys()}
+    config["edit"]["edits_spec"] = changes.get("args", {}).get("edits", "tiny[0:20]")
+    line, *commands = summary(found, None, [*command, "--tasks", "rect_suite"])[-1 - len(made) :]
+    assert line.endswith(
+        f"; {'these commands make' if len(made) > 1 else 'this makes'} them; then this run again,"
+        " with --output_path results/, prints them all (its edits are kept):"
+    )
+    for one, arguments in zip(commands, made, strict=True):
+        assert {*one.split("--model_args ")[1].split()[0].strip("'").split(",")} == {*arguments.split(",")}
+        assert one.startswith(" ".join(["lm_eval", *command, "--tasks rect_suite --model_args "]))
+
+
 def test_earlier_results_in_the_output_folder_are_used_and_what_is_missing_is_named(tmp_path, capsys) -> None:
     args = {"pretrained": "gpt2", "method": "rome", "edits": "facts.json"}
     now = results("rome+rect0.4/order0/edits_020", model_args=args | {"rect": 0.4})
     command = ["--model", "edited_hf", "--model_args", "pretrained=gpt2,rect=0.4", "--tasks", "rect_suite"]
     lines = printed(summary(now, None, command), capsys)
-    assert lines[-2].startswith(
-        "the scores before the edits are not known; this makes them; give --output_path"
-    )
-    args_before = "pretrained=gpt2,edits=facts.json,method=none --output_path results/"
-    assert lines[-1] == f"lm_eval --model edited_hf --tasks rect_suite --model_args {args_before}"
+    assert "the scores before the edits and without the regularizer are not known" in lines[-3]
+    common = "lm_eval --model edited_hf --tasks rect_suite --model_args pretrained=gpt2,"
+    assert lines[-2] == common + "edits=facts.json,method=none --output_path results/"
+    assert lines[-1] == common + "method=rome,edits=facts.json --output_path results/"
 
     before = results("unedited", model_args={"pretrained": "gpt2", "method": "none"})
     (tmp_path / "gpt2").mkdir()
