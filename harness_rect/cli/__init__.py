@@ -36,6 +36,9 @@ COMMANDS = {
     "report": "one self-contained HTML page from a folder of results",
 }
 
+#: Commands that show their own progress; lm-eval would show a bar for each task of each evaluation.
+OWN_PROGRESS = {"demo", "sweep"}
+
 #: The options of each command as ``python -m tools.docs_tables`` writes them, for ``--help``: importing the
 #: command itself takes seconds.
 HELP = Path(__file__).with_name("help.jsonl")
@@ -45,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own); returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if OWN_PROGRESS & {*argv[:1]}:
+        os.environ.setdefault(
+            "TQDM_DISABLE", "1"
+        )  # tqdm reads it when it is imported, by the command's module
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for noisy in ("httpx", "transformers", "datasets", "absl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

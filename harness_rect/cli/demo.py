@@ -33,7 +33,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Edit and evaluate, print a table, write the report and open it where there is a screen."""
     started = time.perf_counter()
-    os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval shows one bar for each task of each evaluation
     from harness_rect.experiments.report.writing import write_report
     from harness_rect.experiments.sweep.runner import run_sweep
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 
 from harness_rect.errors import UserError
@@ -37,7 +36,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     started = time.perf_counter()
-    os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval shows one bar for each task of each evaluation
     if arguments.list:
         from harness_rect.experiments.sweep.named import listing
         from harness_rect.io.progress import console

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,22 @@ def test_the_demo_prints_a_table_and_writes_the_report(tmp_path, monkeypatch, ca
     assert row.split()[-5:] == ["-", "1.000", "1.000", "0.000", "1.000"]
     assert max(len(line) for line in lines if str(tmp_path) not in line) <= 80
     assert (tmp_path / "out" / "report.html").is_file() and lines[-1].endswith("report.html")
+
+
+@pytest.mark.parametrize(("command", "bars"), [("demo", 0), ("sweep", 0), ("stats", 1)])
+def test_bars_of_other_packages_do_not_stand_beside_the_progress_of_a_demo_or_sweep(command, bars):
+    """In a process of its own, as tqdm reads its settings once; of the command only the import of tqdm."""
+    code = f"""
+import types
+from harness_rect import cli
+def module_of(name):
+    from tqdm import tqdm
+    return types.SimpleNamespace(add_options=lambda parser: None, run=lambda given: list(tqdm([1])) and 0)
+cli.module_of = module_of
+cli.main([{command!r}])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.count("1/1") == bars
 
 
 @pytest.mark.parametrize("screen", [True, False])

@@ -41,10 +41,11 @@ class Row:
 
 
 def seconds_left(rows: Sequence[Row]) -> float | None:
-    """An estimate from the mean times so far; None before anything was timed.
+    """An estimate from the mean times so far; None before an evaluation was timed.
 
     The rows at work, of which there can be several, are taken to share what is left.
-    A method that was not timed yet is assumed to take the mean time of all methods for an edit.
+    A method that was not timed yet is assumed to take the mean time of all methods for an edit, and edits no
+    time before any was timed.
     """
     evaluation = _mean(rows, EVALUATING)
     if evaluation is None:
@@ -53,10 +54,7 @@ def seconds_left(rows: Sequence[Row]) -> float | None:
     for row in rows:
         if not row.done and row.edits < row.edits_total:
             each = _mean([other for other in rows if other.method == row.method], EDITING)
-            each = each or _mean(rows, EDITING)
-            if each is None:
-                return None
-            left += each * (row.edits_total - row.edits)
+            left += (each or _mean(rows, EDITING) or 0.0) * (row.edits_total - row.edits)
     return left / max(1, sum(bool(row.doing) for row in rows))
 
 
@@ -98,7 +96,8 @@ class Display:
             sum(getattr(row, n) for row in self.rows) for n in ("evaluations", "evaluations_total")
         )
         left = seconds_left(self.rows)
-        text = "time left not known yet" if left is None else f"about {duration(left)} left"
+        how = "about" if done == total or _mean(self.rows, EDITING) is not None else "at least"
+        text = "time left not known yet" if left is None else f"{how} {duration(left)} left"
         return f"{done} of {total} evaluations done, {text}"
 
     def _render(self) -> Group:

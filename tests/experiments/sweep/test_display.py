@@ -39,8 +39,22 @@ def test_time_left_is_what_remains_at_the_mean_times() -> None:
     assert seconds_left(timed) == pytest.approx(5 * 3 + 2 * 5 + 0.2 * 5)
 
 
-def test_time_left_is_unknown_until_something_was_timed() -> None:
+def test_time_left_is_unknown_until_an_evaluation_was_timed() -> None:
     assert seconds_left([Row("m/rome", "rome", 10, 2)]) is None
+
+
+def test_a_lower_bound_is_said_until_an_edit_was_timed(caplog: pytest.LogCaptureFixture) -> None:
+    """A resumed sweep finds edits made, and evaluates them first."""
+    evaluated = Row("a", "rome", 10, 1, 10, 1, {"editing": 0.1, "evaluating": 4}, 0, 1)
+    display = Display([evaluated, Row("b", "rome", 10, 2)], console_of()[0])
+    with caplog.at_level(logging.INFO):
+        display.log("a")
+        display.rows[1].__dict__ |= {"edits": 5, "edits_made": 5, "seconds": {"editing": 10, "evaluating": 0}}
+        display.log("b")
+    assert caplog.messages == [
+        "a; 1 of 3 evaluations done, at least 8 s left",
+        "b; 1 of 3 evaluations done, about 18 s left",
+    ]
 
 
 def test_what_was_found_done_is_not_taken_for_timed() -> None:
