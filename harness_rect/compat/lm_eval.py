@@ -9,8 +9,10 @@ import functools
 import json
 import logging
 import math
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -21,6 +23,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import get_aggregation
 from lm_eval.loggers import EvaluationTracker
+from lm_eval.loggers import utils as _loggers
 from lm_eval.tasks import TaskManager
 from torch.utils import collect_env
 
@@ -198,6 +201,10 @@ class KeptTasks(TaskManager):
             self._kept[names] = super().load(list(names), *args, **given)
         return self._kept[names]
 
+
+# lm-eval asks git for the commit of the current folder; where that is none, git would say so on stderr.
+_unheard = functools.partial(subprocess.check_output, stderr=subprocess.DEVNULL)
+vars(_loggers)["subprocess"] = SimpleNamespace(**vars(subprocess) | {"check_output": _unheard})
 
 # Descriptions of the machine and the working directory, for which lm-eval starts a dozen programs.
 _environment = functools.cache(collect_env.get_pretty_env_info)

@@ -9,6 +9,8 @@ import importlib
 import inspect
 import json
 import os
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
@@ -263,6 +265,19 @@ def test_generated_texts_are_decoded_and_cut_so_that_they_know_where_they_end(
     cut, whole = model.generate_until(requests)
     assert (cut, whole) == (said.split(stop)[0], said)
     assert (cut.ended, whole.ended) == (True, False), "HFLM decodes or cuts in another way"
+
+
+def test_the_commit_is_looked_up_without_a_word_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert evaluator.get_git_commit_hash() is None
+    assert capfd.readouterr().err == "", "lm-eval calls git in another way"
+    who = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for command in (["init", "-q"], [*who, "commit", "-q", "--allow-empty", "-m", "a"]):
+        subprocess.run(["git", *command], check=True)
+    assert re.fullmatch("[0-9a-f]{7,40}", evaluator.get_git_commit_hash())
 
 
 @pytest.mark.skipif(not compat.SCORERS, reason="lm-eval before 0.5")
