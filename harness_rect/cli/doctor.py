@@ -81,6 +81,7 @@ def findings() -> Iterator[Found]:
     yield Found("", f"{hub.HF_HUB_CACHE}: {human(size_of(Path(hub.HF_HUB_CACHE)))}")
     missing = [f"{name} ({what})" for name, what in OPTIONAL.items() if find_spec(name) is None]
     yield Found("extras", f"not installed: {', '.join(missing)}" if missing else "all installed")
+    yield Found("run", "one edit and one evaluation by lm_eval, a minute or two")
     yield _smallest_run()
 
 

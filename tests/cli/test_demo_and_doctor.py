@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,8 @@ def module_of(name):
 cli.module_of = module_of
 cli.main([{command!r}])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    env = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stderr.count("1/1") == bars
 
 
@@ -88,11 +90,18 @@ def runs(status: int, stderr: str = ""):
     ],
 )
 def test_the_doctor_says_what_is_found_on_one_screen(run, variables, status, said, monkeypatch, capsys):
-    monkeypatch.setattr(doctor.subprocess, "run", run)
+    before_it = []
+
+    def watched(command, **given):
+        before_it.append(capsys.readouterr().out)
+        return run(command, **given)
+
+    monkeypatch.setattr(doctor.subprocess, "run", watched)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert cli.main(["doctor"]) == status
-    text = capsys.readouterr().out
+    assert all("one edit and one evaluation" in text.splitlines()[-1] for text in before_it)
+    text = "".join([*before_it, capsys.readouterr().out])
     assert said in " ".join(text.split())
     assert ("FAILED" in text) == bool(status)
     assert "packages  lm_eval 0." in text and "HF_HUB_OFFLINE" in text
