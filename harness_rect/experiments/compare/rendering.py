@@ -48,7 +48,7 @@ def print_tables(table: ComparisonTable, console: Console) -> None:
     for title, rows in _parts(table):
         drawn = Table(title=escape(title), title_justify="left")
         for heading in _HEADINGS:
-            drawn.add_column(heading, justify="left" if heading in _TEXT else "right")
+            drawn.add_column(heading, justify="left" if heading in _TEXT else "right", overflow="fold")
         for row in rows:
             style = "red" if row.passed is False else None
             drawn.add_row(*(escape(cell) for cell in _cells(row)), style=style)

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from support.lm_eval_files import content, mean_task, with_group, with_metrics, write
 
 from harness_rect.errors import UserError
 from harness_rect.evaluation.aggregations import weighted_f1
 from harness_rect.experiments import analysis
 from harness_rect.experiments.compare import Comparison, Gate, compare
-from harness_rect.experiments.compare.rendering import render
+from harness_rect.experiments.compare.rendering import print_tables, render
 from harness_rect.experiments.results import Results, load
 
 RIGHT = [1, 1, 1, 0, 1, 0, 1, 1, 0, 1]
@@ -185,6 +186,14 @@ def test_every_form_names_the_protocol_and_no_table_holds_two(make: Make) -> Non
             assert [other for other in expected.values() if other and other in part] == (
                 [protocol] if protocol else []
             )
+
+
+def test_a_narrow_terminal_folds_numbers_and_cuts_none_off(make: Make) -> None:
+    table = compare(make(both_reliabilities(RIGHT)), [make(both_reliabilities(FEWER))])
+    text = io.StringIO()
+    print_tables(table, Console(file=text, width=80))
+    lines = text.getvalue().splitlines()
+    assert "…" not in text.getvalue() and max(map(len, lines[:-1])) == 80  # the last is a note
 
 
 def test_the_metrics_of_one_task_may_have_two_protocols(make: Make, tmp_path: Path) -> None:
