@@ -512,6 +512,7 @@ def test_the_lm_eval_command_runs_the_suite_and_writes_one_results_file(
     # What is said: a table of ours after lm-eval's, and no warning but ours.
     *_, title = (line for line in done.stdout.splitlines() if line.startswith(("|", "harness-rect: ")))
     assert title == "harness-rect: the general tasks after 2 edits"
-    assert "method=none" in done.stdout.splitlines()[-1]
+    before, plain = done.stdout.splitlines()[-2:]
+    assert "method=none" in before and "method=rome" in plain and "rect=" not in plain
     warnings = [line for line in done.stderr.splitlines() if " WARNING " in line or "[transformers]" in line]
     assert [line for line in warnings if "[harness_rect." not in line] == []

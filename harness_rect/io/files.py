@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock
 from safetensors import SafetensorError
 
 from harness_rect.errors import UserError
@@ -104,6 +106,16 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def acquired(path: Path) -> FileLock:
+    """The lock of a file, held. Its folder is made, and made again where a process removes it meanwhile."""
+    for _ in range(5):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            (lock := FileLock(path)).acquire()
+            return lock
+    raise FileNotFoundError(errno.ENOENT, "its folder is removed again and again", str(path))
 
 
 def expanded(path: str) -> str:

@@ -8,13 +8,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from filelock import FileLock
-
 from harness_rect.code_digest import code_digest
 from harness_rect.errors import UserError
 from harness_rect.fingerprint import computation_digest
 from harness_rect.io.cache import cache_folder
 from harness_rect.io.checksums import set_aside
+from harness_rect.io.files import acquired
 from harness_rect.io.resume import failing
 from harness_rect.models import EditableLM
 from harness_rect.moments.accumulate import accumulate
@@ -125,12 +124,14 @@ class MomentProvider:
         found = self._whole(paths)
         if len(found) == len(paths):
             return found
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):  # two runs on one machine compute once
+        lock = acquired(folder / ".lock")  # two runs on one machine compute once
+        try:
             missing = {layer: path for layer, path in paths.items() if layer not in found}
             found |= self._whole(missing)
             if missing := {layer: path for layer, path in missing.items() if layer not in found}:
                 found |= self.compute_into(missing, must=False)
+        finally:
+            lock.release()
         return found
 
     def _whole(self, paths: Mapping[int, Path]) -> dict[int, SecondMoment]:

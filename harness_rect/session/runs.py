@@ -23,7 +23,6 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ from harness_rect.edits import Edit
 from harness_rect.errors import Failed, UserError
 from harness_rect.io.cache import cache_folder, human, size_limit
 from harness_rect.io.checksums import ASIDE, SUMS, Damaged, check_sums, set_aside, write_sums
-from harness_rect.io.files import expanded, folder_written_whole
+from harness_rect.io.files import acquired, expanded, folder_written_whole
 from harness_rect.io.resume import State, failing, load_state, save_state
 from harness_rect.session.history import History
 from harness_rect.session.report import EditReport
@@ -148,10 +147,10 @@ class EditCache:
             UserError: if the folder cannot be written.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.folder).close()
-            lock = FileLock(self.lock_file(key))
-            lock.acquire()
+            lock = acquired(self.lock_file(key))
+            if self.folder.is_dir() and not os.access(self.folder, os.W_OK):  # the lock was there already
+                lock.release()
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(self.folder))
         except (OSError, NotImplementedError) as error:
             reason = getattr(error, "strerror", None) or error
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -9,7 +9,7 @@ import pytest
 
 from harness_rect.errors import UserError
 from harness_rect.io.cache import cache_folder
-from harness_rect.io.files import check_output, check_parent, folder_written_whole, written_whole
+from harness_rect.io.files import acquired, check_output, check_parent, folder_written_whole, written_whole
 
 
 @pytest.fixture(autouse=True)
@@ -83,3 +83,21 @@ def test_the_cache_may_lie_in_the_home_folder(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("HARNESS_RECT_CACHE", "~/kept")
     assert cache_folder("edits") == tmp_path / "kept" / "edits"
+
+
+def test_a_lock_is_had_where_its_folder_is_removed_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, removed = Path.mkdir, []
+
+    def make_and_lose(folder: Path, *args, **given) -> None:
+        make(folder, *args, **given)
+        if not removed:
+            removed.append(folder)
+            folder.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", make_and_lose)
+    monkeypatch.setattr("filelock._util.os.makedirs", lambda *args, **given: None, raising=False)
+    lock = acquired(tmp_path / "cache" / "a.lock")
+    assert removed and lock.is_locked
+    lock.release()

@@ -357,7 +357,7 @@ def test_moments_that_another_process_computed_meanwhile_are_not_computed(
             no_computing()
             return super().acquire(*args, **more)
 
-    monkeypatch.setattr(provider_module, "FileLock", Lock)
+    monkeypatch.setattr("harness_rect.io.files.FileLock", Lock)
     second = provider(make_lm("gpt2"), text_file)
     second.load([0, 1])
     assert [Path(second.get(layer).origin) for layer in (0, 1)] == computed
