@@ -88,7 +88,8 @@ def test_the_cache_may_lie_in_the_home_folder(tmp_path: Path, monkeypatch: pytes
 def test_a_lock_is_had_where_its_folder_is_removed_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make, removed = Path.mkdir, []
+    make = Path.mkdir
+    removed: list[Path] = []
 
     def make_and_lose(folder: Path, *args, **given) -> None:
         make(folder, *args, **given)
