@@ -49,9 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if OWN_PROGRESS & {*argv[:1]}:
-        os.environ.setdefault(
-            "TQDM_DISABLE", "1"
-        )  # tqdm reads it when it is imported, by the command's module
+        # tqdm reads it when it is imported, by the command's module.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for noisy in ("httpx", "transformers", "datasets", "absl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from tabulate import tabulate
+
 from harness_rect.cli.replay import add_cache_option, cache_of
 from harness_rect.errors import UserError
 from harness_rect.io.cache import cache_folder, human, parse_size
@@ -48,9 +50,7 @@ def _list(cache: EditCache, arguments: argparse.Namespace) -> int:
     for entry in reversed(entries):
         described = _described(entry)
         rows.append((entry.key[:12], entry.kind, *described, human(entry.bytes), _day(entry.used)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(tabulate(rows, tablefmt="plain", disable_numparse=True))
     total = human(sum(entry.bytes for entry in entries))
     print(f"{len(entries)} entries in {cache.folder}, {total}")
     return 0

@@ -22,10 +22,9 @@ import requests
 import torch
 
 import harness_rect
-from harness_rect.cli.cache import human
 from harness_rect.errors import UserError
 from harness_rect.experiments import results
-from harness_rect.io.cache import cache_folder
+from harness_rect.io.cache import cache_folder, human
 
 PACKAGES = ("lm_eval", "torch", "transformers", "datasets", "accelerate", "numpy")
 #: Package that only some commands need -> what needs it.

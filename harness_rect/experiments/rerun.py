@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from lm_eval.models.huggingface import HFLM
 from pydantic import BaseModel, Field
+from tabulate import tabulate
 
 from harness_rect._autoload import tasks_folder
 from harness_rect.compat.lm_eval import Finished, KeptTasks, evaluate
@@ -366,7 +367,4 @@ def table(rows: Sequence[Difference]) -> str:
         [json.dumps(re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", cell))[1:-1] for cell in row]
         for row in rows
     ]
-    cells = [["", "then", "now"], *short]
-    widths = [max(len(row[i]) for row in cells) for i in range(3)]
-    padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
-    return "\n".join(line.rstrip() for line in padded)
+    return tabulate([["", "then", "now"], *short], tablefmt="plain", disable_numparse=True)

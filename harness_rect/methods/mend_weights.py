@@ -121,9 +121,8 @@ def save_editor(folder: Path, editor: Editor, **description: Any) -> Description
     with written_whole(folder / DESCRIPTION) as temporary:
         described = described.model_copy(update={"description_sha256": described.checksum()})
         whole = described.model_dump(mode="json")
-        checksum = {
-            "description_sha256": whole.pop("description_sha256")
-        }  # first: it is not cut off with others
+        # The checksum comes first, so that it is not cut off with others.
+        checksum = {"description_sha256": whole.pop("description_sha256")}
         text = yaml.safe_dump(checksum | whole, sort_keys=False)
         temporary.write_text(text, encoding="utf-8")
     return described

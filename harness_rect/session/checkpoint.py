@@ -10,7 +10,7 @@ from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase
 
 from harness_rect.io.files import check_output, folder_written_whole
-from harness_rect.session.report import EditReport
+from harness_rect.session.report import BESIDE, EditReport
 from harness_rect.session.weights import sha256_of
 
 
@@ -26,7 +26,7 @@ def save_checkpoint(folder: Path, model: Any, tokenizer: PreTrainedTokenizerBase
     with folder_written_whole(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        (temporary / "edit_report.json").write_text(report.to_json(), encoding="utf-8")
+        (temporary / BESIDE).write_text(report.to_json(), encoding="utf-8")
 
 
 def checkpoint_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:

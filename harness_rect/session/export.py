@@ -15,7 +15,7 @@ from harness_rect.io.files import check_output, folder_written_whole
 from harness_rect.regularizers import Regularizer
 from harness_rect.session.checkpoint import save_checkpoint
 from harness_rect.session.replay import regularizer_of, replayed
-from harness_rect.session.report import EditReport
+from harness_rect.session.report import BESIDE, EditReport
 from harness_rect.session.runs import KeptRun
 from harness_rect.session.weights import EditedWeights
 from harness_rect.updates import LowRank
@@ -114,7 +114,7 @@ def save_adapter(
     with folder_written_whole(folder) as temporary:
         config.save_pretrained(str(temporary))
         save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
-        (temporary / "edit_report.json").write_text(report.to_json(), encoding="utf-8")
+        (temporary / BESIDE).write_text(report.to_json(), encoding="utf-8")
     return most
 
 

@@ -15,12 +15,11 @@ from torch import nn
 from harness_rect.errors import UserError
 from harness_rect.fingerprint import model_fingerprint
 from harness_rect.io.rows import parse_json, read_text
-from harness_rect.session.report import EditReport
+from harness_rect.session.report import BESIDE, EditReport
 from harness_rect.session.weights import sha256_of
 
 log = logging.getLogger(__name__)
 
-NAME = "edit_report.json"
 #: In place of everything that no report says.
 UNKNOWN = "unknown"
 #: Fields of a report -> their names in the provenance.
@@ -37,10 +36,10 @@ def report_beside(source: str, revision: str = "main", subfolder: str = "") -> E
 
     None if there is none, or, with a warning, if it is not as harness-rect writes it.
     """
-    path = Path(source, subfolder, NAME)
+    path = Path(source, subfolder, BESIDE)
     if not Path(source).is_dir():
         try:
-            path = Path(hf_hub_download(source, NAME, revision=revision, subfolder=subfolder or None))
+            path = Path(hf_hub_download(source, BESIDE, revision=revision, subfolder=subfolder or None))
         except (HfHubHTTPError, OSError, ValueError):  # not there, no network, no name of the hub
             return None
     if not path.exists():

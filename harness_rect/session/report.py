@@ -23,6 +23,10 @@ Metrics = dict[str, float | None]
 When = Literal["before", "after", "end"]
 
 
+#: The name of the file beside a checkpoint.
+BESIDE = "edit_report.json"
+
+
 class _Part(BaseModel):
     """Unknown fields are ignored, so that reports of later additions still read."""
 

@@ -273,10 +273,9 @@ class EditSession:
     def _kept_run(self, key: str, editing: Editing, report: EditReport) -> KeptRun:
         dtype = next(self.lm.model.parameters()).dtype
         base = {"model": self.lm.model.name_or_path or "", "dtype": str(dtype).removeprefix("torch.")}
-        weights = self._weights
-        masters = weights.masters if editing.history.steps is None else {}
-        edits, hashes = edits_as_json(self.edits), weights.hashes()
-        return KeptRun(key, base, report, edits, hashes, editing.history, masters)
+        masters = self._weights.masters if editing.history.steps is None else {}
+        hashes = {name: totals.sha256 for name, totals in report.weights.items() if totals.sha256}
+        return KeptRun(key, base, report, edits_as_json(self.edits), hashes, editing.history, masters)
 
     def _start(self) -> Editing:
         """Sample the templates, tokenize what is measured, measure the unedited model, copy its weights."""

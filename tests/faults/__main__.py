@@ -5,7 +5,6 @@ A fault is injected again by ``python -m faults --only CLASS --seed SEED --count
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import sys
@@ -18,6 +17,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 import torch
 from faults.classes import CLASSES
 from faults.works import prepared
+from support.long_runs import options
 
 #: What takes longest is done in every so many rounds only.
 RARE = {"real processes": 12, "together: sweeps": 4, "damaged: sweep checksums": 4, "killed: lm_eval": 3}
@@ -25,12 +25,7 @@ RARE |= dict.fromkeys(("killed: sweep", "damaged: sweep results", "damaged: unfi
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=CLASSES, action="append", help="this class; may be repeated")
-    parser.add_argument("--seconds", type=float, default=3600, help="stop after so long (default 3600)")
-    parser.add_argument("--count", type=int, default=10**9, help="stop after so many faults of each class")
-    parser.add_argument("--seed", default=str(int(time.time())), help="of the faults (default: the time)")
-    given = parser.parse_args()
+    given = options(__doc__, "faults", "only", CLASSES).parse_args()
     torch.set_num_threads(1)
     chosen = given.only or list(CLASSES)
     tried, defects = dict.fromkeys(chosen, 0), dict.fromkeys(chosen, 0)

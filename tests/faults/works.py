@@ -26,6 +26,7 @@ import torch
 import transformers
 import yaml
 from faults.forks import Ended, Fault, Fork, fuse, run
+from support.facts import FACTS
 
 from harness_rect import cli
 from harness_rect.code_digest import code_digest
@@ -35,19 +36,6 @@ from harness_rect.io.checksums import ASIDE, SUMS
 from harness_rect.methods import METHODS
 
 MODEL = Path(__file__).resolve().parents[1] / "data" / "goldens" / "tiny_gpt2"
-SUBJECTS = ("Lake Arvo", "the old mint", "Tomas the cooper", "Hill 62")
-FACTS = [
-    {
-        "prompt": "{} belongs to",
-        "subject": subject,
-        "target_new": f"guild {i}",
-        "target_true": "nobody",
-        "rephrase_prompt": f"Who owns {subject}? It is",
-        "locality_prompt": "The capital of France is",
-        "locality_ground_truth": "Paris",
-    }
-    for i, subject in enumerate(SUBJECTS)
-]
 HPARAMS = {
     "layers": [1],
     "v_num_grad_steps": 2,

@@ -5,7 +5,6 @@ An input that is found is made again by ``python -m fuzz --area AREA --seed SEED
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
@@ -16,15 +15,11 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE"
 
 from fuzz.areas import AREAS
 from fuzz.running import Count, table, try_one
+from support.long_runs import options
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--area", choices=AREAS, action="append", help="only this one; may be repeated")
-    parser.add_argument("--seconds", type=float, default=3600, help="stop after so long (default 3600)")
-    parser.add_argument("--count", type=int, default=10**9, help="stop after so many inputs of each area")
-    parser.add_argument("--seed", default=str(int(time.time())), help="of the inputs (default: the time)")
-    given = parser.parse_args()
+    given = options(__doc__, "inputs", "area", AREAS).parse_args()
     logging.disable(logging.CRITICAL)
     areas = given.area or list(AREAS)
     counts = {area: Count() for area in areas}

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import transformers
 import yaml
+from support.facts import FACTS
 
 from harness_rect.compat.lm_eval import KeptTasks
 from harness_rect.experiments.sweep import evaluate, runner
@@ -30,19 +31,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     ],
     "sst2.jsonl": [{"sentence": "large and lovely" if i % 2 else "wet", "label": i % 2} for i in range(5)],
 }
-EDITS = [
-    {
-        "prompt": "{} belongs to",
-        "subject": subject,
-        "target_new": f"guild {i}",
-        "target_true": "nobody",
-        "rephrase_prompt": f"Who owns {subject}? It is",
-        "locality_prompt": "The capital of France is",
-        "locality_ground_truth": "Paris",
-        "case_id": f"fact-{i}",
-    }
-    for i, subject in enumerate(("Lake Arvo", "the old mint", "Tomas the cooper", "Hill 62"))
-]
+EDITS = [fact | {"case_id": f"fact-{i}"} for i, fact in enumerate(FACTS)]
 # What of one may be missing from others, so that metrics are partial at some checkpoints and not at others.
 del EDITS[2]["rephrase_prompt"]
 CONFIG: dict[str, Any] = {

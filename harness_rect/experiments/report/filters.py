@@ -45,7 +45,7 @@ def drawn_for(axes: Axes, series: Series, part: str = "mark") -> Iterator[None]:
     """
     before = set(axes.get_children())
     yield
-    token = f"{regularizer_token(series)}-{crc32(series.label.encode('utf-8', 'surrogatepass')):08x}"
+    token = f"{regularizer_token(series)}-{_token('s', series.label)}"
     for i, artist in enumerate(each for each in axes.get_children() if each not in before):
         artist.set_gid(f"{token}-{part}{i}")
 

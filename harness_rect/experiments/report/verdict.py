@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from harness_rect.experiments.report.figures import count, interval, number, reliability_label, signed
-from harness_rect.experiments.report.series import Regularization, Series, Setting
+from harness_rect.experiments.report.series import Series, Setting
 from harness_rect.experiments.report.study import TIMES, Estimate, Run, Study, estimate
 from harness_rect.experiments.results import Score
 
@@ -39,9 +39,7 @@ def ability_difference(study: Study, one: Series, other: Series, n: int) -> Esti
 
 def plain_of(study: Study, setting: Setting) -> Series | None:
     """The method without a regularizer."""
-    return next(
-        (series for series in study.series(setting) if series == Series(setting, Regularization())), None
-    )
+    return next((series for series in study.series(setting) if series.is_plain), None)
 
 
 def _named(study: Study, setting: Setting) -> Series | None:

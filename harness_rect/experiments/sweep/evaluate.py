@@ -175,7 +175,7 @@ def read_results(path: Path) -> dict[str, Any] | None:
         return None
     if sums := listed(path.parent):
         try:
-            check_sums(path.parent, [path.name, *sums])
+            check_sums(path.parent, sorted({path.name, *sums}))
         except Damaged as problem:
             set_aside(path, "the evaluation", problem)
             return None
