@@ -49,6 +49,9 @@ class _FullRuns(logging.Handler):
 def no_full_runs(request):
     """A test fails where a search falls back to full runs, unless it is marked ``full_runs``."""
     handler, logger = _FullRuns(), logging.getLogger("harness_rect")
+    # The model class may have given our logger lm-eval's handlers, in an earlier test or a module's fixture.
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
     logger.addHandler(handler)
     yield
     logger.removeHandler(handler)

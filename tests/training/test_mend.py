@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import nn
 
 from harness_rect import cli
 from harness_rect.errors import UserError
+from harness_rect.hparams import presets
 from harness_rect.io.resume import Resumable, save_state
 from harness_rect.methods.gradients import Targets, inputs_and_gradients, targets_of, token_nll
 from harness_rect.methods.mend import active
@@ -312,14 +314,22 @@ def test_the_command_survives_being_killed_and_its_weights_edit(place, capsys):
     assert "mend: exists already; give another folder or remove it" in capsys.readouterr().err
 
 
-def test_published_settings_are_those_of_the_model_unless_an_option_is_given(place, monkeypatch, caplog):
-    folder = place / "presets" / "mend"
+@pytest.fixture
+def own_presets(tmp_path: Path, monkeypatch) -> Iterator[Path]:
+    """An empty folder in place of the package's presets, which other tests have read already."""
+    monkeypatch.setattr("harness_rect.hparams.PRESETS", tmp_path / "presets")
+    presets.cache_clear()
+    yield tmp_path / "presets"
+    presets.cache_clear()
+
+
+def test_published_settings_are_those_of_the_model_unless_an_option_is_given(place, own_presets, caplog):
+    folder = own_presets / "mend"
     folder.mkdir(parents=True)
     match = {"model_type": "llama", "num_hidden_layers": 2}
     training = {"layers": [1], "rank": 3, "steps": 4, "lr": 1e-4}
     preset = {"about": "MEND", "match": match, "published": "a file", "hparams": {}, "training": training}
     (folder / "two-blocks.yaml").write_text(json.dumps(preset))
-    monkeypatch.setattr("harness_rect.hparams.PRESETS", place / "presets")
     options = {"--rank": "4", "--steps": "8"}
     asked = [word for word in command(place) if word not in {*options, *options.values()}]
     with caplog.at_level("INFO"):
