@@ -106,6 +106,11 @@ def process(arguments: list[str], **more: Any) -> subprocess.Popen[str]:
     )
 
 
+def interruptible() -> None:
+    """Let Ctrl-C reach this process: it is ignored by background jobs of a shell and their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 # ----------------------------------------------------------------------------------------------- edit
 
 
@@ -339,15 +344,18 @@ def test_an_interrupt_while_editing_leaves_no_output(
 def test_a_process_stopped_from_outside_leaves_no_output(place: Path, command, how: signal.Signals) -> None:
     (place / "hparams.json").write_text(json.dumps(HPARAMS | {"v_num_grad_steps": 100_000, "v_lr": 1e-6}))
     before = files_below(place)
-    running = process(command("edit"))
+    running = process(command("edit"), preexec_fn=interruptible)
     assert running.stderr is not None
-    for line in running.stderr:  # the last thing it says before it edits
-        if "hyper-parameters of rome" in line:
-            break
-    time.sleep(1)
-    assert running.poll() is None, "it was over before it could be stopped"
-    running.send_signal(how)
-    running.communicate(timeout=60)
+    try:
+        for line in running.stderr:  # the last thing it says before it edits
+            if "hyper-parameters of rome" in line:
+                break
+        time.sleep(1)
+        assert running.poll() is None, "it was over before it could be stopped"
+        running.send_signal(how)
+        running.communicate(timeout=60)
+    finally:
+        running.kill()
     assert running.returncode == (130 if how == signal.SIGINT else -9)
     assert files_below(place) == before
 
