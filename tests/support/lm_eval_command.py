@@ -17,8 +17,9 @@ if "RANK" in os.environ or "lm_eval" in sys.orig_argv[:3]:
     from lm_eval.tasks import manager
     manager.__file__ = "empty/manager.py"
 """
-#: Two processes. On a CPU ``accelerate launch`` starts one, however many are asked for.
-LAUNCH = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
+#: Two processes. On a CPU ``accelerate launch`` starts one, however many are asked for. Without an address
+#: they look for each other by the name of the machine, which need not resolve.
+LAUNCH = ("torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc_per_node", "2", "-m")
 
 
 def lm_eval_command(
