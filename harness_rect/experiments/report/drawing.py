@@ -42,7 +42,8 @@ _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "harness-rect",
     "text.parse_math": False,  # a model may be called $x$
-    "font.family": ["Helvetica", "Arial", "DejaVu Sans", "sans-serif"],
+    "font.family": ["Helvetica", "Arial", "sans-serif"],
+    "font.sans-serif": ["DejaVu Sans"],  # each name is looked for, and written, for each text
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.labelsize": 11,
@@ -174,6 +175,7 @@ def _element(figure: Figure, name: str, title: str | None, description: str) -> 
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r' id="[\w.]+_\d+"|(?m:^ +)', "", text)  # what nothing refers to, and indentation
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r'(url\(|href=")#([^")]+)', rf"\1#{name}-\2", text)
     for color, css in CSS_NAMES.items():

@@ -16,7 +16,7 @@ from harness_rect.evaluation.catalogue import EDITING_MEASURES, EDITING_PROTOCOL
 from harness_rect.evaluation.catalogue import title as task_title
 from harness_rect.experiments.report import figures, frontiers, reference, verdict
 from harness_rect.experiments.report.copies import latex, markdown
-from harness_rect.experiments.report.drawing import FigureSpec, inline_svg, swatch
+from harness_rect.experiments.report.drawing import FigureSpec, Panel, inline_svg, swatch
 from harness_rect.experiments.report.figures import (
     count,
     interval,
@@ -142,8 +142,14 @@ def sections(study: Study, published: reference.Reference | None = None) -> list
     ]
 
 
-def render(study: Study, found: Sequence[Section]) -> str:
-    """The whole HTML document."""
+def render(study: Study, found: Sequence[Section], drawn: Callable[[], object] = lambda: None) -> str:
+    """The whole HTML document; ``drawn`` is called after each panel, of which a page may have hundreds."""
+
+    def counted_svg(panel: Panel, name: str) -> str:
+        svg = inline_svg(panel, name)
+        drawn()
+        return svg
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -152,7 +158,7 @@ def render(study: Study, found: Sequence[Section]) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.globals.update(
-        inline_svg=inline_svg,
+        inline_svg=counted_svg,
         swatch=swatch,
         task_title=task_title,
         flips_label=_flips_label,
@@ -191,9 +197,10 @@ def headline(study: Study) -> str:
         return f"{evaluations}, none of a model edited by edited_hf."
     streams = max(len(study.at(run.series, run.n_edits)) for run in edited if run.series)
     labels = [setting.label for setting in study.settings]
+    named = " and ".join(filter(None, (", ".join(labels[:-1]), labels[-1])))
     return (
         f"{evaluations}, {len(edited)} of edited models:"
-        f" {' and '.join(filter(None, (', '.join(labels[:-1]), labels[-1])))};"
+        f" {named if len(labels) < 4 else f'{len(labels)} pairs of model and method'};"
         f" up to {count(max(run.n_edits for run in edited), 'edit')},"
         f" {count(streams, 'stream')} of edits{' at most' if streams > 1 else ''}."
     )
@@ -221,9 +228,14 @@ def _glance(study: Study) -> Table | None:
         change = verdict.ability_difference(study, series, plain, n) if plain and plain != series else None
         rows.append([label, str(n), ability, percent(study.retained(series, n)), signed(change), *edits])
     labels = (reliability_label(TIMES[when], protocol) for protocol, _, when in reliabilities)
-    header = ("series", "edits", study.mean_label.lower(), "kept", "minus no regularizer", *labels)
-    caption = "At a glance: what is left of abilities and of edits"
-    return Table(caption, header, rows, tags=[series_tokens(series) for series, _ in last]) if rows else None
+    header = ("series", "edits", study.mean_label.lower(), "kept", "saved", *labels)
+    after = ""
+    if len({n for _, n in last}) == 1:  # said once, which leaves a phone the other columns
+        after = f", after {count(last[0][1], 'edit')}"
+        header, rows = header[:1] + header[2:], [row[:1] + row[2:] for row in rows]
+    tags = [series_tokens(series) for series, _ in last]
+    caption = f"At a glance{after}: what is left of abilities and of edits"
+    return Table(caption, header, rows, tags=tags) if rows else None
 
 
 def _setting_label(study: Study, setting: Setting) -> str:

@@ -14,7 +14,8 @@ RECOMMENDED = 0.4
 #: Which series a sentence is about; no result has a part in it.
 HOW = (
     "The regularizer named is RECT at the strength nearest to the recommended 40%, or the first one where"
-    " RECT was not run. Differences are taken within each order of the edits."
+    " RECT was not run. Differences are taken within each order of the edits. Saved: the mean minus that"
+    " without a regularizer."
 )
 
 

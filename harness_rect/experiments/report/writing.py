@@ -41,11 +41,12 @@ def write_report(
         check_parent(figures / "file")
     published = None if reference is None else read_reference(reference)
     with progress_bar(progress_shown) as progress:
-        bar = progress.add_task("reading")
-        study = read_study(results, lambda done, of: progress.update(bar, completed=done, total=of))
+        reading = progress.add_task("reading")
+        study = read_study(results, lambda done, of: progress.update(reading, completed=done, total=of))
         found = sections(study, published)
-        page = render(study, found)
         specs = [spec for section in found for spec in section.figures]
+        drawing = progress.add_task("drawing", total=sum(len(spec.panels) for spec in specs))
+        page = render(study, found, lambda: progress.advance(drawing))
         with written_whole(output) as temporary:
             temporary.write_text(page, encoding="utf-8")
         if figures is not None:
