@@ -148,3 +148,31 @@ def test_an_unchecked_regularizer_is_hidden_in_tables_and_figures(browser, repor
     assert tagged and before["rows"] - after["rows"] >= 2  # the table of all runs, at 5 and 20 edits
     assert page.evaluate(VISIBLE, "RECT 40%")["rows"] > after["rows"]
     page.close()
+
+
+FOCUSED = "(e => ((e.labels && e.labels[0]) || e).textContent.trim())(document.activeElement)"
+
+
+def test_filters_and_copies_need_no_mouse(browser, report: Path) -> None:
+    page = browser.new_page()
+    page.goto(report.as_uri())
+
+    def tab_to(text: str) -> None:
+        for _ in range(30):
+            page.keyboard.press("Tab")
+            if page.evaluate(FOCUSED).startswith(text):
+                assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+                return
+        raise AssertionError(f"no way to {text!r} by the tabulator key")
+
+    tab_to("Show only some")
+    page.keyboard.press("Space")
+    tab_to("Random")
+    before = page.evaluate(VISIBLE, "Random 40%")
+    page.keyboard.press("Space")
+    assert page.evaluate(VISIBLE, "Random 40%")["drawn"] < before["drawn"]
+    tab_to("Copy as Markdown or LaTeX")
+    page.keyboard.press("Enter")
+    tab_to("| series")
+    assert page.evaluate("document.activeElement.getBoundingClientRect().height") > 0
+    page.close()
