@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -31,9 +32,11 @@ _HEADINGS = (
     "p (Holm)",
     "test",
 )
+#: Those of a terminal's tables: the title says the protocol, and "test" is a number.
+_SHORT = tuple(heading for heading in _HEADINGS if heading != "protocol")
 _TEXT = ("task", "metric", "protocol", "test")
 #: Width in characters where the output is not a terminal: wide enough for rows on one line.
-_WIDTH = 200
+_WIDTH = 120
 #: Which way a metric improves, as in lm-eval's tables.
 _BETTER = {True: "↑", False: "↓"}
 
@@ -44,17 +47,19 @@ def render(table: ComparisonTable, form: str) -> str:
 
 
 def print_tables(table: ComparisonTable, console: Console) -> None:
-    """One table for each model compared with the base and each protocol."""
+    """One table for each model compared with the base and protocol, then what its numbers of tests mean."""
+    tests = {name: f"[{i}]" for i, name in enumerate(dict.fromkeys(row.method for row in table.rows), 1)}
     for title, rows in _parts(table):
-        drawn = Table(title=escape(title), title_justify="left")
-        for heading in _HEADINGS:
+        drawn = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for heading in _SHORT:
             drawn.add_column(heading, justify="left" if heading in _TEXT else "right", overflow="fold")
         for row in rows:
             style = "red" if row.passed is False else None
-            drawn.add_row(*(escape(cell) for cell in _cells(row)), style=style)
+            cells = dict(zip(_HEADINGS, _cells(row), strict=True)) | {"test": tests[row.method]}
+            drawn.add_row(*(escape(cells[heading]) for heading in _SHORT), style=style)
         console.print(drawn)
-    for note in _notes(table):
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    for note in [*(f"{number} {name}" for name, number in tests.items()), *_notes(table)]:
+        console.print(note, markup=False, highlight=False)
 
 
 def short(row: Comparison) -> str:
