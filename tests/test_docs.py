@@ -18,17 +18,23 @@ from typing import Any
 import pytest
 from hatchling.build import build_wheel
 from lm_eval.__main__ import cli_evaluate
+from lm_eval._cli import HarnessCLI
 from support import tiny_models
 from support.our_tasks import without_lm_evals_tasks
 
 import harness_rect._autoload  # lets lm-eval find the model and the tasks
-from harness_rect import cli
+from harness_rect import cli, embedded
+from harness_rect.cli.edit import described_by
 from harness_rect.config import EditConfig
 from harness_rect.edits import load_edits
+from harness_rect.edits.public import URLS
+from harness_rect.edits.readers import split_spec
 from harness_rect.evaluation.catalogue import GROUPS, TASKS, Group, Task
 from harness_rect.evaluation.data import SOURCES, Source
+from harness_rect.experiments.sweep import named
 from harness_rect.experiments.sweep.plan import SweepConfig
 from harness_rect.methods import METHODS, Method
+from harness_rect.model_wrappers import edited_hf
 from harness_rect.regularizers import REGULARIZERS, Regularizer
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -168,6 +174,65 @@ def run_command(words: list[str], monkeypatch) -> None:
 def test_every_tutorial_is_followed():
     followed = {name for names in TUTORIALS for name in names}
     assert followed == {path.stem for path in (DOCS / "tutorials").glob("*.md")}
+
+
+#: A line that begins with one of the commands, before it only what starts it elsewhere; and its comment.
+COMMAND = re.compile(
+    r"^(?: {4})?(?:for .*; do |srun |accelerate launch -m |\.venv/bin/|\w+=\S+ )*"
+    r"((?:harness-rect|lm_eval) [^`]*?)(?: +#.*|; done)?$",
+    flags=re.MULTILINE,
+)
+
+
+def commands_of(text: str) -> list[str]:
+    """The command lines of a page, with one of each choice (``a|b``) and 1 for a variable."""
+    lines = COMMAND.findall(text.replace("\\\n", " "))
+    chosen = (re.sub(r"\[(--[^]]*)\]", r"\1", re.sub(r"(\w+)(?:\|\w+)+", r"\1", line)) for line in lines)
+    return [re.sub(r"\$\w+", "1", line) for line in chosen]
+
+
+def check_edits_known(spec: str) -> None:
+    name, _ = split_spec(spec)
+    assert name in URLS or name == "tiny" or Path(name).suffix in {".json", ".jsonl"}, spec
+
+
+def check_command(line: str, monkeypatch) -> None:
+    """That a command takes these options, and knows the names that stand in them."""
+    words = shlex.split(line)
+    if words[0] == "harness-rect":
+        given = cli.make_parser(words[1:]).parse_args(words[1:])
+        if words[1] == "edit":
+            check_edits_known(described_by(given).edits or "")
+        if words[1] == "sweep" and "/" in str(given.config):
+            assert given.config in named.names() or (DOCS.parent / given.config).is_file()
+        return
+    monkeypatch.setattr(sys, "argv", words)
+    given = HarnessCLI().parse_args()
+    arguments = given.model_args or {}
+    if given.model in {"edited_hf", "edited_vllm"}:
+        ours = {name: value for name, value in arguments.items() if name in edited_hf._ours()}
+        assert given.model == "edited_vllm" or set(arguments) <= {*ours, *edited_hf.THEIRS}
+        edited_hf._resolve(arguments.get("pretrained") or embedded.NAME, ours)
+    tasks = given.tasks if isinstance(given.tasks, list) else given.tasks.split(",")
+    assert set(tasks) <= {*TASKS, *GROUPS}
+    for edits in ((given.metadata or {}).get("edits"), arguments.get("edits")):
+        if edits is not None:
+            check_edits_known(edits)
+
+
+def test_every_command_of_the_documentation_is_understood(monkeypatch):
+    wrong, seen = [], 0
+    for page in (DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))):
+        if page.stem == "your_own_method":  # it names a method that it adds, and is followed whole
+            continue
+        for line in commands_of(page.read_text("utf-8")):
+            seen += 1
+            try:
+                check_command(line, monkeypatch)
+            except (Exception, SystemExit) as error:
+                wrong.append(f"{page.name}: {line}: {error!r}")
+    assert wrong == []
+    assert seen >= 60
 
 
 def test_the_links_of_the_readme_lead_to_files():
