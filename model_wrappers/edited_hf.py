@@ -255,6 +255,7 @@ class EditedHF(CheckingPrompts, ComparingLM):
             "computed_on": {
                 "device": self.device.type,
                 "threads": torch.get_num_threads(),
+                "batch_size": self.batch_size,  # lm-eval says what was asked for
                 **({} if self.world_size == 1 else {"processes": self.world_size}),
             },
         }

@@ -75,6 +75,7 @@ class EditedVLLM(CheckingPrompts, AnsweringVLLM):
             edited = EditedHF(pretrained, **arguments)
         self._checkpoint = str(arguments["save_edited"])
         self._info, self._edit_report = edited.get_model_info(), edited.edit_report
+        del self._info["computed_on"]["batch_size"]  # that of the other engine
         self._originals = {name: weight.cpu() for name, weight in edited.originals.items()}
         self._scoring = {name: value for name, value in arguments.items() if name in SCORING}
         self._scoring["add_bos_token"] = engine["add_bos_token"] = edited.add_bos_token

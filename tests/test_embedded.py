@@ -59,7 +59,7 @@ def test_it_is_evaluated_in_batches_unless_a_batch_size_is_given() -> None:
     given = {1: 16, "1": 1, "8": 8}  # lm-eval's default, and what --batch_size gives
     for size, expected in given.items():
         lm: Any = EditedHF("rect-tiny", method="none", batch_size=size)
-        assert lm.batch_size == expected
+        assert lm.batch_size == lm.get_model_info()["computed_on"]["batch_size"] == expected
     folder: Any = EditedHF(embedded.resolve_model("rect-tiny"), method="none", batch_size=1)
     assert folder.batch_size == 1
 
