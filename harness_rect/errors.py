@@ -10,7 +10,6 @@ and keeps its traceback. ``HARNESS_RECT_DEBUG=1`` shows every traceback.
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
 import re
@@ -36,6 +35,8 @@ class Failed(UserError):
 
 def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known name most like ``name``, None if none is at least ``cutoff`` (0 to 1) like it."""
+    import difflib  # not for the commands that never need it
+
     # Longer ones are no misspelling, and comparing them takes quadratic time.
     return next(iter(difflib.get_close_matches(name[:100], list(known), n=1, cutoff=cutoff)), None)
 

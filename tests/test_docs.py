@@ -259,7 +259,7 @@ def test_the_generated_tables_are_up_to_date():
         assert rewritten(text) == text, f"{page.name}: run python -m tools.docs_tables"
         used |= set(re.findall(r"<!-- table: (\w+) -->", text))
     assert used == set(TABLES)
-    assert options_for_help() == cli.HELP.read_text(encoding="utf-8"), "run python -m tools.docs_tables"
+    assert options_for_help() == Path(cli.HELP).read_text(encoding="utf-8"), "run python -m tools.docs_tables"
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)

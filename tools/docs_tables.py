@@ -250,6 +250,6 @@ def _option(action: argparse.Action) -> tuple[Sequence[str], dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    cli.HELP.write_text(options_for_help(), encoding="utf-8")
+    Path(cli.HELP).write_text(options_for_help(), encoding="utf-8")
     for page in pages():
         page.write_text(rewritten(page.read_text(encoding="utf-8")), encoding="utf-8")
