@@ -176,3 +176,23 @@ def test_filters_and_copies_need_no_mouse(browser, report: Path) -> None:
     tab_to("| series")
     assert page.evaluate("document.activeElement.getBoundingClientRect().height") > 0
     page.close()
+
+
+@pytest.mark.parametrize("page", ["report", "index.html", "reference/cli.html"])
+def test_axe_finds_nothing(browser, page: str, tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("axe_playwright_python", reason="needs the test extra browser")
+    root = Path(__file__).parents[3]
+    monkeypatch.syspath_prepend(root)  # the tools are not installed
+    from tools.page_checks import findings
+
+    path = root / "site" / page
+    if page == "report":  # a small one: axe looks at each letter of each figure
+        add, path = writer(tmp_path / "runs"), tmp_path / "report.html"
+        tasks = ("rect_nli", "rect_sentiment")
+        add(9, tasks=tasks, samples=True)
+        add(5, edit(5, (0.9, 0.5)), tasks, samples=True)
+        add(6, edit(5, (0.7, 0.2), regularizer="rect", keep=0.4), tasks, samples=True)
+        assert cli.main(["report", str(tmp_path / "runs"), "-o", str(path)]) == 0
+    elif not path.exists():
+        pytest.skip("needs the documentation: make docs")
+    assert list(findings(browser, path.resolve())) == []
