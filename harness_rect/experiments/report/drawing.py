@@ -22,6 +22,7 @@ from typing import Any
 import matplotlib
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -138,9 +139,12 @@ def _style() -> Iterator[None]:
         yield
 
 
+#: These entries would make a file depend on time and version.
+_UNDATED: dict[str, None] = {"Date": None, "Creator": None}
+
+
 def _save(figure: Figure, target: Any, form: str) -> None:
-    # These entries would make the file depend on time and version.
-    metadata: dict[str, None] = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
+    metadata = _UNDATED if form == "svg" else {"Software": None}
     figure.savefig(
         target, format=form, metadata=metadata, transparent=form == "svg", dpi=200 if form == "png" else 72
     )
@@ -171,7 +175,10 @@ def swatch(look: Look | Fill, name: str) -> Markup:
 
 def _element(figure: Figure, name: str, title: str | None, description: str) -> Markup:
     buffer = io.StringIO()
-    _save(figure, buffer, "svg")
+    for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
+        patch.set_facecolor("none")
+    # savefig would draw all twice.
+    FigureCanvasSVG(figure).print_svg(buffer, metadata=_UNDATED)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
