@@ -114,6 +114,15 @@ def test_the_page_is_readable(browser, report: Path, width: int, scheme: str) ->
     context.close()
 
 
+def test_the_first_table_fits_a_phone(browser, report: Path) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto(report.as_uri())
+    assert (
+        page.evaluate("(e => e.scrollWidth - e.clientWidth)(document.querySelector('header .scroll'))") == 0
+    )
+    page.close()
+
+
 def test_the_dark_page_prints_on_white(browser, report: Path) -> None:
     context = browser.new_context(color_scheme="dark")
     page = context.new_page()
