@@ -6,9 +6,11 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import json
 import re
 import shlex
 import sys
+import textwrap
 import zipfile
 from dataclasses import fields
 from pathlib import Path
@@ -28,7 +30,7 @@ from harness_rect.cli.edit import described_by
 from harness_rect.config import EditConfig
 from harness_rect.edits import load_edits
 from harness_rect.edits.public import URLS
-from harness_rect.edits.readers import split_spec
+from harness_rect.edits.readers import edits_of, split_spec
 from harness_rect.evaluation.catalogue import GROUPS, TASKS, Group, Task
 from harness_rect.evaluation.data import SOURCES, Source
 from harness_rect.experiments.sweep import named
@@ -233,6 +235,17 @@ def test_every_command_of_the_documentation_is_understood(monkeypatch):
                 wrong.append(f"{page.name}: {line}: {error!r}")
     assert wrong == []
     assert seen >= 60
+
+
+def test_the_python_and_the_row_of_the_readme_are_understood():
+    text = (DOCS.parent / "README.md").read_text("utf-8")
+    python = textwrap.dedent(text.split("## From Python\n")[1].split("\nEvaluation")[0])
+    [call] = [c for c in ast.walk(ast.parse(python)) if isinstance(c, ast.Call) and c.keywords]
+    given = {one.arg: ast.literal_eval(one.value) for one in call.keywords if one.arg}
+    assert ast.unparse(call.func) == "harness_rect.edit"
+    EditConfig.from_args(edits=ast.literal_eval(call.args[2]), **given)
+    [row] = re.findall(r'^    (\{"prompt".*\})$', text, flags=re.MULTILINE)
+    assert len(edits_of([json.loads(row)])) == 1
 
 
 def test_the_links_of_the_readme_lead_to_files():
