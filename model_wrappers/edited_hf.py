@@ -156,7 +156,7 @@ class EditedHF(CheckingPrompts, ComparingLM):
                 if any(beside.values()):
                     report = report.model_copy(update={"provenance": self._provenance})
                 save_checkpoint(output, self.model, self.tokenizer, report)
-            if editing and inside_lm_eval_command():
+            if inside_lm_eval_command():
                 call_after_saving(SUMMARY)
 
     def _loaded_from(

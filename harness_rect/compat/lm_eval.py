@@ -47,6 +47,7 @@ __all__ = [
     "build_arguments",
     "describe_machine",
     "evaluate",
+    "is_json",
     "request_fields",
     "sample_size",
 ]
@@ -242,7 +243,7 @@ class Finished:
             ending = f"_{self._tracker.date_id}"
             written = sorted(temporary.iterdir(), key=lambda path: path.name.startswith("results"))
             lines = sum(path.read_bytes().count(b"\n") for path in written[:-1])
-            complete = written and lines == sum(map(len, (samples or {}).values())) and _is_json(written[-1])
+            complete = written and lines == sum(map(len, (samples or {}).values())) and is_json(written[-1])
             if not complete or len(written) != 1 + len(samples or ()):  # its writer only logs failures
                 raise Failed(f"{folder}: lm-eval could not write the results; is the disk full?")
             *names, last = [path.rename(temporary / path.name.replace(ending, "")).name for path in written]
@@ -252,10 +253,10 @@ class Finished:
                     (temporary / name).replace(whole)
 
 
-def _is_json(path: Path) -> bool:
+def is_json(path: Path) -> bool:
     try:
         return bool(json.loads(path.read_bytes()))
-    except ValueError:
+    except (OSError, ValueError):
         return False
 
 

@@ -145,6 +145,39 @@ def test_the_commands_results_are_known_once_they_are_saved(
     assert "save_results_aggregated(" in inspect.getsource(importlib.import_module("lm_eval._cli.run"))
 
 
+@pytest.mark.parametrize(("most", "lost"), [(1000, "results_"), (25_000, "samples_b_")])
+def test_the_command_ends_after_its_tables_where_results_could_not_be_saved(
+    most: int, lost: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    resource = pytest.importorskip("resource")
+    at_end: list[Any] = []
+    monkeypatch.setattr("atexit.register", lambda *given: at_end.insert(0, given))
+    scores = {"alias": "a", "acc,none": 0.5}
+    results: dict[str, Any] = {"results": {"a": scores, "b": scores}, "configs": {"a": {}, "b": {}}}
+    results |= {"versions": {}, "n-shot": {}, "higher_is_better": {}, "groups": {"g": scores}}
+    row = {"doc_hash": "x", "prompt_hash": "x", "target_hash": "x", "target": "x"}
+    rows = [row | {"arguments": [], "resps": [], "filtered_resps": [], "doc": "x" * 20_000}]
+    samples = {"a": rows, "b": rows * 2}
+    call_after_saving(EntryPoint("summary", "os:getcwd", "test"))  # it fails, which says nothing
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:  # as in lm_eval/_cli/run.py
+        tracker = EvaluationTracker(output_path=str(tmp_path))
+        tracker.general_config_tracker.system_instruction = "x" * 2000
+        with pytest.raises(SystemExit) as ended:
+            tracker.save_results_aggregated(results=results, samples=samples)
+            for task in results["configs"]:
+                tracker.save_results_samples(task_name=task, samples=samples[task])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    for function, *given in at_end:
+        function(*given)
+    said = capsys.readouterr()
+    assert ended.value.code == 1 and said.out.count("|acc") == 3
+    assert said.err.startswith(f"error: {tmp_path}") and f"/{lost}" in said.err and "too large" in said.err
+    assert len(list(tmp_path.rglob("*.json*"))) == (0 if lost == "results_" else 2)
+
+
 def test_means_alone_have_standard_errors_and_metrics_may_be_named_as_lm_evals_own(
     manager: KeptTasks,
 ) -> None:

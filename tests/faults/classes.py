@@ -18,7 +18,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from faults.forks import Ended, Fork, deleted, file_size, fuse, run, signalled, without_rights
-from faults.works import WORKS, World, done, events, world
+from faults.works import WORKS, done, events, world
 
 from harness_rect.io.checksums import write_sums
 
@@ -94,16 +94,9 @@ def full_disk(rng: random.Random) -> list[str] | None:
             return [f"{work}: {ended.problem or ended.status}: {ended.said[-900:]}"]
         if left:
             return [f"{work}: {line}" for line in left]
-        if ended.status == 0 and not _unwritten_by_lm_eval(one, ended):
+        if ended.status == 0:
             return one.differences()
         return [f"{work}: {line}" for line in one.again()]
-
-
-def _unwritten_by_lm_eval(one: World, ended: Ended) -> bool:
-    """Whether lm-eval's own writer failed, which it logs; its files are removed then."""
-    if failed := one.name == "lm_eval" and "Could not save results" in ended.said:
-        shutil.rmtree(one.disk / "out", ignore_errors=True)
-    return failed
 
 
 @contextmanager
@@ -152,8 +145,7 @@ def read_only(rng: random.Random) -> list[str] | None:
             return [f"{work}: {ended.problem or ended.status}: {ended.said[-900:]}"]
         if ended.status == 2 and one.half_written():
             return one.half_written()
-        whole = ended.status == 0 and not _unwritten_by_lm_eval(one, ended)
-        return one.differences() if whole else one.again()
+        return one.differences() if ended.status == 0 else one.again()
 
 
 # -- damage -------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ that burns with each access to a file in the current folder and with each forwar
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -102,6 +103,7 @@ def _in_fork(folder: Path, command: Sequence[str], fault: Fault | None, writing:
     signal.setitimer(signal.ITIMER_PROF, HANG)
     program, *arguments = command
     sys.argv = [program, *arguments]
+    atexit._clear()  # what the process that forked is to do at its end
     status = 1
     try:
         if fault is not None:
@@ -115,6 +117,7 @@ def _in_fork(folder: Path, command: Sequence[str], fault: Fault | None, writing:
         except SystemExit as end:
             status = int(end.code or 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
