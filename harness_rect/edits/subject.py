@@ -20,7 +20,8 @@ def mark_subject(prompt: str, subject: str) -> tuple[str, str, bool]:
     """Put the marker where the subject stands: (prompt with one marker, subject, matched loosely).
 
     A prompt that holds ``{}`` once is marked already. Otherwise the FIRST occurrence of the subject
-    becomes the marker, later ones stay text. If there is no exact one, the subject is looked for
+    becomes the marker, later ones stay text. One that ends within a character (``e`` before a combining
+    accent) is none. If there is no exact one, the subject is looked for
 
     1. without the white space around it, up to white space within it and Unicode composition (NFC);
     2. as whole words, also up to case, and typographic quotes and dashes;
@@ -32,20 +33,31 @@ def mark_subject(prompt: str, subject: str) -> tuple[str, str, bool]:
     Raises :class:`UserError` if the prompt holds more than one ``{}``.
     """
     # A subject that itself holds {} ("dict{}") must not pass for a marker.
-    if prompt.count(MARKER) == 1 and not (MARKER in subject and subject in prompt):
+    at = _find_exactly(prompt, subject)
+    if prompt.count(MARKER) == 1 and not (MARKER in subject and at is not None):
         return prompt, subject, False
-    loose = MARKER not in prompt and subject not in prompt
+    loose = MARKER not in prompt and at is None
     if loose:
         span = _find_loosely(prompt, subject.strip())
         if span is None:
             return prompt, subject, False
         start, end = span
         prompt, subject = prompt[:start] + MARKER + prompt[end:], prompt[start:end]
-    elif MARKER in subject or MARKER not in prompt:
-        prompt = prompt.replace(subject, MARKER, 1)
+    elif at is not None and (MARKER in subject or MARKER not in prompt):
+        prompt = prompt[:at] + MARKER + prompt[at + len(subject) :]
     if (count := prompt.count(MARKER)) != 1:
         raise UserError(f"expected one {MARKER}, at the subject, found {count} in {shorten(prompt, 160)!r}")
     return prompt, subject, loose
+
+
+def _find_exactly(prompt: str, subject: str) -> int | None:
+    at = prompt.find(subject)
+    while at >= 0:
+        after = prompt[at + len(subject) :][:1]
+        if not (after and _joins(subject, after)):
+            return at
+        at = prompt.find(subject, at + 1)
+    return None
 
 
 def _find_loosely(prompt: str, subject: str) -> tuple[int, int] | None:
@@ -109,13 +121,15 @@ def _characters(text: str) -> list[str]:
     """Characters with what combines with them, and runs of white space."""
     pieces: list[str] = []
     for char in text:
-        # Hangul letters combine without being marked as combining: there composing has to be tried.
-        if pieces and (
-            unicodedata.combining(char)
-            or (char.isspace() and pieces[-1].isspace())
-            or len(unicodedata.normalize("NFC", pieces[-1] + char)) == 1
-        ):
+        if pieces and (_joins(pieces[-1], char) or (char.isspace() and pieces[-1].isspace())):
             pieces[-1] += char
         else:
             pieces.append(char)
     return pieces
+
+
+def _joins(text: str, char: str) -> bool:
+    """Whether a character is a part of the one before it, as a reader sees them."""
+    # Hangul letters combine without being marked as combining: there composing has to be tried.
+    shorter, longer = (len(unicodedata.normalize("NFC", one)) for one in (text, text + char))
+    return unicodedata.combining(char) > 0 or shorter == longer

@@ -27,8 +27,8 @@ from harness_rect.errors import UserError
         ("Where is caf\u00e9 Ann?", "cafe\u0301", "Where is {} Ann?", "caf\u00e9", True),
         ("Where is cafe\u0301 Ann?", "caf\u00e9", "Where is {} Ann?", "cafe\u0301", True),
         ("Where is cafe\u0301?", "CAFE\u0301", "Where is {}?", "cafe\u0301", True),
-        ("cafe\u0301 or CAFE", "cafe", "{}\u0301 or CAFE", "cafe", False),  # exact is exact
-        ("Cafe\u0301 or Cafe", "cafe", "Cafe\u0301 or {}", "Cafe", True),  # not half of a character
+        ("cafe\u0301 or cafe", "cafe", "cafe\u0301 or {}", "cafe", False),  # not half of a character
+        ("Cafe\u0301 or Cafe", "cafe", "Cafe\u0301 or {}", "Cafe", True),
         ("On \u1112\u1161\u11ab Street", "\ud55c street", "On {}", "\u1112\u1161\u11ab Street", True),
         ("n\u00e9 or N\u00c9", "NE\u0301", "n\u00e9 or {}", "N\u00c9", True),
         ("X\u0301 or X", "x", "X\u0301 or {}", "X", True),  # a pair with no single-character form
@@ -71,6 +71,8 @@ def test_marking(prompt: str, subject: str, marked: str, stands: str, loose: boo
         ("Who has 15 cats?", "5!"),
         ("Who is C?", "C++"),  # punctuation that tells names apart
         ("Who is Annie?", "An Ann"),
+        ("Where is Jose\u0301?", "Jose"),
+        ("On \u1112\u1161\u11ab Street", "\u1112\u1161"),
         ("Where did World War II begin?", "Second World War"),
     ],
 )
@@ -85,9 +87,10 @@ def test_several_markers_are_refused() -> None:
 
 
 some_text = st.text(alphabet=st.sampled_from("aAbé\u0301ß{} İ\u1112\u1161n"), max_size=12)
+whole_letters = st.text(alphabet=st.sampled_from("aAbéß{} İn"), max_size=12)
 
 
-@given(before=some_text, subject=some_text.filter(str.strip), after=some_text)
+@given(before=whole_letters, subject=whole_letters.filter(str.strip), after=whole_letters)
 @example(before="{", subject="a", after="}")
 @example(before="", subject="{}", after="")
 @example(before="{", subject="}", after="")
