@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from harness_rect.edits.keys import hint
 from harness_rect.errors import UserError
 from harness_rect.io.rows import as_text, kind
 
@@ -45,7 +46,7 @@ class Fields:
         value = self.values.get(name)
         if value is None or (isinstance(value, str) and not value.strip()):
             state = "missing" if value is None else "empty"
-            raise self.error(name, f"{state}; expected a non-empty string")
+            raise self.error(name, f"{state}; expected a non-empty string{hint(self.values, name)}")
         return as_text(value, self.where + name)
 
     def target(self, name: str) -> str:

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 from harness_rect.edits.edit import shorten
 from harness_rect.edits.fields import Fields
+from harness_rect.edits.keys import OLD_TARGETS, misspelled
 from harness_rect.edits.ripple import split_sentence
 from harness_rect.io.rows import Row
-
-OLD_TARGETS = ("target_true", "ground_truth", "target_old", "pred")
 
 
 @dataclass(frozen=True)
@@ -111,4 +110,5 @@ def facts_of(row: Row) -> list[Fact]:
             return format.read(Fields(values, f"{row.where}: "))
     keys = shorten(", ".join(map(repr, values)) or "none", 300)
     expected = ", or ".join(format.keys for format in FORMATS)
-    raise row.error(f"unknown row format; expected {expected}; the keys are: {keys}")
+    meant = "".join(f"; found {name!r}: did you mean {near!r}?" for name, near in sorted(misspelled(values)))
+    raise row.error(f"unknown row format; expected {expected}; the keys are: {keys}{meant}")

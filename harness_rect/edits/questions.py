@@ -10,10 +10,10 @@ from typing import Any
 
 from harness_rect.edits.edit import Consequence, MultiHop, Probe, Query
 from harness_rect.edits.fields import Fields, answer, forms, listed, paired, texts
+from harness_rect.edits.keys import PARAPHRASES, hint
 from harness_rect.errors import UserError, did_you_mean
 from harness_rect.io.rows import kind
 
-PARAPHRASES = ("paraphrase_prompts", "paraphrases", "rephrase_prompts", "rephrase_prompt", "rephrase")
 _PROMPTS = ("prompt", "loc")
 _ANSWERS = ("ground_truth", "loc_ans", "answer", "target")
 CRITERIA = (
@@ -76,7 +76,8 @@ def multi_hop_of(row: Fields) -> MultiHop | None:
     questions, answers = tuple(row.texts("questions")), row.forms("new_answer", "new_answer_alias")
     for name, found in (("questions", questions), ("new_answer", answers)):
         if not found:
-            raise row.error(name, "missing; expected the multi-hop question of the row's edits")
+            problem = "missing; expected the multi-hop question of the row's edits"
+            raise row.error(name, problem + hint(row.values, name))
     hops = tuple(query for hop in row.objects("new_single_hops") if (query := _query(hop)))
     return MultiHop(questions, answers, hops)
 
@@ -115,9 +116,10 @@ def _grouped(row: Fields, field: str) -> Iterator[tuple[str, str, dict[str, Any]
 
 def _question(item: dict[str, Any], name: str) -> tuple[Any, Any]:
     """Prompt and answer, by any of their names."""
-    found = [next((item[key] for key in keys if key in item), None) for keys in (_PROMPTS, _ANSWERS)]
+    found = [next((item[key] for key in of if key in item), None) for of in (_PROMPTS, _ANSWERS)]
     if item and not any(key in item for key in _PROMPTS):
-        raise UserError(f"{name}: expected prompt and ground_truth, found {', '.join(map(repr, item))}")
+        keys = f"{', '.join(map(repr, item))}{hint(item, 'prompt')}"
+        raise UserError(f"{name}: expected prompt and ground_truth, found {keys}")
     return found[0], found[1]
 
 
@@ -164,7 +166,7 @@ def _query(query: Fields) -> Query | None:
     """A question and the forms of each thing that its answer names; None if it names nothing."""
     prompt = next(query.texts("prompt", "phrase", "question"), None)
     if prompt is None:
-        raise query.error("prompt", "missing; expected a non-empty string")
+        raise query.error("prompt", f"missing; expected a non-empty string{hint(query.values, 'prompt')}")
     if "answers" in query.values:
         items = listed(query.values["answers"])
         found = tuple(each for item in items if (each := forms(item, f"{query.where}answers")))

@@ -18,10 +18,10 @@ from typing import Any, overload
 from harness_rect import embedded
 from harness_rect.edits.edit import Edit
 from harness_rect.edits.fields import Fields
-from harness_rect.edits.formats import OLD_TARGETS, facts_of
+from harness_rect.edits.formats import facts_of
+from harness_rect.edits.keys import misspelled
 from harness_rect.edits.public import URLS, download
 from harness_rect.edits.questions import (
-    PARAPHRASES,
     consequences_of,
     multi_hop_of,
     neighborhood_of,
@@ -34,16 +34,6 @@ from harness_rect.io.rows import Row, json_rows
 
 logger = logging.getLogger(__name__)
 
-#: The keys of rows that are read, of all formats.
-KEYS = frozenset(
-    (
-        *("case_id", "prompt", "subject", "target_new", "target", "relation_id", *OLD_TARGETS),
-        *("requested_rewrite", "edit", "src", "alt", "concept", "text", "labels", *PARAPHRASES),
-        *("loc", "loc_ans", "neighborhood_prompts", "locality_prompt", "locality_ground_truth", "locality"),
-        *("portability", "attribute_prompts", "generation_prompts", "attribute_snippets", "consequences"),
-        *("questions", "new_answer", "new_answer_alias", "new_single_hops"),
-    )
-)
 #: Of the ids in a warning, so many are named.
 NAMED = 20
 
@@ -214,19 +204,9 @@ def _to_edits(row: Row, used: set[str]) -> Iterator[tuple[Edit, bool]]:
 
 def _misspelled(rows: Sequence[Row]) -> Iterator[str]:
     """A line for each key that no format has and that is nearly one that its rows lack."""
-    meant = Counter(
-        (key, near)
-        for row in rows
-        for key in row.value.keys() - KEYS
-        if (near := _near(key)) is not None and near not in row.value
-    )
+    meant = Counter(pair for row in rows for pair in misspelled(row.value))
     for (key, near), count in sorted(meant.items()):
         yield f"{count} of {len(rows)} rows have a key {key!r}, which is not read; did you mean {near!r}?"
-
-
-@cache
-def _near(key: str) -> str | None:
-    return closest(key.lower(), KEYS, cutoff=0.8)
 
 
 def _unused_id(case_id: object, index: int, ending: str, used: set[str]) -> str:

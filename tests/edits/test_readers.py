@@ -322,6 +322,33 @@ def test_a_misspelled_key_is_warned_of_once_a_file(tmp_path: Path) -> None:
     assert line == f"{expected} 'paraphrase_prompts'?"
 
 
+NESTED = [
+    ("requested_rewrite.target_ture", "requested_rewrite.target_true"),
+    ("portability.Reasoning.grund_truth", "portability.Reasoning.ground_truth"),
+    ("edit.original_fac", "edit.original_fact"),
+    ("Forgetfulness.test_queries.answer_aliass", "Forgetfulness.test_queries.answer_alias"),
+    ("consequences.test_conditions", "consequences.test_condition"),
+]
+
+
+@pytest.mark.parametrize(("key", "near"), NESTED)
+def test_a_misspelled_key_within_an_object_is_warned_of_with_its_path(
+    tmp_path: Path, key: str, near: str
+) -> None:
+    asked = {"prompt": "p", "answer": "a", "answer_aliass": ["b"]}
+    sentence = {"prompt": "The gender of Ann is male.", "relation": "SEX_OR_GENDER", "original_fac": {}}
+    tests = [{"test_queries": [asked], "test_condition": "OR"}]
+    row: dict[str, Any] = {
+        "requested_rewrite": {"requested_rewrite": plain(target_ture="x")},
+        "portability": plain(portability={"Reasoning": [{"prompt": "p", "grund_truth": "a"}]}),
+        "edit": {"edit": sentence},
+        "Forgetfulness": {"edit": sentence, "Forgetfulness": tests},
+        "consequences": plain(consequences=[{"criterion": "forgetfulness", "test_conditions": "OR"}]),
+    }[key.split(".")[0]]
+    warnings = load_edits(write(tmp_path / "e.json", [row, row])).warnings
+    assert f"2 of 2 rows have a key {key!r}, which is not read; did you mean {near!r}?" in warnings
+
+
 def test_a_subject_in_another_unicode_form_is_found_and_said(tmp_path: Path) -> None:
     row = plain(prompt="Caf\u00e9 Zur\u00fcck lies in", subject="Cafe\u0301 Zuru\u0308ck")
     stream = load_edits(write(tmp_path / "e.json", [row]))
@@ -340,6 +367,17 @@ def test_a_subject_in_another_unicode_form_is_found_and_said(tmp_path: Path) -> 
         ("text", ["expected a JSON object, found a string"]),
         (plain(subject=None), ["subject: missing"]),
         (plain(subject=" "), ["subject: empty"]),
+        ({"promt": "{} is", "subject": "a", "target_new": "b"}, ["found 'promt': did you mean 'prompt'?"]),
+        (
+            {"prompt": "{} is", "subjekt": "a", "target_new": "b"},
+            ["subject: missing", "found 'subjekt': did"],
+        ),
+        (
+            {"prompt": "{} is", "subject": "a", "target_nwe": "b"},
+            ["target_new: missing", "found 'target_nwe'"],
+        ),
+        ({"requested_rewrite": {"promt": "x"}}, ["requested_rewrite.prompt: missing", "found 'promt'"]),
+        (plain(locality=[{"promt": "x"}]), ["locality: expected prompt", "found 'promt': did you mean"]),
         (plain(subject=3), ["subject: expected a string", "number (3)"]),
         (plain(prompt="{} or {}"), ["prompt: expected one {}", "found 2"]),
         (plain(prompt=""), ["prompt: empty"]),
