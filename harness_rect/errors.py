@@ -104,6 +104,17 @@ def described(error: BaseException) -> tuple[int, str] | None:
     return described(cause) if cause is not None and _interrupted(cause) else None
 
 
+def on_the_way(error: BaseException) -> bool:
+    """Whether the machine failed, or Ctrl-C came, and nothing was asked wrongly.
+
+    Packages raise an OSError without a number for whatever they do not find.
+    """
+    if isinstance(error, OSError):
+        return error.errno in _ON_THE_WAY
+    found = described(error)
+    return found is not None and found[0] != UserError.status
+
+
 def _interrupted(error: BaseException | None) -> bool:
     """Whether an error came of Ctrl-C."""
     for _ in range(20):  # a chain of causes may be a circle
@@ -114,7 +125,7 @@ def _interrupted(error: BaseException | None) -> bool:
 
 
 def _of_system(error: OSError, text: str) -> tuple[int, str]:
-    status = 1 if error.errno is None or error.errno in _ON_THE_WAY else 2
+    status = 1 if error.errno is None or on_the_way(error) else 2
     name = error.filename if error.filename2 is None else error.filename2
     if isinstance(name, bytes):
         name = os.fsdecode(name)

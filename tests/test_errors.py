@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from harness_rect import cli, errors
 from harness_rect.errors import Failed, UserError, described, one_line, tell
 from harness_rect.io.files import folder_written_whole, written_whole
+from harness_rect.models.load import load_errors
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,6 +55,24 @@ def test_what_can_be_foreseen_has_a_status_and_a_line(error: BaseException, stat
     assert tell(error) == status
     [shown] = capsys.readouterr().err.splitlines()
     assert line in shown
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (system(errno.ENOSPC, "a"), Failed),
+        (SafetensorError("full (os error 28)"), Failed),
+        (system(errno.ENOENT, "a"), UserError),
+        (OSError("gpt3 is not a local folder"), UserError),
+        (AttributeError("dtype"), UserError),
+        (RuntimeError("can't allocate memory"), RuntimeError),
+        (UserError("said already"), UserError),
+    ],
+)
+def test_what_cannot_be_loaded_was_asked_wrongly_or_failed_on_the_way(error: Exception, kind: type) -> None:
+    with pytest.raises(kind) as raised, load_errors("pretrained=x"):
+        raise error
+    assert type(raised.value) is kind
 
 
 def test_ctrl_c_that_an_import_wraps_is_ctrl_c():

@@ -89,7 +89,8 @@ def _messages(tree: ast.AST) -> Iterator[str]:
     inside = {id(node) for function in validators for node in ast.walk(function)}
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
     for call in sorted(calls, key=lambda call: (call.lineno, call.col_offset)):
-        name = ast.unparse(call.func).rpartition(".")[2]
+        called = call.func.body if isinstance(call.func, ast.IfExp) else call.func
+        name = ast.unparse(called).rpartition(".")[2]
         ours = name in ("UserError", "Failed", "error") or (name == "ValueError" and id(call) in inside)
         texts = [_text(argument) for argument in call.args]
         if ours and " " in texts[-1].replace("<", "").strip():

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from safetensors import SafetensorError
 
-from harness_rect.errors import UserError
+from harness_rect.errors import Failed, UserError, on_the_way
 
 
 def check_device(device: object, what: str) -> None:
@@ -30,16 +30,19 @@ def check_device(device: object, what: str) -> None:
 def load_errors(what: str) -> Iterator[None]:
     """Turn what lm-eval and transformers raise for what they cannot load into a :class:`UserError`.
 
-    Whatever they raise: they look arguments up as attributes, assert, and import what is asked for.
+    Whatever they raise: they look arguments up as attributes, assert, and import what is asked for. A full
+    disk and the like become a :class:`Failed`; too little memory and Ctrl-C pass as they are.
 
     Args:
         what: the argument that names it, for the message: ``pretrained=gpt3-xl``.
     """
     try:
         yield
-    except (UserError, MemoryError, torch.cuda.OutOfMemoryError):
-        raise
     except Exception as error:
+        of_files = isinstance(error, OSError | SafetensorError)
+        failed = on_the_way(error)
+        if isinstance(error, UserError) or (failed and not of_files):
+            raise
         text = str(error).strip()
         if isinstance(error, TypeError) and "unexpected keyword argument" in text:
             name = text.rpartition("argument ")[2]
@@ -47,6 +50,6 @@ def load_errors(what: str) -> Iterator[None]:
                 f"{what}: there is no argument {name}; see docs/reference/arguments.md"
             ) from error
         first = text.splitlines()[0] if text else ""
-        if not isinstance(error, OSError | ValueError | SafetensorError) or not first:
+        if not (of_files or isinstance(error, ValueError)) or not first:
             first = f"{type(error).__name__}{': ' if first else ''}{first}"
-        raise UserError(f"{what}: cannot be loaded: {first}") from error
+        raise (Failed if failed else UserError)(f"{what}: cannot be loaded: {first}") from error

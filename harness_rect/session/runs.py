@@ -35,7 +35,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness_rect.edits import Edit
-from harness_rect.errors import Failed, UserError
+from harness_rect.errors import Failed, UserError, on_the_way
 from harness_rect.io.cache import cache_folder, human, size_limit
 from harness_rect.io.checksums import ASIDE, SUMS, Damaged, check_sums, set_aside, write_sums
 from harness_rect.io.files import acquired, expanded, folder_written_whole
@@ -153,8 +153,7 @@ class EditCache:
                 raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(self.folder))
         except (OSError, NotImplementedError) as error:
             reason = getattr(error, "strerror", None) or error
-            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            raise (Failed if full else UserError)(
+            raise (Failed if on_the_way(error) else UserError)(
                 f"edit_cache={self.folder}: cannot be written ({reason}); give another folder, or off"
             ) from None
         try:
