@@ -264,6 +264,7 @@ def test_the_generated_tables_are_up_to_date():
     sys.path.insert(0, str(DOCS.parent))  # the tools are not installed
     try:
         from tools.docs_tables import TABLES, options_for_help, pages, rewritten
+        from tools.error_messages import ADVICE, advice_on, messages
     finally:
         sys.path.pop(0)
     used = set()
@@ -272,6 +273,9 @@ def test_the_generated_tables_are_up_to_date():
         assert rewritten(text) == text, f"{page.name}: run python -m tools.docs_tables"
         used |= set(re.findall(r"<!-- table: (\w+) -->", text))
     assert used == set(TABLES)
+    for kind, texts in ADVICE.items():
+        found = messages(kind).items()
+        assert {advice_on(one, module, kind)[0] for module, all in found for one in all} == set(texts), kind
     assert options_for_help() == Path(cli.HELP).read_text(encoding="utf-8"), "run python -m tools.docs_tables"
 
 

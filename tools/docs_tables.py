@@ -21,7 +21,7 @@ from harness_rect.experiments.sweep import named
 from harness_rect.hparams import Preset, presets
 from harness_rect.methods import METHODS
 from harness_rect.regularizers import REGULARIZERS
-from tools.error_messages import advice, messages
+from tools.error_messages import advice_on, messages
 
 ROOT = Path(__file__).parent.parent
 REGION = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
@@ -149,12 +149,17 @@ def paper_sweeps() -> str:
     return markdown(named.COLUMNS, [[f"`{name}`", *cells] for name, *cells in found])
 
 
-def errors() -> str:
-    rows = []
-    for module, texts in messages().items():
-        plain = (text.replace("|", "/").replace("`", "'").strip() for text in texts)
-        rows.append([f"`{module}`", "<br>".join(f"`{text}`" for text in plain), advice(module)])
-    return markdown(["in", "message", "cause, and what to do"], rows)
+def errors(kind: str) -> str:
+    rows: dict[tuple[str, str], list[str]] = {}
+    for module, texts in messages(kind).items():
+        for text in texts:
+            _, advice = advice_on(text, module, kind)
+            plain = text.replace("|", "/").replace("`", "'").strip()
+            rows.setdefault((module, advice), []).append(f"`{plain}`")
+    return markdown(
+        ["in", "message", "cause, and what to do"],
+        [[f"`{module}`", "<br>".join(texts), advice] for (module, advice), texts in rows.items()],
+    )
 
 
 def commands() -> str:
@@ -215,7 +220,7 @@ def threads() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "arguments": arguments,
     "edit_sets": edit_sets,
-    "errors": errors,
+    "errors": partial(errors, "errors"),
     "presets": published_presets,
     "methods": methods,
     "paper_sweeps": paper_sweeps,
@@ -226,6 +231,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "regularizers": regularizers,
     "tasks": tasks,
     "threads": threads,
+    "warnings": partial(errors, "warnings"),
 }
 
 

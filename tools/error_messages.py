@@ -1,85 +1,78 @@
-"""The messages of user errors, found in the source, for docs/errors.md."""
+"""The messages of user errors and the warnings, found in the source, for docs/errors.md."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
+
+import yaml
 
 ROOT = Path(__file__).parent.parent
 
-#: Module, or a package it is in -> the cause of its messages, and what to do; the longest name counts.
-ADVICE = {
-    "api": "An argument of a Python function: correct the one that is named.",
-    "cli": "An option of a command: correct the one that is named; `harness-rect COMMAND --help` has all.",
-    "compat": "The evaluation cannot be run by lm-eval as it is: see the message.",
-    "config": "An argument of editing: correct it; [reference/arguments.md](reference/arguments.md) has all.",
-    "edits": "`edits=`, or a row of its file: correct the row that is named; the formats are in"
-    " [edit_files.md](edit_files.md).",
-    "embedded": "The embedded model: see the message.",
-    "evaluation": "Rows of a task, or what a task needs of the model's arguments: see the message.",
-    "experiments.analysis": "A results file: see `results`.",
-    "experiments.compare": "The two evaluations cannot be compared as asked: evaluate both alike, or choose"
-    " tasks with `--tasks`.",
-    "experiments.cost": "`--results`: give results of the base model and of the run that is exported.",
-    "experiments.hub": "`--push-to-hub`: log in, correct the name, or push the finished folder yourself.",
-    "experiments.masks": "Arguments of `masks`: see the message.",
-    "experiments.report": "Nothing to show, or an unknown reference: give a folder with results of lm-eval.",
-    "experiments.rerun": "`harness-rect rerun`: the evaluation of the file cannot be repeated here; see"
-    " [determinism.md](determinism.md).",
-    "experiments.results": "A results file is damaged, or not lm-eval's: evaluate again, or leave it out.",
-    "experiments.sweep": "The file of a sweep, or its output folder: correct the key that is named;"
-    " [sweep.md](sweep.md) has all.",
-    "generated": "Answers cannot be generated: see the message.",
-    "hparams": "`hparams=`, or a key of its file: correct it; [methods.md](methods.md) and"
-    " [presets.md](presets.md) have all.",
-    "io": "A file or folder that is read or written: check its name, permissions, encoding and content.",
-    "measure": "An edit cannot be measured with this model: leave its row out.",
-    "methods": "The method cannot make these edits in this model, or a hyper-parameter is wrong; see"
-    " [methods.md](methods.md).",
-    "model_wrappers": "`--model_args`: correct the argument that is named;"
-    " [reference/arguments.md](reference/arguments.md) has all.",
-    "models": "The model cannot be loaded or edited, or a prompt does not fit it; see"
-    " [adding_a_model_family.md](adding_a_model_family.md).",
-    "moments": "Second moments, or the text they are computed from: give others with `stats=`, or make some"
-    " with `harness-rect stats`.",
-    "precision": "The device has no double precision: see the message.",
-    "processes": "One of several processes failed, or they cannot work together: see the message.",
-    "registry": "A name that is not registered, or packages whose names clash: correct it, or remove one.",
-    "regularizers": "A setting of the regularizer: correct it; [methods.md](methods.md) has a table of them.",
-    "session": "The run, its cache or its output folder: see the message.",
-    "training": "`harness-rect train-mend`: change the option that is named, or the rows.",
-    "validation": "A value of another type than expected: correct the key that is named.",
-}
+#: Of ``errors`` and ``warnings``: what to say of which messages.
+ADVICE: dict[str, dict[str, str]] = yaml.safe_load(
+    Path(__file__).with_name("error_advice.yaml").read_text(encoding="utf-8")
+)
 
 
-def advice(module: str) -> str:
-    """Of a module, without ``harness_rect.``.
+def advice_on(message: str, module: str, kind: str) -> tuple[str, str]:
+    """Its key and text.
+
+    Args:
+        module: without ``harness_rect.``. kind: errors or warnings.
 
     Raises:
-        KeyError: it has none.
+        KeyError: there is none.
     """
-    parts = module.split(".")
-    names = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
-    found = next((name for name in names if name in ADVICE), None)
-    if found is None:
-        raise KeyError(f"tools/error_messages.py: no advice for the errors of {module}")
-    return ADVICE[found]
+    of, parts = ADVICE[kind], module.split(".")
+    for name in (".".join(parts[:n]) for n in range(len(parts), 0, -1)):
+        split = ((key, *key.partition(": ")[::2]) for key in of)
+        if fitting := [key for key, where, text in split if where == name and text in message]:
+            key = max(fitting, key=len)
+            return key, of[key]
+    raise KeyError(f"tools/error_advice.yaml: nothing on {message!r} of {module}")
 
 
-def messages() -> dict[str, list[str]]:
-    """Module -> its messages in the order of the source, with names for what is filled in."""
+def messages(kind: str) -> dict[str, list[str]]:
+    """Module -> its errors, or warnings, in the order of the source, with names for what is filled in."""
+    find = {"errors": _errors, "warnings": _warnings}[kind]
     found: dict[str, list[str]] = {}
     for folder in (ROOT / "harness_rect", ROOT / "model_wrappers"):
         for path in sorted(folder.rglob("*.py")):
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removeprefix("harness_rect.")
-            texts = dict.fromkeys(_messages(ast.parse(path.read_text(encoding="utf-8"))))
+            texts = dict.fromkeys(find(ast.parse(path.read_text(encoding="utf-8"))))
             if texts and module != "errors":
                 found[module.removesuffix(".__init__")] = list(texts)
     return dict(sorted(found.items()))
 
 
-def _messages(tree: ast.AST) -> Iterator[str]:
+def _warnings(tree: ast.AST) -> Iterator[str]:
+    constants = {
+        node.targets[0].id: node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    for call in sorted(calls, key=lambda call: (call.lineno, call.col_offset)):
+        name, given = ast.unparse(call.func), call.args
+        if name.endswith("_once") and ast.unparse(given[0]) == "logging.WARNING":
+            yield _text(given[1])
+        elif name in ("log.warning", "logger.warning"):
+            form = given[0] if isinstance(given[0], ast.Constant) else constants[ast.unparse(given[0])]
+            values = [one for arg in given[1:] for one in _elements(arg)]
+            pieces = re.split(r"%[a-z.0-9]*[srdge]", _text(form))
+            yield "".join(map("".join, zip_longest(pieces, map(_text, values), fillvalue="")))
+
+
+def _elements(node: ast.expr) -> list[ast.expr]:
+    inner = node.value if isinstance(node, ast.Starred) else None
+    return inner.elts if isinstance(inner, ast.Tuple) else [node]
+
+
+def _errors(tree: ast.AST) -> Iterator[str]:
     validators = [
         node
         for node in ast.walk(tree)
