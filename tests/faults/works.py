@@ -146,7 +146,7 @@ class World:
         problems = [f"again: {ended.problem}"] if ended.problem else []
         if ended.status and not there:
             problems.append(f"again: status {ended.status}: {ended.said[-600:]}")
-        return problems or self.differences()
+        return problems or self.differences() + (self._temporary("out") if self.name == "sweep" else [])
 
     def differences(self) -> list[str]:
         """What the outputs differ in from those of an undisturbed run."""
@@ -155,8 +155,12 @@ class World:
         return [f"differs: {name} {'' if name in found else 'is missing'}" for name in names]
 
     def half_written(self) -> list[str]:
-        """Files of which only a part may be there; hidden states of unfinished work are whole."""
-        left = [path for path in self.disk.rglob("*") if path.name.endswith(".tmp")]
+        """Files of which only a part may be there. Hidden states of unfinished work are whole; what a sweep
+        was removing among them it removes when it next runs."""
+        return [line for line in self._temporary() if "/.states/" not in line]
+
+    def _temporary(self, within: str = "") -> list[str]:
+        left = [path for path in (self.disk / within).rglob("*") if path.name.endswith(".tmp")]
         return [f"half-written: {path.relative_to(self.disk)}" for path in left]
 
 

@@ -40,7 +40,7 @@ class Folder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Work in the folder; at the end, if no other process works in it, remove what is left over.
+        """Work in the folder; before and after, if no other process works in it, remove what is left over.
 
         Raises:
             UserError: another process runs the same part, the whole, or a shard of another number.
@@ -49,6 +49,7 @@ class Folder:
         if self._shard is None:
             with self._alone(patience=0):
                 self._refuse_others()
+                self._remove_temporary()
                 yield
                 self._finish()
             return
@@ -59,6 +60,8 @@ class Folder:
                 mine.acquire(timeout=0)
             except Timeout:
                 raise UserError(f"{self.path}: shard {self._shard} is running in this folder") from None
+            if not self._others():
+                self._remove_temporary()
         try:
             yield
             with self._alone(PATIENCE):
@@ -134,16 +137,20 @@ class Folder:
                     f"{self.path}: shard {other} is running in this folder; wait for it before you run {what}"
                 )
 
-    def _finish(self) -> None:
-        """Remove temporary files of killed processes and, if everything is done, unfinished trajectories and
-        locks of shards; no other process may be at work."""
+    def _remove_temporary(self) -> None:
+        """Remove what killed processes were writing or removing; no other process may be at work."""
         folders = {self.path, self.states, self.path / "edits"}
         for folder in folders | {evaluation.folder for evaluation in self.plan.evaluations}:
             for path in folder.glob(".*.tmp"):
                 if path.is_file():
                     path.unlink()
-                elif path.name.startswith(".results."):
+                elif folder == self.states or path.name.startswith(".results."):
                     shutil.rmtree(path)
+
+    def _finish(self) -> None:
+        """Remove temporary files and, if everything is done, unfinished trajectories and locks of shards; no
+        other process may be at work."""
+        self._remove_temporary()
         if self.done == len(self.plan.evaluations):
             shutil.rmtree(self.states, ignore_errors=True)
             for path in self.path.glob(".shard-*-of-*.lock"):

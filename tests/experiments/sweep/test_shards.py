@@ -11,7 +11,7 @@ from filelock import FileLock
 from support.small_sweep import Fuse, files, started, sweep, was_killed
 
 from harness_rect.errors import UserError
-from harness_rect.experiments.sweep import folder, work
+from harness_rect.experiments.sweep import folder, runner, work
 from harness_rect.experiments.sweep.plan import Shard
 
 
@@ -41,12 +41,28 @@ def test_shards_at_the_same_time_make_the_files_of_one_process(undisturbed: Path
 )
 def test_parts_that_would_overlap_are_refused(here, held, asked, message, monkeypatch) -> None:
     monkeypatch.setattr(folder, "PATIENCE", 0)
-    Path("out").mkdir()
+    left = Path("out/.states/.abc.7.tmp")
+    left.mkdir(parents=True)
     with FileLock(f"out/{held}"), pytest.raises(UserError, match=message):
         sweep(shard=asked)
+    assert left.exists()
 
 
 def test_a_shard_without_work_loads_no_model(here, monkeypatch, capsys) -> None:
     monkeypatch.setattr(work, "load_model", None)
     sweep(shard=Shard(6, 6))
     assert "0 of 9 evaluations are done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shard", [None, Shard(6, 6)])
+def test_what_a_killed_sweep_was_removing_is_removed_by_the_next_one(here, shard, monkeypatch) -> None:
+    left = Path("out/.states/.abc.7.tmp")
+    (left / "inner").mkdir(parents=True)
+
+    def work(*arguments: object) -> None:
+        assert not left.exists()
+        raise SystemExit
+
+    monkeypatch.setattr(runner._Sweep, "run", work)
+    with pytest.raises(SystemExit):
+        sweep(shard=shard)
