@@ -12,7 +12,7 @@ import random
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,6 +20,7 @@ from unittest import mock
 import numpy as np
 import torch
 from fuzz import hostile
+from fuzz.oracles import SLICES, check_edits, check_moment, with_scores_checked
 from support.lm_eval_files import DATE
 from support.report_files import edit as edit_report
 from support.report_files import writer
@@ -159,7 +160,8 @@ def compare(rng: random.Random, folder: Path) -> Run:
     base, *others = _results(rng, folder)
     options = [rng.choice(("--all-metrics", "--allow-differences", "--tasks=rect_nli")) for _ in range(2)]
     form = rng.choice(("table", "markdown", "csv", "json"))
-    return command("compare", base.parent, *(o.parent for o in others), *options, "--format", form)
+    run = command("compare", base.parent, *(o.parent for o in others), *options, "--format", form)
+    return partial(with_scores_checked, run) if form == "json" else run
 
 
 def analysing(rng: random.Random, folder: Path) -> Run:
@@ -182,7 +184,8 @@ def edits(rng: random.Random, folder: Path) -> Run:
         data = b"\n".join(hostile.as_json(row).replace(b"\n", b" ") for row in made)
     data = hostile.damaged(rng, data) if rng.random() < 0.25 else data
     path = hostile.put(rng, folder / "in" / rng.choice(("e.json", "e.jsonl", "e.JSON")), data)
-    spec = f"{path}{rng.choice(('', '', '[0:2]', '[::-1]', '[99:]', '[x]', '[0:1:0]'))}"
+    selection = rng.choice((*SLICES, "", "[99:]", "[x]", "[0:1:0]"))
+    spec = f"{path}{selection}"
     if rng.random() < 0.1:
         spec = rng.choice((f"~nosuchuser/{path.name}", "n" * 3000 + ".json", f"{path}/x.json", "\x00.json"))
 
@@ -190,6 +193,7 @@ def edits(rng: random.Random, folder: Path) -> Run:
         stream = load_edits(spec)
         fingerprint(stream.edits)
         documents(stream.edits)
+        check_edits(stream.edits, path, selection)
 
     return through_boundary(read)
 
@@ -301,7 +305,7 @@ def moments(rng: random.Random, folder: Path) -> Run:
         data = bytes(changed)
     path.unlink()
     hostile.put(rng, path, hostile.damaged(rng, data) if rng.random() < 0.3 else data)
-    return through_boundary(lambda: read_moment(path, D_MLP))
+    return through_boundary(lambda: check_moment(read_moment(path, D_MLP), path))
 
 
 # ------------------------------------------------------------------------------ YAML, options, model_args
