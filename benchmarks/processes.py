@@ -15,6 +15,8 @@ import socket
 import time
 from typing import Any
 
+os.environ["OMP_NUM_THREADS"] = "1"  # torch.set_num_threads does not reach the threads of the backward pass
+
 import torch
 from editing import MEMIT_LAYERS, facts, make_lm, memit_templates
 from measuring import RESULTS, describe, print_table, write_results
