@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 from collections import Counter, deque
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from logging.handlers import QueueHandler
 from pathlib import Path
@@ -23,6 +23,7 @@ from harness_rect.compat.lm_eval import describe_machine
 from harness_rect.errors import UserError
 from harness_rect.experiments.sweep.clock import Clock
 from harness_rect.experiments.sweep.display import EDITING, EVALUATING, Row
+from harness_rect.experiments.sweep.inbox import Inbox
 from harness_rect.experiments.sweep.memory import needed, skeleton
 from harness_rect.experiments.sweep.plan import Plan, Shard
 from harness_rect.experiments.sweep.work import Changed, Worker, rows_of
@@ -113,7 +114,7 @@ class _Driver:
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
-        self.inbox = ray.remote(_Inbox).options(num_cpus=0, scheduling_strategy=here).remote()
+        self.inbox = ray.remote(Inbox).options(num_cpus=0, scheduling_strategy=here).remote()
         self.resources = _resources(ray, plan, asked)
         self._worker = ray.remote(_RayWorker).options(**self.resources)
         self._given = (ray.put(plan), str(states.resolve()), os.getcwd(), self.inbox)
@@ -190,7 +191,7 @@ class _Driver:
             self.changed(row, "")
 
     def _read_inbox(self) -> None:
-        for what in self.ray.get(self.inbox.take.remote()):
+        for what in map(pickle.loads, self.ray.get(self.inbox.take.remote())):
             if isinstance(what, logging.LogRecord):
                 logging.getLogger(what.name).handle(what)
             else:
@@ -214,20 +215,6 @@ def _resources(ray: Any, plan: Plan, asked: Resources) -> dict[str, float]:
             lm = skeleton(entry, **plan.config.prompts) if mine else None
         most = max([most, *(needed(lm, t, plan.config, cpu).total for t in mine if lm)])
     return {"num_cpus": asked.cpus, "memory": most + LIBRARIES}
-
-
-class _Inbox:
-    """What the workers say, until the driver takes it."""
-
-    def __init__(self) -> None:
-        self._kept: list[Any] = []
-
-    def put(self, what: Any) -> None:
-        self._kept.append(what)
-
-    def take(self) -> list[Any]:
-        taken, self._kept = self._kept, []
-        return taken
 
 
 class _RayWorker:
@@ -266,7 +253,7 @@ class _RayWorker:
         return {kind: s for kind, s in after.items() if kind not in (EDITING, EVALUATING, "other")}
 
     def _changed(self, row: Row, line: str) -> None:
-        self._last = self.inbox.put.remote((deepcopy(row), line))
+        self._last = self.inbox.put.remote(pickle.dumps((row, line)))
 
 
 class _ToInbox(QueueHandler):
@@ -277,4 +264,4 @@ class _ToInbox(QueueHandler):
         self.setLevel(logging.WARNING)
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        self.queue.put.remote(record)  # type: ignore[attr-defined]
+        self.queue.put.remote(pickle.dumps(record))  # type: ignore[attr-defined]
