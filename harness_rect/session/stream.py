@@ -209,6 +209,8 @@ class EditSession:
         try:
             self._check_report(found.report)
             replay(found, self._weights)
+        except torch.OutOfMemoryError:
+            raise  # of the GPU: that says nothing about the run
         except (Differs, UserError, LookupError, RuntimeError) as problem:
             set_aside(cache.path(key), "the kept edit run", problem)
             self._weights.revert()

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import torch
+from accelerate.utils import get_max_memory
 from rich.console import Console
 from rich.table import Table
 
@@ -135,10 +136,13 @@ def _size(n: int) -> str:
 
 def _check_room(entry: ModelEntry, weights: int, device: torch.device) -> None:
     """Refuse to load a model that does not fit in memory: a process that tries may be killed."""
+    if entry.arguments.get("parallelize") and not torch.cuda.is_available():
+        raise UserError("parallelize puts it on the GPUs of a machine, and this one has none")
+    where, free = str(device), free_on(device)
     if {"parallelize", "device_map"} & entry.arguments.keys():
-        return  # over several devices
-    if weights > (free := free_on(device)):
-        raise UserError(f"{entry.pretrained} takes {_size(weights)}, and {_size(free)} are free on {device}")
+        where, free = "all devices", sum(get_max_memory().values())
+    if weights > free:
+        raise UserError(f"{entry.pretrained} takes {_size(weights)}, and {_size(free)} are free on {where}")
 
 
 class Probe:

@@ -43,6 +43,8 @@ OBJECTS = 200 * 2**20
 PASSED_ON = (
     "HARNESS_RECT_",
     "HF_HOME",
+    "HF_TOKEN",
+    "HF_ENDPOINT",
     "HF_HUB_CACHE",
     "HF_HUB_OFFLINE",
     "HF_DATASETS_",
@@ -167,6 +169,8 @@ class _Driver:
             if unit is not None:
                 self._todo.appendleft(unit)
             return
+        if unit is None:
+            self._lost[None] = 0
         for kind, taken in seconds.items():
             self.clock.seconds[kind] += taken
         if not self._todo:
@@ -225,16 +229,16 @@ class _RayWorker:
     """
 
     def __init__(self, plan: Plan, states: str, folder: str, inbox: Any) -> None:
-        try:
-            os.chdir(folder)
-        except OSError:
-            raise UserError(f"{folder}: not there on a node of Ray; the folder must be shared") from None
-        self.plan, self.inbox, self.clock = plan, inbox, Clock()
+        self.plan, self.folder, self.inbox, self.clock = plan, folder, inbox, Clock()
         self.worker = Worker(Path(states), self.clock, self._changed)
         self._last: Any = None
         logging.getLogger().handlers[:] = [_ToInbox(inbox)]
 
     def ready(self) -> dict[str, float]:
+        try:  # not in __init__: Ray hides what is raised there
+            os.chdir(self.folder)
+        except OSError:
+            raise UserError(f"{self.folder}: not there on a node of Ray; the folder must be shared") from None
         with self.clock.running("loading"):
             describe_machine()
         return {}
