@@ -45,6 +45,11 @@ class _FullRuns(logging.Handler):
             self.seen.append(record.getMessage())
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if os.name != "posix" and item.get_closest_marker("posix"):
+        pytest.skip("needs signals, forks or FIFOs")
+
+
 @pytest.fixture(autouse=True)
 def no_full_runs(request):
     """A test fails where a search falls back to full runs, unless it is marked ``full_runs``."""

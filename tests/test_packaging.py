@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import venv
 import zipfile
@@ -63,9 +64,11 @@ def editable(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class Environment:
     def __init__(self, folder: Path) -> None:
-        venv.create(folder / "venv", symlinks=True)
-        self.python = folder / "venv" / "bin" / "python"
-        self.site = next(folder.glob("venv/lib/python*/site-packages"))
+        venv.create(folder / "venv", symlinks=os.name == "posix")
+        scheme = "nt" if os.name == "nt" else "posix_prefix"
+        places = sysconfig.get_paths(scheme, {name: str(folder / "venv") for name in ("base", "platbase")})
+        self.python = Path(places["scripts"], "python")
+        self.site = Path(places["purelib"])
         self.elsewhere = folder / "elsewhere"
         self.elsewhere.mkdir()
 

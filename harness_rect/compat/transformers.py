@@ -20,13 +20,16 @@ __all__ = ["STEPWISE_GELU", "Conv1D", "DynamicCache", "cache_arguments", "cache_
 #: Modules that compute 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) step by step.
 STEPWISE_GELU = (NewGELUActivation, FastGELUActivation)
 
+#: How many tensors a layer is initialized with: the keys alone in transformers 4.57, then keys and values.
+_INITIAL = len(inspect.signature(DynamicLayer.lazy_initialization).parameters) - 1
+
 
 class _Layer(DynamicLayer):
     """Keys and values of one block: those of earlier tokens, followed by space for ``new`` tokens."""
 
     def __init__(self, keys: Tensor, values: Tensor, new: int) -> None:
         super().__init__()
-        self.lazy_initialization(keys, values)
+        self.lazy_initialization(*(keys, values)[:_INITIAL])
         self._whole = keys.detach(), values.detach()
         self.keys, self.values = (x[..., : x.shape[-2] - new, :] for x in self._whole)
 

@@ -11,6 +11,7 @@ import atexit
 import json
 import shlex
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -158,7 +159,7 @@ def _rest(now: Results, no_before: bool, no_plain: bool, command: Sequence[str])
     there = "" if _option(command, "--output_path", "-o") else ", with --output_path results/,"
     kept = "" if "edit_cache" in given else " (its edits are kept)"
     line = f"the scores {what} are not known; {makes}; then this run again{there} prints them all{kept}:"
-    return [line, *(_command(arguments, command) for _, arguments in missing)]
+    return [textwrap.fill(line, 80), *(_command(arguments, command) for _, arguments in missing)]
 
 
 def _of_demo(now: Results) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+
+pytest.importorskip("resource")  # not on Windows
+
 from fuzz.areas import AREAS
 from fuzz.running import Count, try_one
 

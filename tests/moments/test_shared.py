@@ -77,6 +77,7 @@ for turns in ["whole", "killed"], ["resumed"]:
 """
 
 
+@pytest.mark.posix
 def test_killed_processes_go_on_and_end_with_the_same_bits(tmp_path, make_lm, monkeypatch) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", RANKS, str(tmp_path), json.dumps([NUMBER, BATCH, str(TESTS), DOCUMENTS])],

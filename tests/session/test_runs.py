@@ -236,8 +236,12 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another run": (written_anew(lambda run: run.update(key="0" * 64)), "another run's"),
     "no weights": (written_anew(lambda run: run.update(weights=["x"])), "not as harness-rect writes it"),
     "no format": (written_anew(lambda run: run.clear()), "not as harness-rect writes it"),
-    "a pipe": (lambda f: [(f / "run.json").unlink(), os.mkfifo(f / "run.json")], "run.json is no file"),
 }
+if hasattr(os, "mkfifo"):
+    DAMAGE["a pipe"] = (
+        lambda f: [(f / "run.json").unlink(), os.mkfifo(f / "run.json")],
+        "run.json is no file",
+    )
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -421,6 +425,7 @@ def driver(files: dict[str, Path], tmp_path: Path) -> Callable[..., subprocess.P
     return start
 
 
+@pytest.mark.posix
 def test_a_killed_run_goes_on_where_it_was(run, driver, files: dict[str, Path]) -> None:
     killed = driver(kill_at=3)
     _, err = killed.communicate(timeout=120)

@@ -282,6 +282,7 @@ cli.main(sys.argv[1:])
 """
 
 
+@pytest.mark.posix
 def test_the_command_survives_being_killed_and_its_weights_edit(place, capsys):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     killed = subprocess.run(
