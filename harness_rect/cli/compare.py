@@ -84,7 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
     form = arguments.format or (FORMATS.get(output.suffix, "table") if output else "table")
     if output is not None:
         with written_whole(output) as temporary:
-            temporary.write_text(render(table, form), encoding="utf-8")
+            # Any text of a results file may hold what UTF-8 cannot.
+            temporary.write_text(render(table, form), encoding="utf-8", errors="backslashreplace")
     elif form == "table" and sys.stdout.isatty():
         print_tables(table, Console())
     else:

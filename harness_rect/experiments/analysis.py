@@ -14,6 +14,7 @@ from harness_rect.evaluation.catalogue import protocol
 from harness_rect.experiments import results
 from harness_rect.experiments.compare import compare
 from harness_rect.experiments.results import Results
+from harness_rect.io.files import shown
 from harness_rect.session.report import EditReport, When
 
 Row = dict[str, Any]
@@ -170,7 +171,7 @@ def _edited(source: Source) -> list[tuple[Results, EditReport]]:
 def _run(one: Results) -> Row:
     edit = one.edit
     return {
-        "file": str(one.path),
+        "file": shown(one.path),
         "date": one.file.date,
         "model": one.model_name,
         "model_class": one.model_class,

@@ -132,6 +132,11 @@ def expanded(path: str) -> str:
     return found
 
 
+def shown(path: Path) -> str:
+    """The path as text that can be written; bytes of a name that are not UTF-8 become ``\\udcff``."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
 def check_output(folder: Path, resumable: bool = False, besides: Collection[str] = ()) -> None:
     """Check, before long work starts, that ``folder`` is new or empty and can be written.
 

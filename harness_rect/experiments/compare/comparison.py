@@ -23,6 +23,7 @@ from harness_rect.experiments.compare.significance import (
     unpaired,
 )
 from harness_rect.experiments.results import Key, Results, labels
+from harness_rect.io.files import shown
 
 
 @dataclass(frozen=True)
@@ -271,8 +272,8 @@ def _row(
     return Comparison(
         base=base_label,
         other=other_label,
-        base_file=str(base.path),
-        other_file=str(other.path),
+        base_file=shown(base.path),
+        other_file=shown(other.path),
         task=name,
         metric=key.metric,
         filter=key.filter,

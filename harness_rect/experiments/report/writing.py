@@ -48,7 +48,8 @@ def write_report(
         drawing = progress.add_task("drawing", total=sum(len(spec.panels) for spec in specs))
         page = render(study, found, lambda: progress.advance(drawing))
         with written_whole(output) as temporary:
-            temporary.write_text(page, encoding="utf-8")
+            # A file's name need not be text, nor what a results file says.
+            temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
         if figures is not None:
             for spec in progress.track(specs, description="figures"):
                 write(spec, figures)

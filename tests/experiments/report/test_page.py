@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from support.report_files import edit
 
 from harness_rect import cli
+from harness_rect.experiments import analysis
 from harness_rect.experiments.report.page import render, sections
 from harness_rect.experiments.report.reading import read_study
 
@@ -148,6 +151,18 @@ def test_hostile_answers_are_text(add, runs: Path) -> None:
     text = page_of(runs)
     assert "&lt;/p&gt;&lt;script&gt;" in text and "<script" not in text
     Page(text)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text there")
+def test_names_of_files_need_not_be_text(add, runs: Path, tmp_path: Path) -> None:
+    base, other = (add(right, model="org/one", tasks=("rect_nli",)) for right in (9, 8))
+    other = other.rename(runs / os.fsdecode(b"results_\xff.json"))
+    outputs = [tmp_path / name for name in ("r.html", "c.csv", "c.json")]
+    for output in outputs:
+        inputs = ("report", runs, "-o") if output == outputs[0] else ("compare", base, other, "--output")
+        assert cli.main([*map(str, inputs), str(output)]) == 0
+        assert r"results_\udcff.json" in output.read_text(encoding="utf-8")
+    assert r"results_\udcff.json" in "".join(row["file"] for row in analysis.runs(runs))
 
 
 def test_sections_without_data_say_what_they_need(add, runs: Path) -> None:
