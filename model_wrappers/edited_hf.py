@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import transformers
 from lm_eval.models.huggingface import HFLM
+from pydantic import BaseModel, Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -56,6 +57,7 @@ from harness_rect.session.report import UNEDITED, EditReport
 from harness_rect.session.runs import EditCache
 from harness_rect.session.stream import EditSession
 from harness_rect.session.weights import sha256_of
+from harness_rect.validation import validated
 
 log = logging.getLogger("harness_rect.edited_hf")
 
@@ -125,7 +127,7 @@ class EditedHF(CheckingPrompts, ComparingLM):
             ) and is_first:  # lm-eval only logs that it cannot write
                 place = Path(results)
                 check_parent(place if place.suffix == ".json" else place / "results.json")
-            _check_theirs(arguments)
+            arguments |= checked_theirs(arguments)
             stream = load_edits(config.edits) if editing and config.edits else None
             if stream is not None:
                 check_edits(METHODS[config.method], stream)
@@ -142,6 +144,7 @@ class EditedHF(CheckingPrompts, ComparingLM):
                 Processes.launched(cuda=False)  # accelerate does so on CPUs only if it is told to use them
             with load_errors(what):
                 super().__init__(**loading)
+                check_prefix(self)
                 self._provenance = self._loaded_from(pretrained, beside, arguments)
             if chosen := config.apply_chat_template:  # HFLM applies the default, whichever is named
                 template = ChatTemplate.of(self.tokenizer, chosen, self.chat_template_args)
@@ -347,10 +350,21 @@ def _with_options(given: Mapping[str, Any], evaluation: PromptOptions | None) ->
     return {name: value for name, value in options.items() if value} | dict(given)
 
 
-def _check_theirs(arguments: Mapping[str, Any]) -> None:
-    """Refuse a misspelled argument of ours.
+class Theirs(BaseModel):
+    """Arguments that lm-eval's class uses as they are, only after loading."""
 
-    HFLM passes arguments it does not know on to transformers, so only those close to ours are questioned.
+    max_length: int | None = Field(default=None, ge=1, le=10**9)
+    prefix_token_id: int | None = Field(default=None, ge=0, le=10**9)
+    truncation: bool | None = None
+    add_bos_token: bool | None = None
+
+
+def checked_theirs(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of :class:`Theirs` among the arguments of lm-eval's class, with values of their types.
+
+    Raises:
+        UserError: an argument cannot be used, or is a misspelled one of ours. HFLM passes arguments it does
+            not know on to transformers, so only those close to ours are questioned.
     """
     for name in arguments.keys() - THEIRS:
         if close := closest(name, _ours(), cutoff=0.75):
@@ -365,11 +379,21 @@ def _check_theirs(arguments: Mapping[str, Any]) -> None:
     for name in ("batch_size", "max_batch_size"):
         value = str(arguments.get(name, 1))
         whole = re.fullmatch(r"\d{1,9}", value) and int(value) > 0
-        if not (whole or value == "None" or (name == "batch_size" and re.fullmatch(r"auto(:\d+)?", value))):
-            raise UserError(f"{name}={value}: expected a number from 1 on{', or auto' * (name[0] == 'b')}")
+        if not (whole or value == "None" or (name == "batch_size" and re.fullmatch(r"auto(:\d\d?)?", value))):
+            or_auto = ", auto, or auto:N with an N up to 99" * (name[0] == "b")
+            raise UserError(f"{name}={value[:100]}: expected a number from 1 on{or_auto}")
     device = arguments.get("device")
     if not (device == "cuda:0" and not torch.cuda.is_available()):  # the command's own default
         check_device(device, f"device={device}")
+    later = {name: arguments[name] for name in Theirs.model_fields if name in arguments}
+    return validated(Theirs, later, "model_args").model_dump(exclude_unset=True)
+
+
+def check_prefix(lm: HFLM) -> None:
+    """Refuse a ``prefix_token_id`` that the model does not have."""
+    number = lm.custom_prefix_token_id
+    if number is not None and number >= (tokens := len(lm.model.get_input_embeddings().weight)):
+        raise UserError(f"prefix_token_id={number}: the model has {tokens} tokens, counted from 0")
 
 
 def _on_cpu(arguments: Mapping[str, Any]) -> bool:

@@ -15,6 +15,7 @@ import lm_eval
 import pytest
 import torch
 import transformers
+from lm_eval.api.instance import Instance
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -444,6 +445,11 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "no such dtype": ({"dtype": "float7"}, "dtype=float7: expected auto, float32"),
     "no such attention": ({"attn_implementation": "nope"}, "cannot be loaded: .*nope"),
     "an empty batch": ({"batch_size": 0}, "batch_size=0: expected a number from 1 on"),
+    "too many measurements of the batch": ({"batch_size": "auto:100"}, "auto:N with an N up to 99"),
+    "a length that is no number": ({"max_length": "abc"}, "model_args: max_length: .*valid integer"),
+    "a length below one": ({"max_length": -5}, "model_args: max_length: .*greater than"),
+    "a prefix that is no number": ({"prefix_token_id": "x"}, "model_args: prefix_token_id: .*valid integer"),
+    "a prefix that is no token": ({"prefix_token_id": 10**6}, r"prefix_token_id=1000000: the model has \d+"),
     "an empty path": ({"save_edited": ""}, "save_edited: a path is empty"),
     "no such data": ({"data": "{nowhere}"}, "expected hub, tiny or a folder"),
 }
@@ -470,6 +476,22 @@ def test_what_cannot_be_done_is_one_line_and_status_2(
         EditedHF(**given, device="cpu")
     assert exit.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"error: {error.value}"
+
+
+def test_requests_that_hf_would_assert_about_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = EditedHF(method="none", device="cpu", max_length=8, batch_size="auto:99")
+
+    def ask(kind: str, *arguments: Any) -> Any:
+        return getattr(model, kind)([Instance(kind, {}, arguments, 0)])
+
+    with pytest.raises(UserError, match="max_gen_toks=8: the model reads 8 tokens at most"):
+        ask("generate_until", "a", {"max_new_tokens": 8})
+    with pytest.raises(UserError, match="do_sample needs a temperature"):
+        ask("generate_until", "a", {"max_gen_toks": 2, "do_sample": True})
+    with pytest.raises(UserError, match="max_length=8: an answer of the tasks has 9 tokens"):
+        ask("loglikelihood", "a", 9 * " a")
+    monkeypatch.setattr(HFLM, "_detect_batch_size", lambda *rest: 3)
+    assert len(ask("loglikelihood", "a", " a")) == 1  # fewer requests than measurements asked for
 
 
 def test_results_that_could_not_be_written_are_refused_before_the_model_is_loaded(

@@ -20,6 +20,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from harness_rect.answers import Answer
 from harness_rect.compat.lm_eval import IdRequest
 from harness_rect.compat.shared_passes import Ids, grouped_by_prefix, score
+from harness_rect.errors import UserError
 from harness_rect.fingerprint import digest
 from harness_rect.io.progress import logging_only
 
@@ -77,7 +78,44 @@ def share_rows(model: HFLM) -> None:
         model._rank, model._world_size = accelerator.process_index, accelerator.num_processes
 
 
-class SharedPassLM(SeededLM, HFLM):
+#: Names of the most tokens to generate, the first that is given counts.
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+#: Below it softmax(logits / temperature) overflows.
+COLDEST = 1e-3
+
+
+class CheckedLM(HFLM):
+    """HFLM that tells in a line what it would only assert, or fail on, while it answers.
+
+    ``batch_size=auto:N`` may ask for more measurements than there are requests.
+
+    Raises:
+        UserError: the model is too short for an answer, or it is to sample without a temperature.
+    """
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        for _, given in (request.args for request in requests):
+            wanted = next((given[name] for name in LENGTHS if given.get(name)), self.max_gen_toks)
+            if self.backend == "causal" and int(wanted) >= self.max_length:
+                most = f"the model reads {self.max_length} tokens at most (max_length)"
+                raise UserError(f"max_gen_toks={wanted}: {most}, with the prompt")
+            if given.get("do_sample") and (given.get("temperature") or 0) < COLDEST:
+                raise UserError(f"gen_kwargs: do_sample needs a temperature of {COLDEST} or more")
+        return super().generate_until(requests, disable_tqdm)
+
+    def _loglikelihood_tokens(self, requests: Any, *args: Any, **given: Any) -> Any:
+        longest = max((len(target) for _, _, target in requests), default=0)
+        if longest > self.max_length:
+            raise UserError(f"max_length={self.max_length}: an answer of the tasks has {longest} tokens")
+        return super()._loglikelihood_tokens(requests, *args, **given)
+
+    def _batch_scheduler(self, pos: int, n_reordered_requests: Sequence[Any]) -> int:
+        fewer = min(self.batch_schedule, len(n_reordered_requests))
+        with mock.patch.object(self, "batch_schedule", fewer):
+            return super()._batch_scheduler(pos, n_reordered_requests)
+
+
+class SharedPassLM(SeededLM, CheckedLM):
     """HFLM that answers several token-id requests on one sequence from one forward pass.
 
     Attributes:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -27,14 +27,14 @@ from harness_rect.config import ModelArguments, declared_arguments
 from harness_rect.errors import UserError
 from harness_rect.experiments.results import Results
 from harness_rect.fingerprint import digest
-from harness_rect.model_wrappers.edited_hf import QUANTISING, THEIRS
+from harness_rect.model_wrappers.edited_hf import QUANTISING, THEIRS, Theirs, check_prefix, checked_theirs
 from harness_rect.models.load import load_errors
 from harness_rect.session.report import UNEDITED
 from harness_rect.validation import validated
 
 #: ``--model`` -> the class that evaluates.
 CLASSES = {
-    "hf": HFLM,
+    "hf": "harness_rect.compat.lm_eval_model:CheckedLM",
     "edited_hf": "harness_rect.model_wrappers.edited_hf:EditedHF",
     "edited_vllm": "harness_rect.model_wrappers.edited_vllm:EditedVLLM",
 }
@@ -52,10 +52,6 @@ ARGUMENTS = {*declared_arguments(ModelArguments), *THEIRS, *QUANTISING, *OF_VLLM
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 #: Of ``--metadata``.
 METADATA = {"edits", "data", "tokenizer", "prompt_context", "max_length", "measure"}
-GENERATION = {
-    *("do_sample", "temperature", "top_p", "top_k", "min_p", "num_beams", "max_gen_toks", "until"),
-    *("repetition_penalty", "length_penalty", "no_repeat_ngram_size"),
-}
 #: Threads that a file may ask for, for each processor of this machine.
 THREADS_EACH = 4
 SEED = Field(default=1234, ge=0, lt=2**32)
@@ -67,11 +63,32 @@ class _Settings(BaseModel):
     model: Literal["hf", "edited_hf", "edited_vllm"]
     batch_size: int | str | None = None
     device: str | None = None
-    limit: float | None = Field(default=None, ge=0, le=10**9)
+    limit: float | None = Field(default=None, gt=0, le=10**9)
     random_seed: int | None = Field(default=0, ge=0, lt=2**32)
     numpy_seed: int | None = SEED
     torch_seed: int | None = SEED
     fewshot_seed: int | None = SEED
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Finite = Annotated[float, Field(ge=-1000, le=1000)]
+Whole = Annotated[int, Field(ge=0, le=10**6)]
+
+
+class _Generation(BaseModel):
+    """What is taken of ``--gen_kwargs``; of the right kind, since lm-eval uses it as it is."""
+
+    do_sample: bool | None = None
+    temperature: Annotated[Finite, Field(ge=0)] | None = None
+    top_p: Share | None = None
+    top_k: Whole | None = None
+    min_p: Share | None = None
+    num_beams: Annotated[int, Field(ge=1, le=100)] | None = None
+    max_gen_toks: Annotated[Whole, Field(ge=1)] | None = None
+    until: str | list[str] | None = None
+    repetition_penalty: Annotated[Finite, Field(gt=0)] | None = None
+    length_penalty: Finite | None = None
+    no_repeat_ngram_size: Whole | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +128,15 @@ def read(then: Results, trust_remote_code: bool = False) -> Repetition:
     wanted = {key: value for key, value in file.config.items() if key in _Settings.model_fields}
     settings = validated(_Settings, wanted | {"model": then.model_class}, str(then.path))
     given = {key: value for key, value in then.model_args.items() if _kept(key, value, left_out)}
+    metadata = {key: value for key, value in _metadata(then).items() if _plain(value)}
+    try:
+        theirs = {name: given[name] for name in THEIRS & given.keys()}
+        given |= checked_theirs(theirs | {"batch_size": settings.batch_size})
+        lengths = {name: metadata[name] for name in Theirs.model_fields if name in metadata}
+        metadata |= validated(Theirs, lengths, "metadata").model_dump(exclude_unset=True)
+        generation = _generation(file.config.get("gen_kwargs"), left_out)
+    except UserError as error:
+        raise UserError(f"{then.path}: {error}") from None
     if settings.model != "hf":
         given["edit_cache"] = "off"  # what was kept would be no repetition
     if str(then.model_args.get("trust_remote_code", False)).lower() not in ("false", "0", "none"):
@@ -147,7 +173,7 @@ def read(then: Results, trust_remote_code: bool = False) -> Repetition:
         "fewshot_random_seed": settings.fewshot_seed,
         "apply_chat_template": given.get("apply_chat_template", False),
         "system_instruction": instruction,
-        "gen_kwargs": _generation(file.config.get("gen_kwargs"), left_out),
+        "gen_kwargs": generation,
     }
     if settings.model == "hf":
         given.pop("apply_chat_template", None)
@@ -160,7 +186,7 @@ def read(then: Results, trust_remote_code: bool = False) -> Repetition:
         settings.model,
         given,
         then.roots,
-        {key: value for key, value in _metadata(then).items() if _plain(value)},
+        metadata,
         of_lm_eval,
         {task: n for task, n in file.n_shot.items() if isinstance(n, int) and 0 <= n <= 1000},
         _threads(then, left_out),
@@ -188,8 +214,10 @@ def _generation(given: Any, left_out: list[str]) -> dict[str, Any] | None:
     found = given if isinstance(given, dict) else {}
     if given and not found:
         left_out.append(f"gen_kwargs={given}: cannot be read")
-    left_out += [f"gen_kwargs {name}: not taken from a file" for name in found if name not in GENERATION]
-    return {name: value for name, value in found.items() if name in GENERATION} or None
+    known = _Generation.model_fields
+    left_out += [f"gen_kwargs {name}: not taken from a file" for name in found if name not in known]
+    taken = validated(_Generation, {n: v for n, v in found.items() if n in known}, "gen_kwargs")
+    return taken.model_dump(exclude_none=True) or None
 
 
 def _metadata(then: Results) -> dict[str, Any]:
@@ -235,6 +263,8 @@ def run(this: Repetition, log_samples: bool) -> Finished:
         raise UserError(f"{', '.join(unknown)}: lm-eval has no such task here")
     with _with_threads(this.threads):
         model = _load(this)
+        if isinstance(model, HFLM):
+            check_prefix(model)
         tasks = manager.load(this.tasks)["tasks"]
         shots = _n_shot(this, {name: task.get_config("num_fewshot") or 0 for name, task in tasks.items()})
         return evaluate(

@@ -91,6 +91,11 @@ def test_it_computes_where_the_results_say_they_were_computed(tmp_path: Path) ->
     [
         ({"model": "vllm"}, "model: Input should be 'hf', 'edited_hf' or 'edited_vllm'"),
         ({"limit": -1}, "limit: Input should be greater"),
+        ({"limit": 0}, "limit: Input should be greater than 0"),
+        ({"batch_size": "auto:999999999999"}, "batch_size=auto:999999999999: expected a number"),
+        ({"gen_kwargs": {"max_gen_toks": "x"}}, r"results\.json: gen_kwargs: max_gen_toks: Input should be"),
+        ({"gen_kwargs": {"temperature": "a"}}, "gen_kwargs: temperature: Input should be a valid number"),
+        ({"model_args": {"max_length": "abc"}}, r"results\.json: model_args: max_length: Input should be"),
         ({"numpy_seed": "x"}, "numpy_seed: Input should be a valid integer"),
     ],
 )

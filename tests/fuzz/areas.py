@@ -493,6 +493,10 @@ MODEL_ARGS: dict[str, Any] = {
     "tokenizer": "rect-tiny",
     "trust_remote_code": False,
     "measure": "teacher_forced",
+    "max_length": 64,
+    "prefix_token_id": 1,
+    "truncation": False,
+    "add_bos_token": False,
 }
 
 
