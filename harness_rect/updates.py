@@ -18,6 +18,11 @@ class LowRank:
     left: Tensor
     right: Tensor
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return len(self.left), len(self.right)
+
     def dense(self) -> Tensor:
         """The update as a matrix (rows, columns)."""
         return self.left @ self.right.T
@@ -37,6 +42,11 @@ class Dense:
     """An update as a matrix in the stored weight's own orientation, float32 or float64."""
 
     matrix: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.matrix.shape
+        return rows, columns
 
     def dense(self) -> Tensor:
         return self.matrix

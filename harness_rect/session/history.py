@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from harness_rect.updates import Dense, LowRank, Update
@@ -13,6 +14,8 @@ from harness_rect.updates import Dense, LowRank, Update
 #: Updates are held in memory until the run ends. Beyond so many bytes (dense ones in many steps) they are
 #: dropped, and the edited weights are kept in their place.
 LIMIT = 1 << 30
+#: What a file may hold.
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,9 @@ class History:
 
         Raises:
             KeyError: tensors are missing.
+            ValueError: they are no updates of one weight each.
         """
-        history = cls(kept=described is not None)
+        history, shapes = cls(kept=described is not None), dict[str, tuple[int, int]]()
         for number, step in enumerate(described or ()):
             updates: dict[str, KeptUpdate] = {}
             for position, (name, form) in enumerate(step["updates"].items()):
@@ -108,6 +112,9 @@ class History:
                 again, same = form == "again", form == "same"
                 kept = None if again else proposed if same else _update(tensors, f"{number}.{position}.kept_")
                 updates[name] = KeptUpdate(proposed, kept)
+                one = (proposed if kept is None else kept).shape
+                if proposed.shape != one or shapes.setdefault(name, one) != one:
+                    raise ValueError(f"step {number}: {name}: an update of another shape")
             history.add(KeptStep(int(step["edits"]), updates))
         return history
 
@@ -119,7 +126,21 @@ def _on_cpu(update: Update) -> Update:
 
 
 def _update(tensors: Mapping[str, Tensor], prefix: str) -> Update:
-    # Copies, whose memory is aligned as that of the session's tensors.
     if f"{prefix}matrix" in tensors:
-        return Dense(tensors[f"{prefix}matrix"].clone())
-    return LowRank(tensors[f"{prefix}left"].clone(), tensors[f"{prefix}right"].clone())
+        return Dense(matrix_of(tensors, f"{prefix}matrix"))
+    left, right = (matrix_of(tensors, f"{prefix}{part}") for part in ("left", "right"))
+    if left.shape[1] != right.shape[1] or left.dtype != right.dtype:
+        raise ValueError(f"{prefix}left and {prefix}right are no factors of one matrix")
+    return LowRank(left, right)
+
+
+def matrix_of(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """A copy, whose memory is aligned as that of the session's tensors.
+
+    Raises:
+        KeyError: it is missing. ValueError: it is no matrix of numbers that can be multiplied.
+    """
+    tensor = tensors[name]
+    if tensor.dim() != 2 or tensor.dtype not in FLOATS:
+        raise ValueError(f"{name} is no matrix of floating-point numbers")
+    return tensor.clone()

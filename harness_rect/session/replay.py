@@ -186,13 +186,18 @@ def weights_of(run: KeptRun, lm: EditableLM) -> EditedWeights:
     """The weights of a model that the run edits.
 
     Raises:
-        UserError: the model does not have them.
+        UserError: the model does not have them, or of another shape.
     """
+    shapes: dict[str, Sequence[int]] = {name: master.shape for name, master in run.masters.items()}
+    for step in run.history.steps or ():
+        shapes |= {name: update.proposed.shape for name, update in step.updates.items()}
     for name, sha256 in run.hashes.items():
         try:
-            lm.weight(name)
+            found = tuple(lm.weight(name).shape)
         except (KeyError, AttributeError):
             raise UserError(f"the model has no weight {name}, which the run edits ({sha256[:8]})") from None
+        if found != tuple(shapes.get(name, found)):
+            raise UserError(f"{name} has the shape {found} in the model and {tuple(shapes[name])} in the run")
     return EditedWeights(lm, list(run.hashes))
 
 

@@ -27,9 +27,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock
+from pydantic import BaseModel, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -40,8 +41,9 @@ from harness_rect.io.cache import cache_folder, human, size_limit
 from harness_rect.io.checksums import ASIDE, SUMS, Damaged, check_sums, set_aside, write_sums
 from harness_rect.io.files import acquired, expanded, folder_written_whole
 from harness_rect.io.resume import State, failing, load_state, save_state
-from harness_rect.session.history import History
+from harness_rect.session.history import History, matrix_of
 from harness_rect.session.report import EditReport
+from harness_rect.validation import validated
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +53,36 @@ USELESS = ("damaged", "leftover")
 #: Version of the folder's format.
 FORMAT = 1
 RUN, REPORT, EDITS, UPDATES = "run.json", "report.json", "edits.json", "updates.safetensors"
+#: More threads than a run has been made with.
+MOST_THREADS = 4096
 #: Hexadecimal digits of a key that name its files.
 NAME = 32
+
+
+class _Base(BaseModel):
+    model: str
+    dtype: str
+
+
+class _Step(BaseModel):
+    edits: int = Field(ge=0)
+    updates: dict[str, Literal["same", "low_rank", "again"]]
+
+
+class _Edit(BaseModel):
+    prompt: str
+    subject: str
+    target_new: str
+
+
+class _Run(BaseModel):
+    """``run.json``, with the ``edits.json`` beside it."""
+
+    key: str
+    base: _Base
+    weights: dict[str, str]
+    steps: list[_Step] | None
+    edits: list[_Edit]
 
 
 @dataclass(frozen=True)
@@ -98,11 +128,16 @@ class KeptRun:
             )
             if run["format"] != FORMAT:
                 raise Damaged(f"of format {run['format']}; this harness-rect reads {FORMAT}")
+            validated(_Run, run | {"edits": edits}, "")
+            names, steps, report = run["weights"], run["steps"], EditReport.read(report)
+            if not 1 <= int((report.computed_on or {}).get("threads", 1)) <= MOST_THREADS:
+                raise Damaged(f"{REPORT}: computed_on: no such number of threads")
             tensors = load_file(folder / UPDATES)
-            history = History.restored(run["steps"], tensors)
-            report = EditReport.read(report)
-            masters = tensors if history.steps is None else {}
-            return cls(run["key"], dict(run["base"]), report, edits, dict(run["weights"]), history, masters)
+            history = History.restored(steps, tensors)
+            if unknown := {name for step in steps or () for name in step["updates"]} - names.keys():
+                raise Damaged(f"{min(unknown)} is updated and not among the edited weights")
+            masters = {} if steps is not None else {name: matrix_of(tensors, name) for name in names}
+            return cls(run["key"], run["base"], report, edits, names, history, masters)
         except OSError as error:
             raise Damaged(f"{error.strerror or error}") from None
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:

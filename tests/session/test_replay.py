@@ -114,6 +114,9 @@ def test_an_end_within_a_step_and_other_weights_are_refused(make, fresh, make_mo
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     with pytest.raises(Differs, match=r"2 of 2 edited weights.*cpu, 1 threads"):
         put(run, weights_of(run, EditableLM(other, tokenizer)))
+    wider = make_model("gpt2", n_layer=3, n_inner=5)
+    with pytest.raises(UserError, match=r"has the shape \(5, \d+\) in the model and \("):
+        weights_of(run, EditableLM(wider, tokenizer))
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness_rect.config import EditConfig
@@ -225,6 +226,19 @@ def written_anew(change: Callable[[dict[str, Any]], Any], name: str = "run.json"
     return damage
 
 
+def tensors_of(change: Callable[[Tensor], Tensor], parts: str = "left") -> Callable[[Path], None]:
+    """Change factors of the updates; their checksum too."""
+
+    def damage(folder: Path) -> None:
+        tensors = load_file(file := folder / "updates.safetensors")
+        changed = {n: change(t).contiguous() if n.endswith(parts) else t for n, t in tensors.items()}
+        save_file(changed, file)
+        write_sums(folder)
+
+    return damage
+
+
+NO_MATRIX = "left is no matrix of floating-point numbers"
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a tensor's bit": (lambda f: flip(f / "updates.safetensors", 1.0), "updates.safetensors is not the file"),
     "a header's bit": (lambda f: flip(f / "updates.safetensors", 0.1), "updates.safetensors is not the file"),
@@ -236,6 +250,17 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another run": (written_anew(lambda run: run.update(key="0" * 64)), "another run's"),
     "no weights": (written_anew(lambda run: run.update(weights=["x"])), "not as harness-rect writes it"),
     "no format": (written_anew(lambda run: run.clear()), "not as harness-rect writes it"),
+    "a base that is no name": (written_anew(lambda run: run["base"].update(model=5)), "base.model: Input"),
+    "no such form": (
+        written_anew(lambda run: run["steps"][0]["updates"].update({WEIGHT: "x"})),
+        "steps.0.updates",
+    ),
+    "an edit": (written_anew(lambda edits: edits[0].update(prompt=None), "edits.json"), "edits.0.prompt"),
+    "a row": (tensors_of(lambda left: left[0]), NO_MATRIX),
+    "booleans": (tensors_of(lambda left: left > 0), NO_MATRIX),
+    "8 bits": (tensors_of(lambda left: left.to(torch.float8_e5m2)), NO_MATRIX),
+    "transposed": (tensors_of(lambda left: left.T), "are no factors of one matrix"),
+    "another dtype": (tensors_of(lambda left: left.bfloat16()), "are no factors of one matrix"),
 }
 if hasattr(os, "mkfifo"):
     DAMAGE["a pipe"] = (
