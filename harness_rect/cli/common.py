@@ -86,7 +86,7 @@ def parse_layers(text: str) -> list[int]:
     layers: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdecimal() or (dash and not last.isdecimal()):
             raise UserError(f"--layers {text}: expected numbers such as 5, 3,5,8 or 13-17")
         if max(len(first), len(last)) > len(str(DEEPEST)):
             raise UserError(f"--layers {text[:100]}: no model has that many layers")

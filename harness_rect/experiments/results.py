@@ -355,7 +355,7 @@ def _question_and_answers(row: Mapping[str, Any]) -> tuple[str | None, str | Non
         except (TypeError, ValueError, IndexError):
             answers = None
     target = row.get("target")
-    if isinstance(target, str) and target.isdigit() and len(continuations) > 1:
+    if isinstance(target, str) and target.isdecimal() and len(target) < 10 and len(continuations) > 1:
         target = int(target)
     if isinstance(target, int) and 0 <= target < len(continuations) > 1:
         target = continuations[target]

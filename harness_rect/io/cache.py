@@ -41,7 +41,7 @@ def parse_size(text: str, where: str, otherwise: str = "") -> int:
     Raises:
         UserError: it is none of these.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
     if not match:
         raise UserError(f"{where}: expected a size such as 500MB or 10GB{otherwise}")
     return int(float(match[1]) * UNITS[match[2].upper()])

@@ -398,7 +398,7 @@ def test_layers_are_numbers_lists_and_ranges(text: str, layers: list[int]) -> No
     assert parse_layers(text) == layers
 
 
-@pytest.mark.parametrize("text", ["", "a", "3-", "-3", "1,,2", "5-3", "1.5"])
+@pytest.mark.parametrize("text", ["", "a", "3-", "-3", "1,,2", "5-3", "1.5", "\u00b2", "1-\u00b2"])
 def test_layers_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="--layers"):
         parse_layers(text)

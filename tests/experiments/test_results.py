@@ -193,8 +193,10 @@ def test_what_was_asked_and_said_is_read_for_every_kind_of_request(tmp_path: Pat
         choice | {"filtered_resps": [["-2.5", "False"], ["-0.5", "True"], ["-9.0", "False"]]},
         older | {"filtered_resps": [[-1.0, True], [-3.0, False]]},
         {"filtered_resps": [["odd"], None]},
+        *(choice | {"target": text, "filtered_resps": []} for text in ("\u00b2", "9" * 5000)),
     ]
     rows = [row | {"doc_id": i, "filter": "none", "metrics": ["acc"], "acc": 1} for i, row in enumerate(rows)]
     results = load(write(tmp_path, content(tasks, samples={"rect_nli": rows}), {}))
-    found = [(s.prompt, s.target, s.answer) for s in results.samples("rect_nli")["none"]]
+    *found, power, large = [(s.prompt, s.target, s.answer) for s in results.samples("rect_nli")["none"]]
+    assert (power[1], large[1]) == ("\u00b2", "9" * 5000)
     assert found == [("2+2=", "4", " 5"), ("Q", " C", " B"), ("Q", " A", " A"), (None, None, None)]
