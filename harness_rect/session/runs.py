@@ -23,6 +23,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -252,10 +253,11 @@ class EditCache:
         found = []
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             if (match := _OURS.fullmatch(path.name)) and not path.name.endswith(".lock"):
-                try:
-                    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-                    size = sum(file.stat().st_size for file in files)
-                    found.append(Entry(path, _kind(path), match["key"], size, path.stat().st_mtime))
+                try:  # a link counts as itself
+                    inside = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
+                    of_files = [s for s in (p.lstat() for p in inside) if not stat.S_ISDIR(s.st_mode)]
+                    size, used = sum(s.st_size for s in of_files), path.lstat().st_mtime
+                    found.append(Entry(path, _kind(path), match["key"], size, used))
                 except FileNotFoundError:
                     pass  # removed meanwhile
         return sorted(found, key=lambda entry: entry.used)
@@ -337,13 +339,13 @@ def touch(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder, which disappears at once; does nothing if it is gone already."""
+    """Remove a file, a link or a folder, which disappears at once; does nothing if it is gone already."""
     aside = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.tmp")
     try:
         path.rename(aside)
     except FileNotFoundError:
         return
-    if aside.is_dir():
+    if aside.is_dir() and not aside.is_symlink():
         shutil.rmtree(aside, ignore_errors=True)
     else:
         aside.unlink()

@@ -377,6 +377,19 @@ def test_runs_not_used_for_longest_go_when_the_limit_is_passed(
     assert "removed 3 unused entries" in caplog.text
 
 
+def test_a_link_is_removed_itself_and_never_followed(tmp_path: Path) -> None:
+    cache = EditCache(tmp_path / "runs")
+    (theirs := tmp_path / "theirs").mkdir()
+    (theirs / "large").write_bytes(b"x" * 10**6)
+    for digit, target in (("e", theirs), ("d", theirs / "large"), ("c", tmp_path / "nowhere")):
+        cache.folder.mkdir(exist_ok=True)
+        cache.path(digit * 64).symlink_to(target)
+    assert all(0 < entry.bytes < 10**3 for entry in cache.entries())
+    assert len(cache.prune(0)) == 3
+    cache.remove_locks()
+    assert not list(cache.folder.iterdir()) and (theirs / "large").stat().st_size == 10**6
+
+
 def test_off_keeps_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HARNESS_RECT_CACHE", str(tmp_path / "cache"))
     assert EditCache.from_spec("off") is None
