@@ -59,12 +59,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     try:
+        _check_current_folder()
         arguments = make_parser(argv).parse_args(argv)
         status = arguments.run(arguments) or 0
         sys.stdout.flush()
         return status
     except (Exception, KeyboardInterrupt) as error:
         return tell(error)
+
+
+def _check_current_folder() -> None:
+    """Refuse one that was removed: no relative path has a meaning there, and MKL ends the process."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the current folder was removed; change to another one") from None
 
 
 class _Parser(argparse.ArgumentParser):

@@ -404,6 +404,14 @@ def test_layers_that_are_none_are_refused(text: str) -> None:
         parse_layers(text)
 
 
+def test_a_current_folder_that_was_removed_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert cli.main(["report", ".", "-o", "r.html"]) == 2
+    assert capsys.readouterr().err == "error: the current folder was removed; change to another one\n"
+
+
 def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as exit:
         cli.main(arguments)
