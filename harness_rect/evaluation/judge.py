@@ -8,29 +8,39 @@ OpenAI's chat completions will do: ``judge=http://localhost:8000/v1,judge_model=
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import sqlite3
 from collections.abc import Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotDone
 from contextlib import closing
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from harness_rect.errors import UserError
+from harness_rect.errors import UserError, one_line
 from harness_rect.fingerprint import digest
 from harness_rect.io.cache import cache_folder
+from harness_rect.io.checksums import set_aside
 
 log = logging.getLogger(__name__)
 
 #: Environment variable with the endpoint's key, where it wants one.
 KEY = "OPENAI_API_KEY"
-SECONDS = 60
+#: That an endpoint may be silent, and that a question may take with all retries.
+SECONDS, ALL_SECONDS = 60, 180
 RETRIES = 5
+#: No reply is larger, in bytes.
+LARGEST = 2**20
+
+TABLE = "CREATE TABLE IF NOT EXISTS grades (question TEXT PRIMARY KEY, reply TEXT)"
 
 PROMPT = """\
 You grade answers. Decide whether the answer says the same as the expected answer to the question.
@@ -61,8 +71,7 @@ class Judge:
         folder = folder or cache_folder("judge")
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "grades.sqlite"
-        with closing(self._open()) as kept:
-            kept.execute("CREATE TABLE IF NOT EXISTS grades (question TEXT PRIMARY KEY, reply TEXT)")
+        self._keeps = True
         retry = Retry(
             total=RETRIES,
             backoff_factor=0.5,
@@ -118,34 +127,62 @@ class Judge:
             "temperature": 0,
         }
         key = digest({"url": self.url, **body})
-        reply = self._kept(key)
-        if reply is None:
-            reply = self._ask(body)
-            with closing(self._open()) as kept, kept:
-                kept.execute("INSERT OR REPLACE INTO grades VALUES (?, ?)", (key, reply))
+        if found := self._kept("SELECT reply FROM grades WHERE question = ?", key):
+            return str(found[0])
+        reply = self._ask(body)
+        self._kept("INSERT OR REPLACE INTO grades VALUES (?, ?)", key, reply)
         return reply
 
     def _ask(self, body: dict[str, Any]) -> str:
-        token = os.environ.get(KEY)
-        response = self._session.post(
-            f"{self.url}/chat/completions",
-            json=body,
-            headers={"Authorization": f"Bearer {token}"} if token else {},
-            timeout=SECONDS,
-        )
-        response.raise_for_status()
+        """The reply, within :data:`ALL_SECONDS`: a timeout of requests holds for each read alone."""
+        future: Future[str] = Future()
+
+        def ask() -> None:
+            try:
+                future.set_result(self._post(body))
+            except Exception as error:
+                future.set_exception(error)
+
+        Thread(target=ask, daemon=True).start()
         try:
-            return str(response.json()["choices"][0]["message"]["content"] or "")
-        except (ValueError, LookupError, TypeError):
+            return future.result(ALL_SECONDS)
+        except NotDone:
+            raise requests.Timeout(f"no whole reply within {ALL_SECONDS} seconds") from None
+
+    def _post(self, body: dict[str, Any]) -> str:
+        token = os.environ.get(KEY)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        url, content = f"{self.url}/chat/completions", b""
+        with self._session.post(
+            url, json=body, headers=headers, timeout=SECONDS, stream=True, allow_redirects=False
+        ) as response:
+            if response.status_code != 200:
+                raise requests.HTTPError(response=response)
+            for block in response.iter_content(2**16):
+                content += block
+                if len(content) > LARGEST:
+                    raise requests.RequestException(f"the reply is larger than {LARGEST} bytes")
+        try:
+            reply = str(json.loads(content)["choices"][0]["message"]["content"] or "")
+            reply.encode()  # a lone surrogate is no text that can be kept
+        except (ValueError, LookupError, TypeError, RecursionError):
             raise requests.RequestException("the reply is not a chat completion") from None
+        return reply
 
-    def _kept(self, key: str) -> str | None:
-        with closing(self._open()) as kept:
-            found = kept.execute("SELECT reply FROM grades WHERE question = ?", (key,)).fetchone()
-        return None if found is None else str(found[0])
-
-    def _open(self) -> sqlite3.Connection:
-        return sqlite3.connect(self._file, timeout=SECONDS)
+    def _kept(self, statement: str, *values: str) -> tuple[Any, ...] | None:
+        """The first row of a statement on the grades; None, with a warning, where they cannot be used."""
+        try:
+            if self._keeps:
+                with closing(sqlite3.connect(self._file, timeout=SECONDS)) as kept, kept:
+                    kept.execute(TABLE)
+                    row: tuple[Any, ...] | None = kept.execute(statement, values).fetchone()
+                    return row
+        except sqlite3.OperationalError as error:  # a full disk, a folder that may not be written
+            self._keeps = False
+            log.warning("judge=%s: grades are not kept in %s: %s", self.url, self._file, error)
+        except sqlite3.DatabaseError as error:
+            set_aside(self._file, "a judge's file of grades", error)
+        return None
 
 
 def read_grade(reply: str) -> bool | None:
@@ -155,8 +192,9 @@ def read_grade(reply: str) -> bool | None:
 
 
 def _reason(error: requests.RequestException) -> str:
+    text = " ".join(str(error).split())
     if error.response is not None:
-        return f"answered with status {error.response.status_code} ({error.response.reason})"
-    if isinstance(error, requests.ConnectionError):
-        return "cannot be reached"
-    return " ".join(str(error).split())[:160]
+        text = f"answered with status {error.response.status_code} ({error.response.reason})"
+    elif isinstance(error, requests.ConnectionError):
+        text = "cannot be reached"
+    return one_line(text)[:160]

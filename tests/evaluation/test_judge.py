@@ -75,6 +75,13 @@ def test_a_busy_endpoint_is_asked_again(tmp_path: Path, monkeypatch: pytest.Monk
     ("reply", "problem"),
     [
         ((401, "{}"), "status 401"),
+        ((307, "{}"), "status 307"),
+        ((200, "[" * 10_000), "not a chat completion"),
+        (
+            (200, json.dumps({"choices": [{"message": {"content": "CORRECT \ud800"}}]})),
+            "not a chat completion",
+        ),
+        ((200, " " * (2**20 + 1)), "larger than 1048576 bytes"),
         ((200, "not JSON"), "not a chat completion"),
         ((200, json.dumps({"choices": []})), "not a chat completion"),
         ((200, json.dumps({"choices": [{"message": {"content": "INCORRECT"}}]})), "does not grade"),
@@ -83,7 +90,7 @@ def test_a_busy_endpoint_is_asked_again(tmp_path: Path, monkeypatch: pytest.Monk
 def test_an_endpoint_that_does_not_work_is_refused_at_once(
     tmp_path: Path, reply: tuple[int, str], problem: str
 ) -> None:
-    with judge_server(lambda body: reply) as server, pytest.raises(UserError, match=problem):
+    with judge_server(lambda body: reply) as server, pytest.raises(UserError, match=f"judge=http.*{problem}"):
         Judge(server.url, "grader", tmp_path)
 
 
@@ -93,3 +100,41 @@ def test_an_address_where_nobody_listens_is_refused(tmp_path: Path, monkeypatch:
         pass
     with pytest.raises(UserError, match=r"judge=http://127.*cannot be reached"):
         Judge(server.url, "grader", tmp_path)
+
+
+def test_a_reply_that_comes_byte_by_byte_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judging, "ALL_SECONDS", 0.2)
+    with judge_server() as server:
+        server.pause = 0.02
+        with pytest.raises(UserError, match=r"judge=http.*no whole reply within 0.2 seconds"):
+            Judge(server.url, "grader", tmp_path)
+
+
+def test_a_damaged_file_of_grades_is_set_aside_and_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "grades.sqlite"
+    file.write_bytes(b"no database " * 100)
+    with judge_server() as server:
+        Judge(server.url, "grader", tmp_path)
+        assert [record.getMessage().partition(" is damaged")[0] for record in caplog.records] == [
+            f"a judge's file of grades {file}"
+        ]
+        assert (tmp_path / "grades.sqlite.damaged").read_bytes() == b"no database " * 100
+        Judge(server.url, "grader", tmp_path)
+        assert len(server.requests) == 1
+
+
+def test_grades_that_cannot_be_kept_are_given_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "grades.sqlite"
+    file.mkdir()  # as a full disk, an OperationalError of sqlite
+    with judge_server() as server:
+        judge = Judge(server.url, "grader", tmp_path)
+        assert read_grade(judge.reply("Who?", "Ann", "Ann")) is True
+    assert [record.getMessage() for record in caplog.records] == [
+        f"judge={server.url}: grades are not kept in {file}: unable to open database file"
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,13 +12,17 @@ from typing import Any
 
 
 class JudgeServer:
-    """requests: the bodies received. headers: those of each. reply: (body) -> (status, text)."""
+    """requests: the bodies received. headers: those of each. reply: (body) -> (status, text).
+
+    pause: seconds between two bytes of a reply.
+    """
 
     def __init__(self, reply: Callable[[dict[str, Any]], tuple[int, str]]) -> None:
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.reply = reply
         self.url = ""
+        self.pause = 0.0
 
 
 def says_what_matches(body: dict[str, Any]) -> tuple[int, str]:
@@ -43,7 +48,10 @@ def judge_server(
             self.send_response(status)
             self.send_header("Content-Length", str(len(text.encode())))
             self.end_headers()
-            self.wfile.write(text.encode())
+            for byte in text.encode() if server.pause else ():
+                self.wfile.write(bytes([byte]))
+                time.sleep(server.pause)
+            self.wfile.write(b"" if server.pause else text.encode())
 
         def log_message(self, *arguments: Any) -> None:
             pass
