@@ -177,6 +177,10 @@ def test_a_layer_the_model_does_not_have_is_named(write, lm):
     assert "17" in message and "0 to 1" in message
 
 
+def test_a_layer_that_is_named_twice_is_refused(write, lm):
+    assert "a layer is named twice" in refused(ROME, write(ORIGINAL | {"layers": [1, 1]}), lm)
+
+
 def test_a_module_that_is_not_the_down_projection_is_refused(write, lm):
     message = refused(ROME, write(ORIGINAL | {"rewrite_module_tmp": "transformer.h.{}.mlp.c_fc"}), lm)
     assert "rewrite_module_tmp" in message and "c_fc" in message and "c_proj" in message
@@ -519,6 +523,22 @@ def test_published_files_of_the_other_methods_load_as_they_are(method, write):
         ("memit", {"layers": [3, 4], "v_loss_layer": 4}, "v_loss_layer: expected a block behind"),
         ("ultraedit", {"lr": 1e-6}, "either layers or inner_params"),
         ("memit", {"layers": [3], "mom2_update_weight": float("inf")}, "mom2_update_weight"),
+        # Counts with which an edit would never end.
+        (
+            "rome",
+            {"layers": [0], "v_num_grad_steps": 100_001},
+            "v_num_grad_steps: Input should be less than or equal to 100000 ",
+        ),
+        (
+            "rome",
+            {"layers": [0], "context_template_length_params": [[1001, 1]]},
+            "params.0.0: Input should be less than or equal to 1000 ",
+        ),
+        ("rome", {"layers": [0], "context_template_length_params": [[5, 500]] * 3}, "1500 context templates"),
+        ("rome", {"layers": [0], "context_templates": ["{}"] * 1001}, "1001 context templates"),
+        ("memit", {"layers": [0], "context_templates": [["{}"]] * 1001}, "1001 context templates"),
+        ("ft", {"layers": [0], "num_steps": 100_001}, "num_steps: Input should be less"),
+        ("kn", {"steps": 10_001}, "steps: Input should be less"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(method, values, says, write):

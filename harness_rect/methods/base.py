@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
@@ -15,8 +15,9 @@ from harness_rect.models.forwards import fused_gelu
 from harness_rect.moments import SecondMoment
 from harness_rect.updates import Update
 
-#: The largest whole number that a hyper-parameter may be.
-MOST = 10**9
+#: The largest whole number that a hyper-parameter may be, and the most steps for an edit.
+MOST, MOST_STEPS = 10**9, 100_000
+Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 
 
 class HyperParameters(BaseModel):
@@ -36,10 +37,13 @@ class HyperParameters(BaseModel):
 
 
 class MomentHyperParameters(HyperParameters):
-    """Which second moments are read, as in published files (see ``harness_rect.moments``)."""
+    """Which second moments are read, as in published files (see ``harness_rect.moments``).
+
+    mom2_n_samples: texts, up to 10 million.
+    """
 
     mom2_dataset: str = "wikipedia"
-    mom2_n_samples: int = Field(default=100_000, ge=1)
+    mom2_n_samples: int = Field(default=100_000, ge=1, le=10**7)
     mom2_dtype: Literal["float32", "float64"] = "float32"
 
 

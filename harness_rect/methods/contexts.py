@@ -18,6 +18,8 @@ START_WORDS = ("The", "Therefore", "Because", "I", "You")
 #: Each token is drawn from this many, the most probable ones.
 TOP_K = 5
 BARE = "{}"
+#: The most templates, and the most tokens of one that is sampled.
+MOST_TEMPLATES, MOST_TOKENS = 1000, 1000
 
 
 def fill(template: str, text: str) -> str:
@@ -26,12 +28,23 @@ def fill(template: str, text: str) -> str:
     return before + text + after
 
 
+def check_number(templates: int) -> None:
+    """Refuse more templates than would ever be searched to the end.
+
+    Raises:
+        UserError: there are too many.
+    """
+    if templates > MOST_TEMPLATES:
+        raise UserError(f"{templates} context templates; expected at most {MOST_TEMPLATES}")
+
+
 def check_templates(templates: Sequence[str]) -> list[str]:
     """A flat list of templates, each with the marker ``{}`` exactly once.
 
     Raises:
-        UserError: naming the offending template.
+        UserError: naming the offending template, or see :func:`check_number`.
     """
+    check_number(len(templates))
     for template in templates:
         if not isinstance(template, str) or template.count(BARE) != 1:
             raise UserError(f"context_templates: {template!r} must be a text with {{}} in it exactly once")

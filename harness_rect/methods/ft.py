@@ -27,7 +27,7 @@ from torch import nn
 
 from harness_rect.edits import Edit
 from harness_rect.errors import UserError
-from harness_rect.methods.base import Context, HyperParameters, Method, Proposal, down_projections
+from harness_rect.methods.base import Context, HyperParameters, Method, Proposal, Steps, down_projections
 from harness_rect.methods.gradients import Pair, fact_means, targets_of, token_nll
 from harness_rect.models import EditableLM
 from harness_rect.updates import Dense
@@ -39,13 +39,13 @@ LOSS_FLOOR = 1e-2
 class FtHyperParameters(HyperParameters):
     """Hyper-parameters of fine-tuning, named as in the published files.
 
-    num_steps: epochs over the facts of an edit. batch_size: facts per gradient step.
+    num_steps: epochs over the facts of an edit, up to 100,000. batch_size: facts per gradient step.
     norm_constraint: epsilon, the largest change of an element; None or false for no limit.
     kl_factor, wd_power_law: keys of published files; only the values that switch them off are accepted.
     """
 
     layers: list[int] = Field(min_length=1)
-    num_steps: int = Field(default=25, ge=1)
+    num_steps: Steps = 25
     lr: float = Field(default=5e-4, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     batch_size: int = Field(default=32, ge=1)

@@ -42,11 +42,11 @@ PASS_TOKENS = 4096
 class KnHyperParameters(HyperParameters):
     """Hyper-parameters of KN, named as in its published files.
 
-    steps: m. adaptive_threshold: share of the largest score. refine: refinement over several prompts is not
-    implemented. p, lr_scale, n_toks: keys of the published files; they have no effect here.
+    steps: m, up to 10,000. adaptive_threshold: share of the largest score. refine: refinement over several
+    prompts is not implemented. p, lr_scale, n_toks: keys of the published files; they have no effect here.
     """
 
-    steps: int = Field(default=20, ge=1)
+    steps: int = Field(default=20, ge=1, le=10_000)
     adaptive_threshold: float = Field(default=0.2, gt=0, lt=1)
     p: float = 0.4
     refine: Literal[False] = False

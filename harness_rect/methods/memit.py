@@ -33,7 +33,7 @@ from torch import Tensor
 from harness_rect.edits import Edit
 from harness_rect.errors import UserError
 from harness_rect.methods.base import Context, Method, MomentHyperParameters, Proposal, edit_in_order
-from harness_rect.methods.contexts import check_templates, sample_templates
+from harness_rect.methods.contexts import check_number, check_templates, sample_templates
 from harness_rect.methods.fact_reader import FactReader
 from harness_rect.methods.key_history import Prior, norm_1, remember_keys, solve_with_history
 from harness_rect.methods.nas import NasHyperParameters, anchored, with_reference_norms
@@ -55,7 +55,7 @@ class MassEditHyperParameters(NasHyperParameters, MomentHyperParameters):
     layers: consecutive or not, edited in order; z is read at the output of the last.
     mom2_update_weight: lambda, the weight of what the model knew against the new facts.
     v_loss_layer: the block whose output goes through the final norm and head in the search; None: the last.
-    context_templates: a list for each context type; fixes what is otherwise sampled.
+    context_templates: a list for each context type, at most 1,000 templates; fixes what is otherwise sampled.
     """
 
     layers: list[int] = Field(min_length=1)
@@ -78,6 +78,7 @@ class MassEditHyperParameters(NasHyperParameters, MomentHyperParameters):
     @field_validator("context_templates")
     @classmethod
     def _templates(cls, groups: list[list[str]] | None) -> list[list[str]] | None:
+        check_number(sum(map(len, groups or ())))
         return None if groups is None else [check_templates(group) for group in groups]
 
 

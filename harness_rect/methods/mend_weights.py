@@ -42,7 +42,7 @@ class Description(BaseModel):
     dtype: str
     model_fingerprint: str
     inner_params: dict[str, tuple[int, int]] = Field(min_length=1)
-    rank: int = Field(ge=1)
+    rank: int = Field(ge=1, le=10_000)
     sha256: str
     training: dict[str, Any] = {}
     validation: dict[str, float] = {}

@@ -54,13 +54,13 @@ class NasHyperParameters(SearchHyperParameters):
     nas_norm: mu; a list has one for each edited layer of ROME, in order. None: measured.
     nas_facts: the reference facts, as ``edits=`` takes them. None: CounterFact, or facts of the embedded
         model's own.
-    nas_samples: how many of them are drawn (all, if there are fewer), with seed 0.
+    nas_samples: how many of them are drawn (all, if there are fewer), with seed 0; up to 100,000.
     """
 
     nas: bool = False
     nas_norm: PositiveFloat | list[PositiveFloat] | None = None
     nas_facts: str | None = None
-    nas_samples: int = Field(default=1000, ge=1)
+    nas_samples: int = Field(default=1000, ge=1, le=100_000)
 
     @model_validator(mode="after")
     def _nas_is_on(self) -> NasHyperParameters:

@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, PositiveInt, field_validator
@@ -34,7 +34,7 @@ from torch import Tensor
 
 from harness_rect.edits import Edit
 from harness_rect.methods.base import Context, Method, MomentHyperParameters, Proposal, edit_in_order
-from harness_rect.methods.contexts import BARE, check_templates, sample_templates
+from harness_rect.methods.contexts import BARE, MOST_TOKENS, check_number, check_templates, sample_templates
 from harness_rect.methods.nas import NasHyperParameters, anchored, with_reference_norms
 from harness_rect.methods.value_search import Request, search_value, search_values, until_subject
 from harness_rect.models import EditableLM
@@ -44,20 +44,30 @@ from harness_rect.updates import LowRank
 NAS_LIMIT = 5
 
 
+Length = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+
+
 class RomeHyperParameters(NasHyperParameters, MomentHyperParameters):
     """Hyper-parameters of ROME, named as in its published files.
 
     layers: blocks edited one after the other, each with the updates of those before it in place.
     mom2_adjustment: whether u is C^-1 k*, normalised, or k*.
-    context_templates: fixes the templates instead of sampling them.
+    context_template_length_params: (longest length in tokens, number of texts) pairs, lengths up to 1,000.
+    context_templates: fixes the templates instead of sampling them. Of both at most 1,000 templates.
     """
 
     layers: list[int] = Field(min_length=1)
     v_weight_decay: float = Field(default=1e-3, ge=0)
     clamp_norm_factor: float = Field(default=4.0, gt=0)
     mom2_adjustment: bool = False
-    context_template_length_params: tuple[tuple[PositiveInt, PositiveInt], ...] = ((5, 10), (10, 10))
+    context_template_length_params: tuple[tuple[Length, PositiveInt], ...] = ((5, 10), (10, 10))
     context_templates: list[str] | None = None
+
+    @field_validator("context_template_length_params")
+    @classmethod
+    def _not_too_many(cls, params: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        check_number(sum(count for _, count in params))
+        return params
 
     @field_validator("context_templates")
     @classmethod

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from harness_rect.edits import Edit
-from harness_rect.methods.base import HyperParameters
+from harness_rect.methods.base import HyperParameters, Steps
 from harness_rect.methods.contexts import fill
 from harness_rect.models import EditableLM
 from harness_rect.models.forward import Prompts, open_forward
@@ -39,12 +39,13 @@ KL_PROMPT = "{} is a"
 class SearchHyperParameters(HyperParameters):
     """Hyper-parameters of the search, named as in the files of ROME and MEMIT, and one of follow-up work.
 
+    v_num_grad_steps: up to 100,000.
     mpes: stop as soon as every target token is the most probable one in all contexts (ENCORE, Gupta et al.
     2025).
     """
 
     fact_token: Literal["subject_last"] = "subject_last"
-    v_num_grad_steps: int = Field(default=25, ge=1)
+    v_num_grad_steps: Steps = 25
     v_lr: float = Field(default=0.5, gt=0)
     v_weight_decay: float = Field(default=0.5, ge=0)
     clamp_norm_factor: float = Field(default=4.0, gt=0)

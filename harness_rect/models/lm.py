@@ -186,6 +186,8 @@ class EditableLM:
 
     def check_layers(self, layers: Sequence[int]) -> None:
         n = self.architecture.n_layers
+        if len(set(layers)) < len(layers):
+            raise UserError("a layer is named twice")
         for layer in layers:
             if not 0 <= layer < n:
                 raise UserError(f"layer {layer} does not exist: this model has layers 0 to {n - 1}")

@@ -75,9 +75,11 @@ class MendTraining(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     layers: list[int] = Field(min_length=1, description="blocks whose MLP matrices are edited")
-    rank: int = Field(default=32, ge=1, description="rank of the networks' layers")
-    steps: int = Field(default=1000, ge=1, description="maximum number of steps")
-    batch_size: int = Field(default=16, ge=1, description="facts per step, each an edit of its own")
+    rank: int = Field(default=32, ge=1, le=10_000, description="rank of the networks' layers")
+    steps: int = Field(default=1000, ge=1, le=1_000_000, description="maximum number of steps")
+    batch_size: int = Field(
+        default=16, ge=1, le=100_000, description="facts per step, each an edit of its own"
+    )
     lr: float = Field(default=1e-3, gt=0, description="learning rate of Adam for the networks")
     edit_lr: float = Field(default=1e-3, gt=0, description="minus the initial value of every weight's scalar")
     c_edit: float = Field(default=1.0, ge=0, description="weight of the edit loss at paraphrases")
