@@ -279,6 +279,17 @@ def test_the_generated_tables_are_up_to_date():
     assert options_for_help() == Path(cli.HELP).read_text(encoding="utf-8"), "run python -m tools.docs_tables"
 
 
+def test_what_is_filled_into_a_message_has_a_readable_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DOCS.parent)
+    from tools.error_messages import _text
+
+    message = (
+        """f"{where}: {LONGEST >> 20} MiB, 0 to {n - 1}, {name.split('/')[0]!r}, {', '.join(_all)}" + more"""
+    )
+    expected = "<where>: <number> MiB, 0 to <number>, <name>, <all><more>"
+    assert _text(ast.parse(message, mode="eval").body) == expected
+
+
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_every_metric_is_defined(task: Task) -> None:
     sections = re.split(r"^## ", (DOCS / "metrics.md").read_text(encoding="utf-8"), flags=re.MULTILINE)

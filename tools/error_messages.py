@@ -90,18 +90,67 @@ def _errors(tree: ast.AST) -> Iterator[str]:
             yield ": ".join(texts)
 
 
-def _text(node: ast.expr) -> str:
+#: Functions whose result has the name of what they are given; methods whose result has that of their object.
+_OF_ARGUMENT = {
+    "join",
+    "str",
+    "repr",
+    "shorten",
+    "sorted",
+    "list",
+    "dumps",
+    "map",
+    "Path",
+    "one_line",
+    "getattr",
+}
+_OF_OBJECT = {"split", "splitlines", "partition", "removeprefix", "strip", "absolute", "get", "items", "keys"}
+_NUMBERS = {"len", "max", "min", "sum", "int", "round", "prod"}
+
+
+def _text(node: ast.expr, filled_in: bool = False) -> str:
     """A text with names, in brackets, for what is filled in."""
     if isinstance(node, ast.Constant):
         return str(node.value)
     if isinstance(node, ast.JoinedStr):
         return "".join(map(_text, node.values))
     if isinstance(node, ast.FormattedValue):
-        return _text(node.value)
-    if isinstance(node, ast.BinOp):
-        return _text(node.left) + _text(node.right)
+        return _text(node.value, filled_in=True)
     if isinstance(node, ast.IfExp):
-        return _text(node.body)
-    while isinstance(node, ast.Call | ast.Subscript):
-        node = node.func if isinstance(node, ast.Call) else node.value
-    return f"<{node.attr if isinstance(node, ast.Attribute) else getattr(node, 'id', 'text')}>"
+        return _text(node.body, filled_in)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and _has_text(node.left):
+        return _text(node.left, filled_in)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add) and (not filled_in or _has_text(node)):
+        return _text(node.left, filled_in) + _text(node.right, filled_in)
+    return f"<{_name(node)}>"
+
+
+def _has_text(node: ast.expr) -> bool:
+    return any(
+        isinstance(one, ast.JoinedStr) or (isinstance(one, ast.Constant) and isinstance(one.value, str))
+        for one in ast.walk(node)
+    )
+
+
+def _name(node: ast.expr) -> str:
+    """A readable name of what an expression gives."""
+    if isinstance(node, ast.Name):
+        return node.id.strip("_")
+    if isinstance(node, ast.Attribute):
+        return "type" if node.attr == "__name__" else node.attr.strip("_")
+    if isinstance(node, ast.Subscript | ast.Starred | ast.FormattedValue):
+        return _name(node.value)
+    if isinstance(node, ast.GeneratorExp | ast.ListComp):
+        return _name(node.generators[0].iter)
+    if isinstance(node, ast.BoolOp):
+        return _name(node.values[0])
+    if isinstance(node, ast.BinOp):
+        return _name(node.left) if isinstance(node.op, ast.Div) else "number"
+    if isinstance(node, ast.Call):
+        name = _name(node.func)
+        if name in _OF_ARGUMENT and node.args:
+            return _name(node.args[-1 if name == "map" else 0])
+        if name in _OF_OBJECT and isinstance(node.func, ast.Attribute):
+            return _name(node.func.value)
+        return "number" if name in _NUMBERS else name
+    return "text"
