@@ -13,7 +13,7 @@ from itertools import count as numbers
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
-from fuzz.areas import AREAS
+from fuzz.more_areas import AREAS
 from fuzz.running import Count, table, try_one
 from support.long_runs import options
 

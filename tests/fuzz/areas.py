@@ -142,11 +142,17 @@ def report(rng: random.Random, folder: Path) -> Run:
     more = ["--figures", folder / "out" / "figures"] if rng.random() < 0.1 else []
     run = command("report", folder / "in", "-o", folder / "out" / "r.html", *more)
 
-    def undrawn() -> int:  # figures are made and not drawn, which takes most of the time
+    return run if rng.random() < 0.05 else undrawn(run)
+
+
+def undrawn(run: Run) -> Run:
+    """Figures are made and not drawn, which takes most of the time."""
+
+    def without() -> int:
         with mock.patch("harness_rect.experiments.report.drawing._save", _empty_picture):
             return run()
 
-    return run if rng.random() < 0.05 else undrawn
+    return without
 
 
 def _empty_picture(figure: Any, target: Any, form: str) -> None:
@@ -312,7 +318,7 @@ def moments(rng: random.Random, folder: Path) -> Run:
 
 
 @cache
-def _tiny() -> tuple[Any, Any]:
+def tiny() -> tuple[Any, Any]:
     import transformers
 
     name = embedded.resolve_model("rect-tiny")
@@ -323,7 +329,7 @@ def _tiny() -> tuple[Any, Any]:
 @contextlib.contextmanager
 def _without_work() -> Iterator[None]:
     with (
-        mock.patch("harness_rect.cli.edit.load_model", lambda arguments: _tiny()),
+        mock.patch("harness_rect.cli.edit.load_model", lambda arguments: tiny()),
         mock.patch("harness_rect.session.stream.EditSession.run", _accept),
         mock.patch("harness_rect.moments.provider.MomentProvider.compute_into", _accept),
         mock.patch("harness_rect.training.mend.MendTrainer.run", _accept),
@@ -333,7 +339,7 @@ def _without_work() -> Iterator[None]:
         yield
 
 
-def _stopping(run: Run) -> Run:
+def stopping(run: Run) -> Run:
     def stopped() -> int:
         with _without_work():
             return run()
@@ -351,8 +357,8 @@ def hparams(rng: random.Random, folder: Path) -> Run:
     path = hostile.put(rng, folder / "in" / name, hostile.damaged(rng, data) if rng.random() < 0.15 else data)
     if method == "mend" and rng.random() < 0.5:
         path = hostile.put(rng, folder / "in" / "mend" / "mend.yaml", data).parent
-    options = {"model": "rect-tiny", "method": method, "edits": _facts(folder), "hparams": path}
-    return _stopping(command("edit", *_options(options | {"output": folder / "out" / "o"})))
+    options = {"model": "rect-tiny", "method": method, "edits": facts(folder), "hparams": path}
+    return stopping(command("edit", *as_options(options | {"output": folder / "out" / "o"})))
 
 
 def sweep(rng: random.Random, folder: Path) -> Run:
@@ -364,10 +370,10 @@ def sweep(rng: random.Random, folder: Path) -> Run:
     data = hostile.damaged(rng, data) if rng.random() < 0.1 else data
     path = hostile.put(rng, folder / "in" / "s.yaml", data)
     inside = ["--output", folder / "out" / "s"]
-    return _stopping(command("sweep", path, "--dry-run", *inside))
+    return stopping(command("sweep", path, "--dry-run", *inside))
 
 
-def _facts(folder: Path) -> Path:
+def facts(folder: Path) -> Path:
     """A file of three good rows: the embedded one has a thousand, which take longer than all else."""
     path = folder / "in" / "facts.json"
     path.parent.mkdir(exist_ok=True)
@@ -375,7 +381,7 @@ def _facts(folder: Path) -> Path:
     return path
 
 
-def _options(given: dict[str, Any]) -> list[str]:
+def as_options(given: dict[str, Any]) -> list[str]:
     return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
@@ -452,7 +458,7 @@ def options(rng: random.Random, folder: Path) -> Run:
     given |= {
         "edit": {
             "method": "rome",
-            "edits": _facts(folder),
+            "edits": facts(folder),
             "hparams": "rect-tiny",
             "edit_cache": "off",
             "seed": 0,
@@ -464,13 +470,13 @@ def options(rng: random.Random, folder: Path) -> Run:
             "stats": embedded.stats_folder("rect-tiny"),
         },
         "stats": {"layers": "1", "text": folder / "in" / "t.txt", "tokens": 40},
-        "train-mend": {"train": _facts(folder), "layers": "1", "steps": 1, "rank": 2, "lr": 0.1, "seed": 0},
+        "train-mend": {"train": facts(folder), "layers": "1", "steps": 1, "rank": 2, "lr": 0.1, "seed": 0},
     }[name]
     for _ in range(rng.choice((1, 1, 2))):
         places = [folder / "in" / "dangling", folder / "in" / "file", folder / "in" / "file" / "x"]
         key = rng.choice(list(given))
         given[key] = rng.choice((*VALUES, *places)) if key not in ("output",) else rng.choice(places)
-    return _stopping(command(name, *_options(given)))
+    return stopping(command(name, *as_options(given)))
 
 
 MODEL_ARGS: dict[str, Any] = {
@@ -506,7 +512,7 @@ def model_args(rng: random.Random, folder: Path) -> Run:
 
     from harness_rect.model_wrappers.edited_hf import EditedHF
 
-    usual = MODEL_ARGS | {"edits": str(_facts(folder))}
+    usual = MODEL_ARGS | {"edits": str(facts(folder))}
     given = dict(rng.sample(sorted(usual.items()), rng.randrange(2, 8)))
     for _ in range(rng.choice((1, 1, 2))):
         key = rng.choice((*usual, "save_edited", "metod", "keep", "regularizer", "judge", "editz"))
@@ -521,7 +527,7 @@ def model_args(rng: random.Random, folder: Path) -> Run:
             EditedHF(**given)
         return 0
 
-    return _stopping(make)
+    return stopping(make)
 
 
 AREAS: dict[str, Area] = {

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fuzz.areas import AREAS, Run
+from fuzz.areas import Run
+from fuzz.more_areas import AREAS
 
 #: Seconds of computing and of waiting after which an input hangs, and bytes of memory that it may add.
 HANG, WAIT, MEMORY = 20, 180, 6 * 2**30

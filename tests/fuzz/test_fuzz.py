@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("resource")  # not on Windows
 
-from fuzz.areas import AREAS
+from fuzz.more_areas import AREAS
 from fuzz.running import Count, try_one
 
 
