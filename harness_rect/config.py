@@ -170,7 +170,8 @@ def make_regularizer(name: str, given: Mapping[str, Any]) -> Regularizer:
     for setting in given:
         if setting not in kind.model_fields:
             has = "there is no regularizer" if name == "none" else f"regularizer={name} does not use it"
-            raise UserError(f"{setting} is given, but {has}: it goes with {', '.join(settings()[setting])}")
+            where = ", ".join(settings().get(setting, ["none"]))
+            raise UserError(f"{setting} is given, but {has}: it goes with {where}")
     for setting, field in kind.model_fields.items():
         if field.is_required() and setting not in given:
             raise UserError(f"regularizer={name} needs {setting}=, {field.description}")
