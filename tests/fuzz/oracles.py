@@ -58,7 +58,8 @@ def with_scores_checked(run: Callable[[], int]) -> int:
         status = run()
     for row in json.loads(shown.getvalue())["rows"] if status == 0 else ():
         for side in ("base", "other"):
-            results = json.loads(Path(row[f"{side}_file"]).read_bytes())
+            # Python refuses to read whole numbers of thousands of digits.
+            results = json.loads(Path(row[f"{side}_file"]).read_bytes(), parse_int=float)
             entries = (results.get(part, {}).get(row["task"], {}) for part in ("results", "groups"))
             key = f"{row['metric']},{row['filter']}"
             assert row[f"score_{side}"] in [entry.get(key) for entry in entries], (row, side)
