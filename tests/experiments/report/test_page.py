@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -154,13 +155,16 @@ def test_hostile_answers_are_text(add, runs: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names are text there")
-def test_names_of_files_need_not_be_text(add, runs: Path, tmp_path: Path) -> None:
+def test_names_of_files_need_not_be_text(add, runs: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    # What pytest keeps of a test's output must be text, for pytest-xdist.
+    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)
     base, other = (add(right, model="org/one", tasks=("rect_nli",)) for right in (9, 8))
     other = other.rename(runs / os.fsdecode(b"results_\xff.json"))
     outputs = [tmp_path / name for name in ("r.html", "c.csv", "c.json")]
     for output in outputs:
         inputs = ("report", runs, "-o") if output == outputs[0] else ("compare", base, other, "--output")
         assert cli.main([*map(str, inputs), str(output)]) == 0
+        capsys.readouterr()
         assert r"results_\udcff.json" in output.read_text(encoding="utf-8")
     assert r"results_\udcff.json" in "".join(row["file"] for row in analysis.runs(runs))
 
