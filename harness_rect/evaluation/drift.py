@@ -6,6 +6,7 @@ read after what stands before it in its window.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,10 @@ def _window(metadata: dict[str, Any], encoder: TextEncoder) -> int:
     """How many tokens the model reads at once, and at most WINDOW."""
     metadata = embedded.of_tasks(metadata)
     name = embedded.resolve_model(metadata.get("pretrained"))
-    lengths = [metadata.get("max_length"), encoder.tokenizer.model_max_length]
+    asked = metadata.get("max_length")
+    if asked is not None and not (re.fullmatch(r"\d{1,9}", str(asked), re.ASCII) and int(asked) > 1):
+        raise UserError(f"rect_drift: max_length={str(asked)[:100]}: expected a number from 2 on")
+    lengths = [asked, encoder.tokenizer.model_max_length]
     if isinstance(name, str):
         with load_errors(f"pretrained={name}"):
             config = transformers.AutoConfig.from_pretrained(

@@ -143,3 +143,9 @@ def test_a_collapsed_model_has_a_finite_perplexity() -> None:
     assert perplexity([(3.0, 2), (1.0, 2)]) == pytest.approx(math.e)
     assert math.isfinite(perplexity([(1e6, 10)]))
     assert math.isfinite(PERPLEXITY([(709.5, 1)]))
+
+
+@pytest.mark.parametrize("length", [{}, 1, -5, "x", 1.5])
+def test_a_length_that_no_model_has_is_one_line(length: object) -> None:
+    with pytest.raises(UserError, match=r"max_length=.*: expected a number from 2 on"):
+        drift.segments(max_length=length, pretrained="rect-tiny")
