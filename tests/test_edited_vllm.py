@@ -15,6 +15,7 @@ from typing import Any
 import lm_eval
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import model_registry
 from lm_eval.models.huggingface import HFLM
@@ -30,6 +31,7 @@ from harness_rect.session.runs import EditCache
 
 TASKS = Path(__file__).resolve().parent.parent / "tasks"
 INSTALLED = importlib.util.find_spec("vllm") is not None
+IN_VLLM = pytest.mark.skipif(not INSTALLED, reason="vLLM is not installed: make test-vllm")
 ENGINE = {"gpu_memory_utilization": 0.3, "enforce_eager": True}
 OURS = [f"harness_rect.{name}" for name in ("compat.lm_eval_vllm", "model_wrappers.edited_vllm")]
 
@@ -96,6 +98,7 @@ class StandIn(TemplateLM):
         super().__init__()
         StandIn.made = {"dtype": dtype, "tensor_parallel_size": tensor_parallel_size, **kwargs}
         self.batch_size = batch_size
+        self.max_length, self.max_gen_toks = max_length or 256, 64
         self.folder = Path(pretrained)
         self.model = HFLM(pretrained=pretrained, dtype=dtype, device="cpu", batch_size=8)
 
@@ -171,10 +174,30 @@ def test_what_cannot_be_done_is_refused_before_a_model_is_loaded(
         edited_vllm(**given)
 
 
+@pytest.mark.parametrize("model_class", ["stand-in", pytest.param("vLLM", marks=IN_VLLM)])
+def test_what_it_would_fail_on_while_it_answers_is_said_in_one_line(request, model_class: str) -> None:
+    if model_class == "vLLM":
+        made, more = importlib.import_module(OURS[-1]).EditedVLLM, ENGINE
+    else:
+        made, more = request.getfixturevalue("edited_vllm"), {}
+    model = made(edits="tiny[0:1]", edit_cache="off", device="cpu", max_length=16, **more)
+
+    def asked(**given: Any) -> list[Instance]:
+        return [Instance("generate_until", {}, ("Mira lives in", given), 0)]
+
+    with pytest.raises(UserError, match="max_gen_toks=16: the model reads 16 tokens at most"):
+        model.generate_until(asked(max_gen_toks=16))
+    with pytest.raises(UserError, match="do_sample needs a temperature"):
+        model.generate_until(asked(max_gen_toks=4, do_sample=True, temperature=0.0))
+    with pytest.raises(UserError, match="max_length=16: an answer of the tasks has 15 tokens"):
+        model._loglikelihood_tokens([(("", ""), [1], [2] * 15)])
+    model._loglikelihood_tokens([(("", ""), [1], [2] * 14)])
+
+
 # ---------------------------------------------------------------------------------------------- in vLLM
 
 
-@pytest.mark.skipif(not INSTALLED, reason="vLLM is not installed: make test-vllm")
+@IN_VLLM
 def test_scores_of_three_ways_agree_within_rounding(tmp_path) -> None:
     tasks = ["rect_suite", "rect_autoregressive", "rect_ripple", "rect_drift"]
     # vLLM has to generate a token after what it scores, so a text as long as the model reads is cut.
@@ -209,7 +232,7 @@ def test_scores_of_three_ways_agree_within_rounding(tmp_path) -> None:
     assert scored > 200
 
 
-@pytest.mark.skipif(not INSTALLED, reason="vLLM is not installed: make test-vllm")
+@IN_VLLM
 def test_vllm_and_peft_answer_from_an_exported_adapter_as_the_edited_model(tmp_path) -> None:
     from peft import PeftModel
     from vllm import LLM, SamplingParams

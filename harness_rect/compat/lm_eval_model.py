@@ -84,19 +84,26 @@ LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_token
 COLDEST = 1e-3
 
 
-class CheckedLM(HFLM):
-    """HFLM that tells in a line what it would only assert, or fail on, while it answers.
-
-    ``batch_size=auto:N`` may ask for more measurements than there are requests.
+class CheckedLM(LM):
+    """A class of lm-eval that tells in a line what it would only assert, or fail on, while it answers.
 
     Raises:
         UserError: the model is too short for an answer, or it is to sample without a temperature.
     """
 
+    max_length: int
+    max_gen_toks: int
+
+    @property
+    def longest_answer(self) -> int:
+        """The most tokens of an answer that can be scored."""
+        return self.max_length
+
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        decoder_only = getattr(self, "backend", "causal") == "causal"
         for _, given in (request.args for request in requests):
             wanted = next((given[name] for name in LENGTHS if given.get(name)), self.max_gen_toks)
-            if self.backend == "causal" and int(wanted) >= self.max_length:
+            if decoder_only and int(wanted) >= self.max_length:
                 most = f"the model reads {self.max_length} tokens at most (max_length)"
                 raise UserError(f"max_gen_toks={wanted}: {most}, with the prompt")
             if given.get("do_sample") and (given.get("temperature") or 0) < COLDEST:
@@ -105,9 +112,13 @@ class CheckedLM(HFLM):
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **given: Any) -> Any:
         longest = max((len(target) for _, _, target in requests), default=0)
-        if longest > self.max_length:
+        if longest > self.longest_answer:
             raise UserError(f"max_length={self.max_length}: an answer of the tasks has {longest} tokens")
         return super()._loglikelihood_tokens(requests, *args, **given)
+
+
+class CheckedHF(CheckedLM, HFLM):
+    """HFLM with these checks. ``batch_size=auto:N`` may ask for more measurements than there are requests."""
 
     def _batch_scheduler(self, pos: int, n_reordered_requests: Sequence[Any]) -> int:
         fewer = min(self.batch_schedule, len(n_reordered_requests))
@@ -115,7 +126,7 @@ class CheckedLM(HFLM):
             return super()._batch_scheduler(pos, n_reordered_requests)
 
 
-class SharedPassLM(SeededLM, CheckedLM):
+class SharedPassLM(SeededLM, CheckedHF):
     """HFLM that answers several token-id requests on one sequence from one forward pass.
 
     Attributes:

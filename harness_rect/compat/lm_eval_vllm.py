@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from harness_rect.answers import Answer
-from harness_rect.compat.lm_eval_model import SeededLM, prompt_seed
+from harness_rect.compat.lm_eval_model import CheckedLM, SeededLM, prompt_seed
 from harness_rect.errors import UserError, one_line_errors
 
 with one_line_errors():
@@ -27,11 +27,16 @@ ENGINE = frozenset(
 ) - {"self", "kwargs", "model"}
 
 
-class AnsweringVLLM(SeededLM, VLLM):
+class AnsweringVLLM(SeededLM, CheckedLM, VLLM):
     """lm-eval's vLLM class with answers that say how they ended, and samples seeded by their prompts.
 
     The samples are not those of HFLM, whose random numbers are others.
     """
+
+    @property
+    def longest_answer(self) -> int:
+        # A token is left for generating, and the first one that vLLM reads has no probability.
+        return self.max_length - 2
 
     def _model_generate(
         self, requests: list[list[int]], generate: bool = False, sampling_params: Any = None

@@ -34,7 +34,7 @@ from harness_rect.validation import validated
 
 #: ``--model`` -> the class that evaluates.
 CLASSES = {
-    "hf": "harness_rect.compat.lm_eval_model:CheckedLM",
+    "hf": "harness_rect.compat.lm_eval_model:CheckedHF",
     "edited_hf": "harness_rect.model_wrappers.edited_hf:EditedHF",
     "edited_vllm": "harness_rect.model_wrappers.edited_vllm:EditedVLLM",
 }
