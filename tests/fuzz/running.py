@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import random
@@ -40,7 +41,10 @@ class _Hang(BaseException):
 
 
 def try_one(area: str, seed: str, count: Count) -> None:
-    """One input. Right is 0 without an error, or 2 with one line, and that nothing but ``out`` is written."""
+    """One input. Right is 0 without an error, or 2 with one line, and that nothing but ``out`` is written.
+
+    A file of the system that cannot be read, such as /proc/self/mem, is a failure on the way: 1.
+    """
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     said, before = io.StringIO(), os.getcwd()
     count.tried += 1
@@ -72,7 +76,7 @@ def try_one(area: str, seed: str, count: Count) -> None:
     if "Traceback" in text:
         count.tracebacks += 1
         count.found.append((seed, "\n".join(text.splitlines()[-12:])))
-    elif not ((status == 0 and not lines) or (status == 2 and len(lines) == 1)) or left:
+    elif (status, len(lines)) not in ((0, 0), (1 if os.strerror(errno.EIO) in text else 2, 1)) or left:
         count.wrong += 1
         count.found.append((seed, f"status {status}, {len(lines)} lines, left {left}: {text[-600:]}"))
 
