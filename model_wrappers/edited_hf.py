@@ -43,6 +43,7 @@ from harness_rect.errors import UserError, closest, inside_lm_eval_command, one_
 from harness_rect.fingerprint import model_fingerprint
 from harness_rect.io.files import check_output, check_parent, expanded
 from harness_rect.io.progress import logging_only
+from harness_rect.machine import computed_on
 from harness_rect.methods import METHODS, check_edits
 from harness_rect.model_wrappers.unedited import ComparingLM
 from harness_rect.models.architecture import check_editable, refuse_config
@@ -256,8 +257,7 @@ class EditedHF(CheckingPrompts, ComparingLM):
             "edit": self._edit_report.to_dict(),
             "provenance": self._provenance,
             "computed_on": {
-                "device": self.device.type,
-                "threads": torch.get_num_threads(),
+                **computed_on(self.device),
                 "batch_size": self.batch_size,  # lm-eval says what was asked for
                 **({} if self.world_size == 1 else {"processes": self.world_size}),
             },

@@ -17,6 +17,7 @@ from torch import Tensor
 from harness_rect.config import make_regularizer
 from harness_rect.errors import UserError
 from harness_rect.fingerprint import digest
+from harness_rect.machine import computed_on
 from harness_rect.models import EditableLM
 from harness_rect.regularizers import Regularizer
 from harness_rect.session.history import KeptStep
@@ -29,6 +30,10 @@ from harness_rect.updates import Update
 
 class Differs(Exception):
     """The edited weights are not those of the run; ``str(error)`` says which, in one line."""
+
+
+class RoundsDifferently(Differs):
+    """The same, on another processor than that of the run, which rounds differently."""
 
 
 def regularizer_of(run: KeptRun) -> Regularizer:
@@ -71,6 +76,7 @@ def replay(run: KeptRun, weights: EditedWeights, upto: int | None = None) -> Non
 
     Raises:
         Differs: the weights at the end are not those of the run; the model is unchanged then.
+        RoundsDifferently: and the run is of another processor.
         UserError: ``upto`` is not the end of a step, or the run does not have its steps.
     """
     steps = _steps_upto(run, upto)
@@ -87,7 +93,9 @@ def replay(run: KeptRun, weights: EditedWeights, upto: int | None = None) -> Non
         now = weights.hashes()
         wrong = sorted(n for n in now.keys() | run.hashes.keys() if now.get(n) != run.hashes.get(n))
         if wrong:
-            raise Differs(
+            here = computed_on(weights.lm.input_device)["processor"]
+            elsewhere = (run.report.computed_on or {}).get("processor", here) != here
+            raise (RoundsDifferently if elsewhere else Differs)(
                 f"{len(wrong)} of {len(run.hashes)} edited weights, {wrong[0]} among them, do not come out as"
                 f" the run had them ({_machine(run)}): another machine or release rounds differently"
             )
@@ -218,7 +226,8 @@ def _steps_upto(run: KeptRun, upto: int | None) -> int | None:
 
 def _machine(run: KeptRun) -> str:
     where, torch_version = run.report.computed_on or {}, run.report.versions.get("torch")
-    return f"{where.get('device')}, {where.get('threads')} threads, torch {torch_version}"
+    processor = f", {where['processor']}" if "processor" in where else ""
+    return f"{where.get('device')}, {where.get('threads')} threads, torch {torch_version}{processor}"
 
 
 @contextmanager

@@ -132,7 +132,7 @@ class EditReport(_Part):
         second_moments: layer -> sha256 of the second moments used.
         second_moments_origin: layer -> file, tokens and sha256.
         processes: how many shared the value searches, where there were several.
-        computed_on: device and threads; with others the weights can differ, see docs/numerics.md.
+        computed_on: device, threads and processor; with others the weights can differ, see docs/numerics.md.
         run: digest of everything that determines the edited weights; names the kept run.
         replay_of: the kept run of which this is a part, or the same with another regularizer; such a report
             has no metrics after editing.

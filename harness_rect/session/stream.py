@@ -37,6 +37,7 @@ from harness_rect.hparams import resolve_hparams
 from harness_rect.io import resume
 from harness_rect.io.checksums import set_aside
 from harness_rect.io.progress import progress_bar
+from harness_rect.machine import computed_on
 from harness_rect.measure import averages, measure_baseline, probes
 from harness_rect.methods import METHODS, Context, Proposal, check_edits
 from harness_rect.methods.value_search import search_share
@@ -45,7 +46,7 @@ from harness_rect.models.prompt_format import PromptFormat
 from harness_rect.moments import MomentProvider, SecondMoment
 from harness_rect.processes import ALONE, Processes
 from harness_rect.session.history import History
-from harness_rect.session.replay import Differs, replay
+from harness_rect.session.replay import Differs, RoundsDifferently, replay
 from harness_rect.session.report import SCHEMA_VERSION, UNEDITED, EditReport
 from harness_rect.session.runs import NOTHING_KEPT, EditCache, KeptRun, edits_as_json
 from harness_rect.session.step import FLAGS, Editing, take_step
@@ -211,6 +212,13 @@ class EditSession:
             replay(found, self._weights)
         except torch.OutOfMemoryError:
             raise  # of the GPU: that says nothing about the run
+        except RoundsDifferently as problem:
+            log.warning(
+                "the kept edit run %s stays as it is and the edits are made again: %s",
+                found.key[:12],
+                problem,
+            )
+            return None
         except (Differs, UserError, LookupError, RuntimeError) as problem:
             set_aside(cache.path(key), "the kept edit run", problem)
             self._weights.revert()
@@ -326,7 +334,7 @@ class EditSession:
                 **identity,
                 "hparams": identity["hparams"] | {"context_templates": editing.context.templates},
                 **self._origins(),
-                "computed_on": self._machine(),
+                "computed_on": computed_on(self.lm.input_device),
                 "run": self.key(len(records)),
                 "from_cache": False,
                 "n_edits": len(records),
@@ -424,12 +432,11 @@ class EditSession:
     def key(self, n_edits: int | None = None) -> str:
         """Names the run of the first ``n_edits``: a digest of its identity, and of device and threads.
 
-        Sums are split over the threads, so another number of them gives other bits.
+        Sums are split over the threads, so another number of them gives other bits. So do other processors,
+        but an interrupted run may go on on one.
         """
-        return digest(self.identity(n_edits) | {"computed_on": self._machine()})
-
-    def _machine(self) -> dict[str, str | int]:
-        return {"device": self.lm.input_device.type, "threads": torch.get_num_threads()}
+        where = computed_on(self.lm.input_device)
+        return digest(self.identity(n_edits) | {"computed_on": {k: where[k] for k in ("device", "threads")}})
 
     def _origins(self) -> dict[str, Any]:
         """Where the inputs were read from: the only part of the report that does not determine the result."""

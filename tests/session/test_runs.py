@@ -310,6 +310,21 @@ def test_a_run_that_cannot_be_taken_is_made_again(
     assert torch.equal(weight(session), weight(again))
 
 
+def test_a_run_of_another_processor_that_rounds_differently_stays(
+    run, kept: EditCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = kept_in(kept.folder)
+    there = {"device": "cpu", "threads": torch.get_num_threads(), "processor": "a Cray-1"}
+    written_anew(lambda run: run["weights"].update({WEIGHT: "0"}))(folder)
+    written_anew(lambda report: report.update(computed_on=there), "report.json")(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    session, steps = run(kept)
+    assert steps == 4 and session.report.from_cache is False
+    assert "stays as it is" in caplog.text and "a Cray-1" in caplog.text
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path for path in kept.folder.iterdir() if "damaged" in path.name] == []
+
+
 def test_a_run_that_cannot_be_kept_goes_on_with_a_line(
     run, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -17,6 +17,7 @@ from harness_rect.experiments.sweep.evaluate import Evaluator, QuietHF, read_res
 from harness_rect.experiments.sweep.networks import are_trained
 from harness_rect.experiments.sweep.plan import Evaluation, ModelEntry, Plan, SweepConfig, Trajectory
 from harness_rect.fingerprint import model_fingerprint
+from harness_rect.machine import computed_on
 from harness_rect.model_wrappers.edited_hf import EditedHF
 from harness_rect.moments.layout import layout_name
 from harness_rect.session import EditSession
@@ -48,7 +49,7 @@ class Checked:
         self.made_of: dict[Path, dict[str, Any]] = {}
         self._tasks = evaluator.identity()
         self._model = {"model_fingerprint": model_fingerprint(lm.model)}
-        self._machine = {"device": lm.device.type, "threads": torch.get_num_threads()}
+        self._machine = computed_on(lm.device)
         elsewhere: Counter[str] = Counter()
         session: EditSession | None = None
         networks = plan.config.networks(entry)

@@ -28,6 +28,7 @@ from harness_rect.errors import UserError
 from harness_rect.evaluation.task import RectTask
 from harness_rect.experiments.results import load
 from harness_rect.experiments.sweep import evaluate
+from harness_rect.machine import computed_on
 from harness_rect.model_wrappers.unedited import ComparingLM
 from harness_rect.session import EditSession
 
@@ -353,7 +354,7 @@ def test_threads_are_recorded_and_others_make_a_result_no_other(
 ) -> None:
     for path in (finished / "out").rglob("results.json"):
         results = json.loads(path.read_text())
-        assert results["sweep"]["made_of"]["computed_on"] == {"device": "cpu", "threads": 1}
+        assert results["sweep"]["made_of"]["computed_on"] == computed_on(torch.device("cpu"))
         if results["sweep"]["n_edits"] == 0:  # as sweeps before this record
             del results["sweep"]["made_of"]["computed_on"]
         else:
