@@ -9,6 +9,7 @@ exist fails the build.
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -19,6 +20,8 @@ from mkdocs.structure.files import File, InclusionLevel
 
 ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"(?<=\]\()(\.\./[^)#\s]*)(#[^)]*)?(?=\))")
+#: Links of a page that is shown at another place.
+RELATIVE = re.compile(r"\[([^]]*)\]\((?!https?:|#)[^)]*\)")
 FENCED = re.compile(r"^(`{3,}).*?^\1`*$", flags=re.DOTALL | re.MULTILINE)
 ROLE = re.compile(r":(?:meth|class|func|mod|data|attr|exc):(<code>)(~[\w.]*\.)?")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".csv": "text", ".txt": "text", ".json": "json"}
@@ -77,9 +80,17 @@ def _content(source: str, linked_by: str) -> str:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".md":
             body = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
-            body = re.sub(r"\[([^]]*)\]\((?!https?:|#)[^)]*\)", r"\1", body)  # relative to another place
+            body = RELATIVE.sub(r"\1", body)
             body = re.sub(r"^\| \|", "| measure |", body, flags=re.MULTILINE)  # no header without a text
+            return f"---\nsearch: {{exclude: true}}\n---\n{body}"
+        if path.suffix == ".ipynb":
+            body = "\n\n".join(map(_cell, json.loads(text)["cells"]))
             return f"---\nsearch: {{exclude: true}}\n---\n{body}"
         cut = "" if len(text) <= LONGEST else "\n\nThe beginning; the file is longer."
         body = f"````{LANGUAGES.get(path.suffix, 'text')}\n{text[:LONGEST].rstrip()}\n````{cut}"
     return f"---\nsearch: {{exclude: true}}\ntitle: {source}\n---\n# `{source}`\n\n{body}\n"
+
+
+def _cell(cell: dict[str, Any]) -> str:
+    text = "".join(cell["source"])
+    return RELATIVE.sub(r"\1", text) if cell["cell_type"] == "markdown" else f"```python\n{text}\n```"
