@@ -51,7 +51,8 @@ def edit(
             ...  # the model is edited; session.report says what was done and how the edits did
 
     The arguments are those of ``--model_args``, checked by the same code, and give the same weights, bit for
-    bit, as ``lm_eval --model edited_hf`` with them. A finished run is kept and found again as there.
+    bit, as ``lm_eval --model edited_hf`` with them. A finished run is kept and found again as there. Edits of
+    one model may be nested, and end in the reverse order; two threads must not edit one model at a time.
 
     Args:
         model: a transformers causal LM, on any device and in any dtype; nothing but its edited weights
@@ -92,10 +93,10 @@ def edit(
     named = isinstance(edits, str | PathLike)
     spec = str(edits) if named else "a list"
     config = EditConfig.from_args("edit()", edits=spec, **given)
-    stream = load_edits(spec) if isinstance(edits, str | PathLike) else edits_of(edits)
+    stream = load_edits(edits) if isinstance(edits, str | PathLike) else edits_of(edits)
     if config.method != "none":
         check_edits(METHODS[config.method], stream)
-    folder = model.name_or_path or ""
+    folder = getattr(model, "name_or_path", "") or ""
     session = EditSession(model, tokenizer, config, stream, embedded.name_of(folder) or layout_name(folder))
     session.run(EditCache.from_spec(config.edit_cache))
     try:
@@ -130,7 +131,8 @@ def compare(
     """
     if not others:
         raise UserError("compare(): nothing to compare with the first results; give others too")
-    first, *rest = (results.load(results.newest(Path(source))[0]) for source in (base, *others))
+    sources = [_path(source, "compare()") for source in (base, *others)]
+    first, *rest = (results.load(results.newest(source)[0]) for source in sources)
     gates = [Gate.parse(str(text)) for text in min_retention]
     return compare_results(
         first, rest, tasks=tasks, all_metrics=all_metrics, gates=gates, allow_differences=allow_differences
@@ -160,6 +162,12 @@ def report(
     """
     from harness_rect.experiments.report.writing import write_report  # imports matplotlib
 
-    page = Path(output)
-    write_report(Path(folder), page, reference, None if figures is None else Path(figures))
+    page, chosen = _path(output, "report()"), None if figures is None else _path(figures, "report()")
+    write_report(_path(folder, "report()"), page, reference, chosen)
     return page
+
+
+def _path(given: object, where: str) -> Path:
+    if not isinstance(given, str | PathLike):
+        raise UserError(f"{where}: expected a path, found {type(given).__name__}")
+    return Path(given)

@@ -143,6 +143,8 @@ def tell(error: BaseException) -> int:
         print(f"error: {_BUG}", file=sys.stderr)
         return 1
     status, line = found
+    if sys.stderr is None:  # closed
+        return status
     unnamed = isinstance(error, OSError) and error.filename is None
     if (reason := _unwritten("\n" if unnamed else "")) and unnamed:
         status, line = 1, f"standard output: {reason}"

@@ -27,8 +27,8 @@ def digest(description: Mapping[str, Any]) -> str:
 _NAMES = {"architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 
 
-def computation_digest(model: Any) -> str:
-    """sha256 (hex) of how a model computes: its configuration, and the implementation of attention.
+def computation_digest(model: Any, tokenizer: Any) -> str:
+    """sha256 (hex) of how a model computes: configuration, implementation of attention, tokenizer.
 
     Weights alone do not say it: the number of heads, the activation or the epsilon of a norm change no shape.
     """
@@ -40,7 +40,34 @@ def computation_digest(model: Any) -> str:
 
     config = model.config
     attention = getattr(config, "_attn_implementation", None)
-    return digest({"class": type(model).__name__, "config": plain(config.to_dict()), "attention": attention})
+    described = {"class": type(model).__name__, "config": plain(config.to_dict()), "attention": attention}
+    return digest(described | {"tokenizer": _described(tokenizer)})
+
+
+def _described(tokenizer: Any) -> Any:
+    """How a tokenizer makes tokens, as plain JSON; not how it was last asked to cut and pad."""
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:
+        return {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    described = json.loads(backend.to_str())
+    return {name: value for name, value in described.items() if name not in ("truncation", "padding")}
+
+
+#: Packages whose hooks do not change what a model computes.
+_KNOWN_HOOKS = ("transformers.", "accelerate.", "harness_rect.")
+
+
+def foreign_hook(model: nn.Module) -> str | None:
+    """The first module whose computation something else changes: a forward hook, or a forward of its own.
+
+    Such a change is in no digest.
+    """
+    for name, module in model.named_modules():
+        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        if "forward" in vars(module) and not hasattr(module, "_hf_hook"):
+            hooks.append(vars(module)["forward"])
+        if any(not str(getattr(hook, "__module__", "")).startswith(_KNOWN_HOOKS) for hook in hooks):
+            return name or type(module).__name__
+    return None
 
 
 @torch.no_grad()

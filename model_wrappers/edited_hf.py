@@ -129,6 +129,7 @@ class EditedHF(CheckingPrompts, ComparingLM):
                 place = Path(results)
                 check_parent(place if place.suffix == ".json" else place / "results.json")
             arguments |= checked_theirs(arguments)
+            cache = EditCache.from_spec(config.edit_cache) if editing else None
             stream = load_edits(config.edits) if editing and config.edits else None
             if stream is not None:
                 check_edits(METHODS[config.method], stream)
@@ -152,7 +153,7 @@ class EditedHF(CheckingPrompts, ComparingLM):
                 self.chat_template_args: dict[str, Any] = dict(template.arguments)
             if stream is not None:
                 check_editable(self.model)
-                self._edit(config, stream, layout_name(name))
+                self._edit(config, stream, layout_name(name), cache)
             found = self._edit_report.model_fingerprint or _fingerprint(self.model)
             self._provenance = {"model_fingerprint": found, **self._provenance}
             if output is not None:
@@ -182,7 +183,7 @@ class EditedHF(CheckingPrompts, ComparingLM):
             found["pretrained"]["as_written"] = written
         return found
 
-    def _edit(self, config: EditConfig, stream: EditStream, model_name: str) -> None:
+    def _edit(self, config: EditConfig, stream: EditStream, model_name: str, cache: EditCache | None) -> None:
         """Edit on the first process, with the help of all others, and give them the same weights.
 
         Raises:
@@ -205,7 +206,7 @@ class EditedHF(CheckingPrompts, ComparingLM):
         with processes.failing_together():
             if processes.is_main:
                 try:
-                    session.run(EditCache.from_spec(config.edit_cache))
+                    session.run(cache)
                 finally:
                     processes.dismiss()
                 originals = session.originals

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -115,6 +115,21 @@ def test_what_is_wrong_is_told_in_one_line(edits, arguments, message, loaded):
     block = harness_rect.edit(model, tokenizer, edits, **arguments)
     with pytest.raises(UserError, match=f"^{re.escape(message)}"), block:
         pass
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: harness_rect.load_edits(cast(Any, None)),
+        lambda: harness_rect.load_edits(Path("nowhere.json")),
+        lambda: harness_rect.compare(cast(Any, 5), COMMITTED),
+        lambda: harness_rect.report(cast(Any, None), "page.html"),
+    ],
+)
+def test_wrong_kinds_of_arguments_are_user_errors(wrong):
+    with pytest.raises(UserError) as told:
+        wrong()
+    assert "\n" not in str(told.value)
 
 
 def test_the_examples_of_the_page_run(tmp_path, monkeypatch, capsys):

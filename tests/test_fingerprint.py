@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from harness_rect import fingerprint
-from harness_rect.fingerprint import computation_digest, digest, model_fingerprint
+from harness_rect.fingerprint import computation_digest, digest, foreign_hook, model_fingerprint
 
 
 def a_model(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -46,11 +48,11 @@ def test_names_and_dtypes_and_buffers_count():
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
 
 
-def test_what_changes_no_shape_changes_the_digest_of_the_computation(make_model):
-    def of(change=lambda config: None):
+def test_what_changes_no_shape_changes_the_digest_of_the_computation(make_model, tokenizer):
+    def of(change=lambda config: None, tokenizer=tokenizer):
         model = make_model("llama")
         change(model.config)
-        return computation_digest(model)
+        return computation_digest(model, tokenizer)
 
     changes = [
         lambda config: setattr(config, "num_attention_heads", 1),
@@ -60,3 +62,19 @@ def test_what_changes_no_shape_changes_the_digest_of_the_computation(make_model)
     ]
     assert len({of(), *map(of, changes)}) == 5
     assert of(lambda config: setattr(config, "_name_or_path", "elsewhere")) == of()
+    tokenizer("how it was last asked", truncation=True, max_length=2)
+    another = copy.deepcopy(tokenizer)
+    another.add_tokens(["was asked"])
+    assert of() == of(tokenizer=copy.deepcopy(tokenizer)) != of(tokenizer=another)
+
+
+def test_what_else_changes_a_computation_is_found(make_model):
+    model = make_model("gpt2")
+    assert foreign_hook(model) is None
+    model(torch.tensor([[1]]), output_hidden_states=True)  # hooks of transformers
+    assert foreign_hook(model) is None
+    handle = model.transformer.h[1].register_forward_hook(lambda module, given, output: output)
+    assert foreign_hook(model) == "transformer.h.1"
+    handle.remove()
+    model.transformer.h[0].mlp.forward = lambda hidden: hidden
+    assert foreign_hook(model) == "transformer.h.0.mlp"

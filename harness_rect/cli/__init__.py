@@ -49,12 +49,13 @@ HELP = os.path.join(os.path.dirname(__file__), "help.jsonl")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own); returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
+    _make_surroundings_usable()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if OWN_PROGRESS & {*argv[:1]}:
         # tqdm reads it when it is imported, by the command's module.
         os.environ.setdefault("TQDM_DISABLE", "1")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "transformers", "datasets", "absl"):
+    for noisy in ("httpx", "transformers", "datasets", "absl", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
@@ -66,6 +67,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except (Exception, KeyboardInterrupt) as error:
         return tell(error)
+
+
+def _make_surroundings_usable() -> None:
+    """Standard output or error may be closed, as under some daemons, and a terminal 0 columns wide."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # It also takes the number, which a file would get.
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+    if not os.environ.get("COLUMNS", "80").strip("0"):
+        del os.environ["COLUMNS"]
 
 
 def _check_current_folder() -> None:

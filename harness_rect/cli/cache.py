@@ -10,13 +10,12 @@ from typing import Any
 
 from tabulate import tabulate
 
-from harness_rect.cli.replay import add_cache_option, cache_of
+from harness_rect.cli.kept_runs import add_cache_option, cache_of
 from harness_rect.errors import UserError
 from harness_rect.io.cache import cache_folder, human, parse_size
 from harness_rect.io.checksums import ASIDE, SUMS, Damaged, check_sums
 from harness_rect.io.resume import verify_state
 from harness_rect.io.rows import parse_json, read_text
-from harness_rect.moments.layout import verify_moment
 from harness_rect.session.report import EditReport
 from harness_rect.session.runs import REPORT, USELESS, EditCache, Entry, KeptRun
 
@@ -75,6 +74,8 @@ def _show(cache: EditCache, arguments: argparse.Namespace) -> int:
     folder = cache.find(arguments.key)
     try:
         run = KeptRun.read(folder)
+        if not run.key.startswith(folder.name):
+            raise Damaged("another run's")
     except Damaged as problem:
         raise UserError(f"{folder}: the kept edit run is damaged: {problem}") from None
     report, steps = run.report, run.history.steps
@@ -98,6 +99,8 @@ def _show(cache: EditCache, arguments: argparse.Namespace) -> int:
 
 
 def _verify(cache: EditCache, arguments: argparse.Namespace) -> int:
+    from harness_rect.moments.layout import verify_moment  # imports transformers
+
     entries = [entry for entry in cache.entries() if entry.kind != "leftover"]
     moments = sorted(cache_folder("stats").glob("*/*.npz"))
     damaged = 0

@@ -10,6 +10,7 @@ from typing import Any
 from harness_rect import embedded
 from harness_rect.cli import path_argument
 from harness_rect.cli.common import add_option, load_model
+from harness_rect.cli.kept_runs import add_cache_option, cache_of
 from harness_rect.config import EditConfig, declared_arguments, settings
 from harness_rect.errors import UserError
 from harness_rect.fingerprint import model_fingerprint
@@ -20,7 +21,7 @@ from harness_rect.regularizers import Regularizer
 from harness_rect.session.checkpoint import save_checkpoint
 from harness_rect.session.replay import Differs, put, weights_of
 from harness_rect.session.report import EditReport
-from harness_rect.session.runs import EditCache, KeptRun, touch
+from harness_rect.session.runs import KeptRun, touch
 from harness_rect.session.weights import EditedWeights
 
 
@@ -46,17 +47,6 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         if name in ("rect", "regularizer"):
             text += "; another than the run's is for its first step alone"
         add_option(parser, name, text, None, dest=name)
-
-
-def add_cache_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--edit-cache", metavar="DIR", help="folder of kept runs (default: the user's cache)")
-
-
-def cache_of(arguments: argparse.Namespace) -> EditCache:
-    cache = EditCache.from_spec(arguments.edit_cache)
-    if cache is None:
-        raise UserError("--edit-cache off: expected a folder")
-    return cache
 
 
 @dataclass(frozen=True)

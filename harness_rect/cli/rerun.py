@@ -51,5 +51,6 @@ def run(arguments: argparse.Namespace) -> int:
     if changed := rerun.circumstances(then, now):
         print(f"made with:\n{rerun.table(changed)}")
     elif different:
-        print("inputs, code, versions, threads and machine are the same, as far as the files say them")
+        but = ", but for what is not repeated" if this.not_repeated else ""
+        print(f"inputs, code, versions, threads and machine are the same, as far as the files say them{but}")
     return 1 if different else 0

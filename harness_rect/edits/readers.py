@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from os import PathLike
 from pathlib import Path
 from typing import Any, overload
 
@@ -62,7 +63,7 @@ class EditStream(Sequence[Edit]):
         return self.edits[index]
 
 
-def load_edits(spec: str) -> EditStream:
+def load_edits(spec: str | PathLike[str]) -> EditStream:
     """Read the edits that ``spec`` names.
 
     Things that are merely unusual are listed in ``EditStream.warnings`` and logged.
@@ -76,6 +77,9 @@ def load_edits(spec: str) -> EditStream:
     Raises:
         UserError: one line that names file, row (from 0, as in the slice) and field.
     """
+    if not isinstance(spec, str | PathLike):
+        raise UserError(f"edits: expected a name or a path, found {type(spec).__name__}")
+    spec = str(spec)
     name, selection = split_spec(spec)
     return _stream(_select(_rows_of(name), selection, spec), spec)
 
@@ -90,6 +94,8 @@ def edits_of(given: Iterable[Mapping[str, Any] | Edit], spec: str = "edits") -> 
     Raises:
         UserError: there are none, one is wrong, or two ``Edit`` objects have one id.
     """
+    if not isinstance(given, Iterable):
+        raise UserError(f"{spec}: expected rows, or a name or path, found {type(given).__name__}")
     items = [one if isinstance(one, Edit) else Row(one, spec, i) for i, one in enumerate(given)]
     if not items:
         raise UserError(f"{spec}: no edits are given")

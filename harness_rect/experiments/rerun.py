@@ -221,12 +221,14 @@ def _generation(given: Any, left_out: list[str]) -> dict[str, Any] | None:
 
 
 def _metadata(then: Results) -> dict[str, Any]:
-    """What ``--metadata`` gave the tasks beside the model's arguments."""
+    """What ``--metadata`` gave the tasks beside or instead of the model's arguments."""
     given: dict[str, Any] = {}
     for config in then.file.configs.values():
         own = config.get("metadata")
         given |= own if isinstance(own, dict) else {}
-    return {name: given[name] for name in sorted(METADATA & given.keys()) if name not in then.model_args}
+    # lm-eval's command reads numbers in either, and gives the tasks the model's arguments too.
+    names = sorted(METADATA & given.keys())
+    return {name: given[name] for name in names if str(given[name]) != str(then.model_args.get(name, ""))}
 
 
 def _threads(then: Results, left_out: list[str]) -> int | None:

@@ -386,10 +386,13 @@ def find(source: Path | str) -> list[Path]:
         raise UserError(f"{path}: no such file or folder")
     if not path.is_dir():
         raise UserError(f"{path}: is a pipe or a device; expected a results file or a folder with some")
-    candidates = (p for p in path.rglob("*.json") if p.stem.startswith("results") or _DATE.search(p.stem))
-    if found := sorted(candidates, key=lambda p: (p.parent, _date(p))):
+    if found := sorted(filter(has_their_name, path.rglob("*.json")), key=lambda p: (p.parent, _date(p))):
         return found
     raise UserError(f"{path}: no results*.json in this folder; expected what lm_eval --output_path writes")
+
+
+def has_their_name(path: Path) -> bool:
+    return path.stem.startswith("results") or _DATE.search(path.stem) is not None
 
 
 def _date(path: Path) -> str:

@@ -1,19 +1,21 @@
 """What the ``lm_eval`` command prints after its own tables: the general tasks before and after the edits.
 
 Nothing is evaluated for it. The scores of the unedited model, and those after the same edits without the
-regularizer, come from earlier results in the folder of ``--output_path`` and from :data:`KNOWN`; where there
-are none, the commands are named that make them.
+regularizer, come from earlier results in the folder of ``--output_path`` or in one beside it, and from
+:data:`KNOWN`; where there are none, the commands are named that make them.
 """
 
 from __future__ import annotations
 
 import atexit
 import json
+import os
 import shlex
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +98,7 @@ def _origin(one: Results) -> str:
 
 def _earlier(now: Results, output_path: str | None, tasks: Sequence[str]) -> Iterator[Results]:
     """Other evaluations of the same model on the same rows, those of the user first."""
-    files: list[Path] = []
-    if output_path is not None:
-        place = Path(output_path)
-        with suppress(UserError):
-            files = results.find(place.parent if place.suffix == ".json" else place)
-    files.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    files = [] if output_path is None else sorted(_near(Path(output_path)), key=_age)
     sources: list[Path | str] = [*files[:MOST], *KNOWN.read_text(encoding="utf-8").splitlines()]
     for source in sources:
         with suppress(UserError):  # damaged, or another program's
@@ -111,6 +108,25 @@ def _earlier(now: Results, output_path: str | None, tasks: Sequence[str]) -> Ite
                 continue
             if not find_differences(now, one, tasks, expected=("edit_seed",)):
                 yield one
+
+
+def _near(output: Path) -> Iterator[Path]:
+    """Results files in the folder of an output and, if that has a folder of its own, in those beside it.
+
+    lm-eval puts a folder with the model's name between.
+    """
+    top = Path(os.path.abspath(output)).parent
+    below = ("*.json", "*/*.json") if output.suffix == ".json" else ("*/*.json", "*/*/*.json")
+    for pattern in below:
+        with suppress(OSError):
+            yield from filter(results.has_their_name, top.glob(pattern))
+
+
+def _age(path: Path) -> float:
+    try:
+        return -path.stat().st_mtime
+    except OSError:  # removed meanwhile
+        return 0.0
 
 
 def _same_model(one: Results, other: Results) -> bool:
@@ -142,24 +158,26 @@ def _rest(now: Results, no_before: bool, no_plain: bool, command: Sequence[str])
     """Lines that name the commands."""
     given = now.model_args
     if not (no_before or no_plain):
-        line = "all of it again, with RECT, Random and shrinkage side by side: harness-rect demo"
+        line = "all of it again, with RECT, Random and scale side by side: harness-rect demo"
         return [line] if _of_demo(now) else []
     missing = []
     if no_before:
         not_kept = declared_arguments().keys() - {"edits", "apply_chat_template", "system_instruction"}
         before = {name: value for name, value in given.items() if name not in not_kept}
-        missing.append(("before the edits", before | {"method": "none"}))
+        missing.append(("before the edits", "unedited", before | {"method": "none"}))
     if no_plain:
         not_kept = {"rect", "regularizer", *settings()}
         plain = {name: value for name, value in given.items() if name not in not_kept}
         plain.setdefault("method", now.edit.method if now.edit else None)  # without one rect-tiny gets RECT
-        missing.append(("without the regularizer", plain))
-    what = " and ".join(name for name, _ in missing)
+        missing.append(("without the regularizer", str(plain["method"]), plain))
+    what = " and ".join(name for name, _, _ in missing)
     makes = "this makes them" if len(missing) == 1 else "these commands make them"
-    there = "" if _option(command, "--output_path", "-o") else ", with --output_path results/,"
+    output = _output(command)
+    there = "" if output else ", with --output_path results/edited,"
     kept = "" if "edit_cache" in given else " (its edits are kept)"
     line = f"the scores {what} are not known; {makes}; then this run again{there} prints them all{kept}:"
-    return [textwrap.fill(line, 80), *(_command(arguments, command) for _, arguments in missing)]
+    commands = [_command(given, command, _beside(output, name)) for _, name, given in missing]
+    return [textwrap.fill(line, 80), *commands]
 
 
 def _of_demo(now: Results) -> bool:
@@ -174,19 +192,33 @@ def _of_demo(now: Results) -> bool:
     )
 
 
-def _command(model_args: Mapping[str, Any], command: Sequence[str]) -> str:
-    """The command of this run with other arguments of the model."""
+def _beside(output: str | None, name: str) -> str:
+    """A place beside the output of this run, so that either stands alone in its folder."""
+    if output is None:
+        return f"results/{name}"
+    path = Path(output)
+    return str(path.with_name(f"{path.stem}-{name}{path.suffix}") if path.name else path / name)
+
+
+def _command(model_args: Mapping[str, Any], command: Sequence[str], output: str) -> str:
+    """The command of this run with other arguments of the model and another output."""
     words, dropping = [], False
     for word in command:
         if word.startswith("-"):
-            dropping = word.split("=")[0] in ("--model_args", "-a")
+            dropping = word.split("=")[0] in ("--model_args", "-a", *_OUTPUT)
         if not dropping:
             words.append(word)
     words += ["--model_args", ",".join(f"{name}={value}" for name, value in model_args.items())]
-    if not _option(command, "--output_path", "-o"):
-        words += ["--output_path", "results/"]
-    return shlex.join(["lm_eval", *words])
+    return shlex.join(["lm_eval", *words, "--output_path", output])
 
 
-def _option(command: Sequence[str], *names: str) -> bool:
-    return any(word.split("=")[0] in names for word in command)
+_OUTPUT = ("--output_path", "-o")
+
+
+def _output(command: Sequence[str]) -> str | None:
+    """What ``--output_path`` is in a command."""
+    for word, following in pairwise([*command, ""]):
+        option, equals, value = word.partition("=")
+        if option in _OUTPUT:
+            return value if equals else following
+    return None

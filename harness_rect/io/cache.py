@@ -11,15 +11,26 @@ from platformdirs import user_cache_path
 from harness_rect.errors import UserError
 from harness_rect.io.files import expanded
 
+#: Environment variable with the folder.
+ROOT = "HARNESS_RECT_CACHE"
 #: Environment variable with the most that a cache of edit runs may take, and the value where it is not set.
 LIMIT, USUAL_LIMIT = "HARNESS_RECT_CACHE_SIZE", "10GB"
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def cache_folder(kind: str) -> Path:
-    """The folder for one kind of cached work (``edits``, ``stats``); not created here."""
-    root = os.environ.get("HARNESS_RECT_CACHE")
-    return (Path(expanded(root)) if root else user_cache_path("harness-rect")) / kind
+    """The folder for one kind of cached work (``edits``, ``stats``); not created here.
+
+    Raises:
+        UserError: the environment variable is no path.
+    """
+    root = os.environ.get(ROOT)
+    if not root:
+        return user_cache_path("harness-rect") / kind
+    try:
+        return Path(expanded(root)) / kind
+    except UserError as error:
+        raise UserError(f"{ROOT}={root}: {error}") from None
 
 
 def size_limit() -> int | None:

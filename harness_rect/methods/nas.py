@@ -106,7 +106,7 @@ def with_reference_norms(
     templates = contexts(lm, hparams, seed)
     key = {
         "model": model_fingerprint(lm.model),
-        "computation": computation_digest(lm.model),
+        "computation": computation_digest(lm.model, lm.encoder.tokenizer),
         "hparams": hparams.model_dump(mode="json"),
         "templates": templates,
         "facts": fingerprint(facts),

@@ -48,6 +48,9 @@ class TextEncoder:
         add_special_tokens: None leaves it to the tokenizer (Llama prepends BOS, GPT-2 nothing), as lm-eval
             does unless ``add_bos_token`` is given.
         format: what becomes of a prompt before it is tokenized: by default nothing.
+
+    Attributes:
+        embeddings: how many tokens the model has embeddings of; a text with another one is refused.
     """
 
     def __init__(
@@ -57,12 +60,20 @@ class TextEncoder:
         format: PromptFormat | None = None,
     ) -> None:
         self.tokenizer = tokenizer
+        self.embeddings: int | None = None
         self.format = format or PromptFormat()
         self._kwargs = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
 
     def tokens(self, text: str) -> list[int]:
         """Token ids of a text as it is, special tokens included."""
-        return list(self.tokenizer(text, verbose=False, **self._options(text))["input_ids"])
+        ids = list(self.tokenizer(text, verbose=False, **self._options(text))["input_ids"])
+        if self.embeddings is not None and ids and (last := max(ids)) >= self.embeddings:
+            token = self.tokenizer.convert_ids_to_tokens(last)
+            raise UserError(
+                f"{text!r} has the token {token!r}, number {last}, and the model has embeddings of"
+                f" {self.embeddings} tokens: take the model's own tokenizer, or resize its embeddings"
+            )
+        return ids
 
     def ids(self, prompt: str) -> list[int]:
         """Token ids of a whole prompt, up to where its answer begins."""
@@ -143,6 +154,7 @@ class EditableLM:
         self._writes: dict[int, bool] = {}
         pad = tokenizer.pad_token_id
         rows = len(model.get_input_embeddings().weight)
+        self.encoder.embeddings = rows
         readable = pad is not None and pad < rows
         self.pad_id = pad if readable else 0  # masked, so any id that has an embedding can be used
 

@@ -82,7 +82,7 @@ _UNREADABLE = (
 def _check_claims(path: Path, most: int) -> None:
     """Raise ValueError if an archive claims to hold more bytes than second moments of the model take."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError("it is a pipe or a device")
+        raise ValueError("it is a folder, a pipe or a device")
     with zipfile.ZipFile(path) as archive:
         if (claimed := sum(entry.file_size for entry in archive.infolist())) > most:
             raise ValueError(f"it claims to hold {claimed} bytes, for this model at most {most} are expected")

@@ -154,7 +154,7 @@ class MomentProvider:
             source = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         return source | {
             "model": self.model_fingerprint,
-            "computation": computation_digest(self.lm.model),
+            "computation": computation_digest(self.lm.model, encoder.tokenizer),
             "tokens": self.tokens,
             "special_tokens": encoder.tokens("a") != plain,
             "code": code_digest(CODE),

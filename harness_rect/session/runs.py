@@ -355,14 +355,17 @@ def _unlocked(path: Path, entry: Entry | None = None) -> bool:
     """Remove an entry, or the lock itself, under a lock; False if another process holds that."""
     lock = FileLock(path, timeout=0)
     try:
-        with lock:
-            if entry is None:
-                path.unlink()
-            else:
-                remove(entry.path)
-        return True
-    except TimeoutError:
+        lock.acquire()
+    except (TimeoutError, IsADirectoryError):  # the second: not a lock of ours
         return False
+    try:
+        if entry is None:
+            path.unlink()
+        else:
+            remove(entry.path)
+    finally:
+        lock.release()
+    return True
 
 
 class _NothingKept(EditCache):

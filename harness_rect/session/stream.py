@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import harness_rect
@@ -31,13 +31,13 @@ from harness_rect.code_digest import code_digest
 from harness_rect.config import EditConfig
 from harness_rect.edits import Edit, EditStream, fingerprint, load_edits
 from harness_rect.errors import UserError
-from harness_rect.fingerprint import computation_digest, digest, model_fingerprint
+from harness_rect.fingerprint import computation_digest, digest, foreign_hook, model_fingerprint
 from harness_rect.generated import unedited_answers
 from harness_rect.hparams import resolve_hparams
 from harness_rect.io import resume
 from harness_rect.io.checksums import set_aside
 from harness_rect.io.progress import progress_bar
-from harness_rect.machine import computed_on
+from harness_rect.machine import as_loaded, computed_on
 from harness_rect.measure import averages, measure_baseline, probes
 from harness_rect.methods import METHODS, Context, Proposal, check_edits
 from harness_rect.methods.value_search import search_share
@@ -102,6 +102,7 @@ class EditSession:
         chat_template_args: Mapping[str, Any] | None = None,
         processes: Processes = ALONE,
     ) -> None:
+        _check_kinds(model, tokenizer, config)
         if config.method == "none":
             raise UserError("method=none edits nothing; an EditSession needs an editing method")
         self.config = config
@@ -117,17 +118,15 @@ class EditSession:
         check_edits(self.method, self.edits)
         self.hparams = resolve_hparams(self.method, config.hparams, self.lm)
         self.weight_names = self.method.weights(self.lm, self.hparams.values)
-        for name in self.weight_names:
-            self.lm.weight(name)  # raises if it cannot be edited
+        _refuse_shared({name: self.lm.weight(name) for name in self.weight_names})
         self.lm.processes, self.lm.changing = processes, self.weight_names
         self.report = UNEDITED
         self._model_name = model_name
-        self._model_fingerprint = model_fingerprint(model)
-        self._computation = computation_digest(model)
+        self._model_is: tuple[str, str] | None = None
         self._weights = EditedWeights(self.lm, self.weight_names)
         self._moments: MomentProvider | None = None
         self._code = ""
-        self._prepared = False
+        self._prepared = self._running = False
 
     def run(
         self,
@@ -155,10 +154,18 @@ class EditSession:
         """
         if self._weights.originals:
             raise UserError("this session has edited its model already; revert() first")
+        _check_checkpoints(checkpoints, len(self.edits), self.config.edit_batch_size)
         started = time.perf_counter()
         cache = cache or NOTHING_KEPT
-        with torch.inference_mode(False), self.lm.frozen():
+        if cache.keeps and (hooked := foreign_hook(self.lm.model)):
+            log.warning(
+                "%s has a hook, of which the key of a kept run knows nothing: this run is not kept", hooked
+            )
+            cache = NOTHING_KEPT
+        with torch.inference_mode(False), as_loaded(self.lm.input_device), self.lm.frozen():
+            self._running = True
             try:
+                self._look()
                 key = self.key()
                 with cache.lock(key):
                     # A finished run has no weights of an earlier checkpoint.
@@ -172,8 +179,10 @@ class EditSession:
                         if on_checkpoint is not None and checkpoints:
                             on_checkpoint(report.to_dict())
             except BaseException:
-                self.revert()
+                self._weights.revert()
                 raise
+            finally:
+                self._running = False
         report.seconds = round(time.perf_counter() - started, 4)
         self.report = report
         for flag, ids in report.flagged.items():
@@ -184,17 +193,23 @@ class EditSession:
 
     def help(self) -> None:
         """Take part in the value searches of the main process until it has ended its run."""
-        with torch.inference_mode(False), self.lm.frozen():
+        with torch.inference_mode(False), as_loaded(self.lm.input_device), self.lm.frozen():
             self.lm.processes.help(partial(search_share, self.lm))
 
     def revert(self) -> None:
-        """Put the original weights back, bit for bit. Does nothing on an unedited model."""
+        """Put the original weights back, bit for bit. Does nothing on an unedited model.
+
+        Raises:
+            UserError: the session is editing, or another one edited the model later and is not reverted.
+        """
+        if self._running:
+            raise UserError("revert(): the session is still editing; call it after run()")
         self._weights.revert()
 
     def propose(self, edits: Sequence[Edit]) -> Proposal:
         """What the method proposes for one batch of facts in the model as it is, which stays as it is."""
         self.prepare()
-        with torch.inference_mode(False), self.lm.frozen():
+        with torch.inference_mode(False), as_loaded(self.lm.input_device), self.lm.frozen():
             return self.method.propose(self.lm, edits, self.hparams.values, self._context())
 
     @property
@@ -359,6 +374,20 @@ class EditSession:
 
     # -- what a run is made of --------------------------------------------------------------------
 
+    def _look(self) -> None:
+        """Note what the unedited model is now; what was prepared for another one is forgotten."""
+        model = self.lm.model
+        now = model_fingerprint(model), computation_digest(model, self.lm.encoder.tokenizer)
+        if now != self._model_is:
+            self._model_is, self._prepared = now, False
+
+    def _unedited(self) -> tuple[str, str]:
+        """Fingerprint of the unedited model, and digest of how it computes."""
+        if self._model_is is None:
+            self._look()
+        assert self._model_is is not None
+        return self._model_is
+
     def prepare(self) -> None:
         """Find or compute what this run needs of the unedited model, once; :meth:`run` does it by itself."""
         if self._prepared:
@@ -391,7 +420,7 @@ class EditSession:
             )
         folder = folder or embedded.stats_folder(self._model_name)
         sample = (h.mom2_dataset, h.mom2_dtype, h.mom2_n_samples)
-        provider = MomentProvider(self.lm, folder, self._model_name, self._model_fingerprint, *sample)
+        provider = MomentProvider(self.lm, folder, self._model_name, self._unedited()[0], *sample)
         provider.load(layers)
         return provider
 
@@ -415,8 +444,8 @@ class EditSession:
             "regularizer_settings": settings,
             "edit_seed": config.edit_seed,
             "measure": config.measure,
-            "model_fingerprint": self._model_fingerprint,
-            "computation": self._computation,
+            "model_fingerprint": self._unedited()[0],
+            "computation": self._unedited()[1],
             **self.lm.encoder.format.describe(),
             # Another tokenizer, or BOS or not, makes other edits of the same text.
             "token_ids_sha256": digest(
@@ -436,7 +465,9 @@ class EditSession:
         but an interrupted run may go on on one.
         """
         where = computed_on(self.lm.input_device)
-        return digest(self.identity(n_edits) | {"computed_on": {k: where[k] for k in ("device", "threads")}})
+        return digest(
+            self.identity(n_edits) | {"computed_on": {k: v for k, v in where.items() if k != "processor"}}
+        )
 
     def _origins(self) -> dict[str, Any]:
         """Where the inputs were read from: the only part of the report that does not determine the result."""
@@ -447,6 +478,37 @@ class EditSession:
             "edit_warnings": list(self.edit_warnings),
             "second_moments_origin": self._moments.provenance() if self._moments else None,
         }
+
+
+def _check_kinds(model: object, tokenizer: object, config: object) -> None:
+    """Raise UserError for an argument of another kind."""
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise UserError(
+            f"model: expected a causal language model of transformers, found {type(model).__name__}"
+            " (of a DataParallel, give its module)"
+        )
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise UserError(f"tokenizer: expected one of transformers, found {type(tokenizer).__name__}")
+    if not isinstance(config, EditConfig):
+        raise UserError(f"config: expected an EditConfig, found {type(config).__name__}")
+
+
+def _refuse_shared(weights: Mapping[str, Tensor]) -> None:
+    """Raise UserError where two names are one matrix: each update would undo the other's."""
+    first: dict[int, str] = {}
+    for name, weight in weights.items():
+        if (other := first.setdefault(id(weight), name)) != name:
+            raise UserError(
+                f"{other} and {name} are one matrix, shared by their layers: edit one of them (layers)"
+            )
+
+
+def _check_checkpoints(checkpoints: Collection[int], total: int, size: int) -> None:
+    """Raise UserError for a number of edits that no step ends at."""
+    for n in checkpoints:
+        if not (n == total or (0 <= n < total and n % size == 0)):
+            steps = f", a multiple of {size}" if size > 1 else ""
+            raise UserError(f"checkpoints: {n}: expected a number from 0 to {total}{steps}, or {total}")
 
 
 def _largest(conditions: Iterable[Mapping[str, float]]) -> dict[str, float]:

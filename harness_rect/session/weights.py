@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from harness_rect.errors import Failed
+from harness_rect.errors import Failed, UserError
 from harness_rect.models import EditableLM
 from harness_rect.weight_change import weight_change
+
+#: Model -> those that edit it, in the order in which they began.
+_EDITED: weakref.WeakKeyDictionary[nn.Module, list[weakref.ref[EditedWeights]]] = weakref.WeakKeyDictionary()
+
+
+def _editing(model: nn.Module) -> list[weakref.ref[EditedWeights]]:
+    found = [one for one in _EDITED.get(model, ()) if one() is not None]
+    _EDITED[model] = found
+    return found
 
 
 class EditedWeights:
@@ -32,6 +42,8 @@ class EditedWeights:
 
     def _remember(self, name: str, weight: Tensor) -> None:
         """Copy the original of a weight, once."""
+        if not self.originals:
+            _editing(self.lm.model).append(weakref.ref(self))
         if name not in self.originals:
             self._sha256[name] = sha256_of(weight)
             self.originals[name] = weight.clone()
@@ -90,11 +102,18 @@ class EditedWeights:
         """Put the original weights back, bit for bit. Does nothing on an unedited model.
 
         Raises:
+            UserError: others edited the model later, and are to be reverted first; nothing is changed then.
             Failed: the model does not have the bits then that it had before editing.
         """
+        if not self.originals:
+            return
+        begun = _editing(self.lm.model)
+        if begun[-1]() is not self:
+            raise UserError("the model was edited again later: end that edit first, then this one")
         for name, original in self.originals.items():
             self.lm.weight(name).copy_(original)
         wrong = [name for name in self.originals if sha256_of(self.lm.weight(name)) != self._sha256[name]]
+        begun.pop()
         self.originals.clear()
         self.masters.clear()
         if wrong:

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from harness_rect.code_digest import code_digest
 from harness_rect.edits import Edit, fingerprint
 from harness_rect.errors import UserError
-from harness_rect.fingerprint import digest, model_fingerprint
+from harness_rect.fingerprint import computation_digest, digest, model_fingerprint
 from harness_rect.hparams import preset_for, presets
 from harness_rect.io.files import check_output, check_parent
 from harness_rect.io.progress import progress_bar
@@ -206,8 +206,9 @@ class MendTrainer:
         prompts = {name: value for name, value in lm.encoder.format.describe().items() if value is not None}
         hashes = {"train_sha256": fingerprint(train), "validation_sha256": fingerprint(validation)}
         self._facts = hashes | prompts
+        computation = computation_digest(lm.model, lm.encoder.tokenizer)
         task = {"settings": settings.model_dump(mode="json"), "model": self._fingerprint, **self._facts}
-        self._task = digest(task | {"code": code_digest(CODE)})
+        self._task = digest(task | {"computation": computation, "code": code_digest(CODE)})
 
     # -- the loop ---------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from harness_rect import cli
 from harness_rect.cli.common import parse_layers
 from harness_rect.cli.edit import described_by
 from harness_rect.config import EditConfig
-from harness_rect.errors import UserError
+from harness_rect.errors import UserError, tell
 from harness_rect.methods import METHODS
 from harness_rect.methods.base import Proposal
 from harness_rect.models import EditableLM
@@ -421,6 +421,16 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         cli.main(arguments)
     assert exit.value.code == 0
     return capsys.readouterr().out
+
+
+def test_closed_output_and_a_terminal_of_no_width_stop_no_command(place: Path, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert cli.main(["cache", "list", "--edit-cache", str(place)]) == 0
+    assert "COLUMNS" not in os.environ
+    monkeypatch.setattr(sys, "stderr", None)
+    assert tell(UserError("nobody reads it")) == 2
 
 
 def test_help_and_version_name_the_commands(capsys) -> None:

@@ -396,6 +396,20 @@ def test_the_list_reads_no_tensors_and_marks_a_damaged_report(made: Path, tmp_pa
     assert cells() == ["?"] * 4
 
 
+def test_what_is_no_lock_and_no_run_of_its_name_stops_nothing(made: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(made / "gpt2-none-runs", tmp_path / "runs")
+    cache = EditCache(tmp_path / "runs")
+    (run,) = (entry for entry in cache.entries() if entry.kind == "run")
+    (tmp_path / "runs" / ("0" * 32)).symlink_to(run.path)
+    (tmp_path / "runs" / ("1" * 32)).mkdir()
+    (tmp_path / "runs" / ("1" * 32 + ".lock")).mkdir()
+    options = ["--edit-cache", str(tmp_path / "runs")]
+    assert cli.main(["cache", "show", "000", *options]) == 2
+    assert "another run's" in capsys.readouterr().err
+    assert cli.main(["cache", "prune", "--max-size", "0", *options]) == 0
+    assert [entry.key for entry in cache.entries()] == ["1" * 32]
+
+
 def test_sizes_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {"10GB": 10**10, "1.5 kb": 1500, "7": 7, "2M": 2 * 10**6}
     assert [parse_size(text, "") for text in texts] == list(texts.values())

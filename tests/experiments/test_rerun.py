@@ -78,6 +78,14 @@ def test_what_could_do_harm_is_not_taken_from_a_file(tmp_path: Path) -> None:
     assert rerun.read(then, trust_remote_code=True).given["trust_remote_code"] is True
 
 
+def test_what_the_tasks_were_given_instead_of_the_model_is_repeated(tmp_path: Path) -> None:
+    arguments = {"edits": "tiny[0:2]", "data": "tiny", "max_length": 64}
+    of_tasks = arguments | {"edits": "tiny[5:8]", "max_length": "64"}
+    configs = {"rect_zsre": {"metadata": of_tasks | {"version": 1}}}
+    then = written(tmp_path / "results.json", {"model_args": arguments}, configs=configs)
+    assert rerun.read(then).metadata == {"edits": "tiny[5:8]"}
+
+
 def test_it_computes_where_the_results_say_they_were_computed(tmp_path: Path) -> None:
     """lm-eval writes cuda:0 where no device was given, there or not."""
     for given, on, device in (("cuda:0", "cpu", "cpu"), ("cpu", "cpu", "cpu"), (None, "cpu", "cpu")):

@@ -104,7 +104,7 @@ def test_each_run_that_is_missing_is_named_and_the_demo_only_for_its_own(changes
     line, *commands = summary(found, None, [*command, "--tasks", "rect_suite"])[-1 - len(made) :]
     assert " ".join(line.split()).endswith(
         f"; {'these commands make' if len(made) > 1 else 'this makes'} them; then this run again,"
-        " with --output_path results/, prints them all (its edits are kept):"
+        " with --output_path results/edited, prints them all (its edits are kept):"
     )
     for one, arguments in zip(commands, made, strict=True):
         assert {*one.split("--model_args ")[1].split()[0].strip("'").split(",")} == {*arguments.split(",")}
@@ -120,19 +120,21 @@ def test_earlier_results_in_the_output_folder_are_used_and_what_is_missing_is_na
     said = "the scores before the edits and without the regularizer are not known"
     assert said in " ".join(lines[:-2])
     common = "lm_eval --model edited_hf --tasks rect_suite --model_args pretrained=gpt2,"
-    assert lines[-2] == common + "edits=facts.json,method=none --output_path results/"
-    assert lines[-1] == common + "method=rome,edits=facts.json --output_path results/"
+    assert lines[-2] == common + "edits=facts.json,method=none --output_path results/unedited"
+    assert lines[-1] == common + "method=rome,edits=facts.json --output_path results/rome"
 
     before = results("unedited", model_args={"pretrained": "gpt2", "method": "none"})
-    (tmp_path / "gpt2").mkdir()
-    (tmp_path / "gpt2" / "results_1.json").write_text(json.dumps(before))
-    (tmp_path / "gpt2" / "results_2.json").write_text("{")
-    (tmp_path / "gpt2" / "results_3.json").write_text(json.dumps(now))  # this run itself
-    lines = printed(summary(now, str(tmp_path), [*command, "--output_path", str(tmp_path)]), capsys)
+    for folder in ("before", "after"):  # beside each other, as the tutorial has them
+        (tmp_path / folder / "gpt2").mkdir(parents=True)
+    (tmp_path / "before" / "gpt2" / "results_1.json").write_text(json.dumps(before))
+    (tmp_path / "after" / "gpt2" / "results_2.json").write_text("{")
+    (tmp_path / "after" / "gpt2" / "results_3.json").write_text(json.dumps(now))  # this run itself
+    output = str(tmp_path / "after")
+    lines = printed(summary(now, output, [*command, "--output_path", output]), capsys)
     assert row(lines, "Mean of the eight") == ["0.975", "0.449", "46%"]
-    assert lines[-1].endswith(
-        f"--output_path {tmp_path} --model_args pretrained=gpt2,method=rome,edits=facts.json"
-    )
+    # Elsewhere: `compare before after` takes the newest file of a folder.
+    asked = f"--model_args pretrained=gpt2,method=rome,edits=facts.json --output_path {output}-rome"
+    assert lines[-1] == f"lm_eval --model edited_hf --tasks rect_suite {asked}"
 
 
 def test_nothing_is_said_of_an_unedited_model_or_outside_the_command(monkeypatch) -> None:

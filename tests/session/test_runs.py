@@ -310,6 +310,28 @@ def test_a_run_that_cannot_be_taken_is_made_again(
     assert torch.equal(weight(session), weight(again))
 
 
+def test_a_model_that_changed_after_the_session_was_made_has_a_key_of_its_own(run, files, kept) -> None:
+    session, _ = run(kept)
+    before = session.key()
+    session.revert()
+    with torch.no_grad():
+        session.lm.model.transformer.h[0].attn.c_proj.weight.mul_(1.5)
+    assert steps_of(session, kept) == 4 and session.report.from_cache is False
+    assert session.key() != before
+
+
+def test_with_a_hook_nothing_is_kept_or_taken(run, files, kept, caplog: pytest.LogCaptureFixture) -> None:
+    session, _ = run(kept)
+    session.revert()
+    block, there = session.lm.model.transformer.h[1], sorted(kept.folder.iterdir())
+    handle = block.register_forward_hook(lambda module, given, output: output)
+    assert steps_of(session, kept) == 4 and sorted(kept.folder.iterdir()) == there
+    assert "transformer.h.1 has a hook" in caplog.text
+    session.revert()
+    handle.remove()
+    assert steps_of(session, kept) == 0
+
+
 def test_a_run_of_another_processor_that_rounds_differently_stays(
     run, kept: EditCache, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -269,6 +269,81 @@ def test_two_layers_are_edited_and_reverted_together(start, make_model) -> None:
     assert same(bits(session.lm.model), before)
 
 
+def test_edits_of_one_model_end_in_the_reverse_order(start, make_model) -> None:
+    model = make_model("gpt2")
+    before = bits(model)
+    outer, inner = start(ROWS[:1], model=model), start(ROWS[1:2], model=model)
+    outer.run()
+    between = bits(model)
+    inner.run()
+    edited = bits(model)
+    with pytest.raises(UserError, match="edited again later"):
+        outer.revert()
+    assert same(bits(model), edited)
+    inner.revert()
+    assert same(bits(model), between)
+    outer.revert()
+    assert same(bits(model), before)
+    forgotten = start(model=model)
+    forgotten.run()
+    last = start(ROWS[:1], model=model)
+    last.run()
+    del forgotten
+    last.revert()
+
+
+def test_a_session_is_not_reverted_while_it_edits(start) -> None:
+    session = start()
+    with pytest.raises(UserError, match="still editing"):
+        session.run(on_step=lambda done: session.revert())
+    assert not session.originals
+
+
+def test_a_checkpoint_that_no_step_ends_at_is_refused(start) -> None:
+    for wrong in (-1, 4):
+        with pytest.raises(UserError, match=f"checkpoints: {wrong}: expected a number from 0 to 3"):
+            start().run(checkpoints=[wrong])
+
+
+def test_layers_that_share_a_matrix_are_not_edited_together(start, make_model) -> None:
+    model = make_model("gpt2", n_layer=3)
+    model.transformer.h[1].mlp.c_proj.weight = model.transformer.h[0].mlp.c_proj.weight
+    with pytest.raises(UserError, match=r"h\.0\..* and .*h\.1\..* are one matrix"):
+        start(hparams={"layers": [0, 1]}, model=model)
+    start(model=model)
+
+
+def test_a_token_without_an_embedding_is_named(start, make_model, tokenizer) -> None:
+    session = start()
+    more = copy.deepcopy(tokenizer)
+    more.add_tokens(["zzz"])
+    session.lm.encoder.tokenizer = more
+    with pytest.raises(UserError, match=r"'a zzz' has the token 'zzz', number \d+, and the model has"):
+        session.lm.encoder.tokens("a zzz")
+
+
+def test_it_computes_in_the_dtypes_of_the_model_whatever_surrounds_it(start) -> None:
+    plain = start()
+    plain.run()
+    surrounded = start()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+            surrounded.run()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(weight(plain), weight(surrounded))
+
+
+@pytest.mark.parametrize("wrong", ["model", "tokenizer", "config"])
+def test_arguments_of_another_kind_are_named(start, tokenizer, wrong: str) -> None:
+    session = start()
+    given = {"model": session.lm.model, "tokenizer": tokenizer, "config": session.config} | {wrong: "rome"}
+    with pytest.raises(UserError, match=f"{wrong}: expected"):
+        EditSession(**given)
+
+
 def test_a_batching_method_gets_the_stream_in_batches(start, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[list[str]] = []
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import exp
 from typing import Any, ClassVar
 
-from harness_rect.evaluation.editing.task import COMPARED, EditingTask, Question
+from harness_rect.evaluation.editing.task import COMPARED, NEIGHBORHOOD, EditingTask, Question
 
 
 class CounterfactTask(EditingTask):
@@ -21,11 +21,11 @@ class CounterfactTask(EditingTask):
     needs: ClassVar = {
         "es": ("target_old",),
         "ps": ("target_old", "paraphrases"),
-        "ns": ("neighborhood",),
+        "ns": (NEIGHBORHOOD,),
         "em": ("target_old",),
         "pm": ("target_old", "paraphrases"),
-        "nm": ("neighborhood",),
-        "edit_score": ("target_old", "paraphrases", "neighborhood"),
+        "nm": (NEIGHBORHOOD,),
+        "edit_score": ("target_old", "paraphrases", NEIGHBORHOOD),
     }
 
     def _groups(self, doc: dict[str, Any]) -> dict[str, list[tuple[str, str, str]]]:

@@ -77,6 +77,8 @@ class Generation:
 
 Question = Continuation | Generation
 
+#: What a metric of neighborhood prompts needs; prompts alone are not among the fields of a document.
+NEIGHBORHOOD = "a neighborhood prompt with its answer"
 #: The fields that rect_zsre and rect_counterfact have always had. ``compare`` pairs by them.
 COMPARED = ["id", "subject", "prompt", "target_new", "target_old", "paraphrases", "neighborhood"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from harness_rect.evaluation.editing.task import COMPARED, EditingTask, Question
+from harness_rect.evaluation.editing.task import COMPARED, NEIGHBORHOOD, EditingTask, Question
 
 
 class ZsreTask(EditingTask):
@@ -16,7 +16,7 @@ class ZsreTask(EditingTask):
     """
 
     fields: ClassVar = COMPARED
-    needs: ClassVar = {"generalization": ("paraphrases",), "neighborhood_acc": ("neighborhood",)}
+    needs: ClassVar = {"generalization": ("paraphrases",), "neighborhood_acc": (NEIGHBORHOOD,)}
 
     def _groups(self, doc: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
         return {

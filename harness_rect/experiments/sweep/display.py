@@ -139,9 +139,9 @@ def timing_table(rows: Sequence[Row], overhead: Mapping[str, float]) -> Group:
     table.add_row("total", *_cells(totals))
     work = totals[1] + totals[3]
     beside = sum(overhead.values())
-    share = f" ({100 * beside / work:.1f}% of editing and evaluating)" if work else ""
+    share = f" ({100 * beside / work:.1f}% of them)" if work > beside else ""
     parts = ", ".join(f"{kind} {seconds:.1f}" for kind, seconds in overhead.items() if seconds >= 0.05)
-    rest = f"everything else {beside:.1f}{share}" + (f": {parts}" if parts else "")
+    rest = f"besides editing and evaluating: {beside:.1f}{share}" + (f": {parts}" if parts else "")
     return Group(table, Text(rest))
 
 

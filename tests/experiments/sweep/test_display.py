@@ -94,7 +94,7 @@ def test_the_table_at_the_end_shows_editing_evaluating_and_everything_else() -> 
     console.print(timing_table(rows(), {"loading": 1.5, "writing": 1.0, "checking": 0.001}))
     shown = written.getvalue()
     assert "m/memit" not in shown  # this run has not touched it
-    assert "everything else 2.5 (5.0% of editing and evaluating): loading 1.5, writing 1.0" in shown
+    assert "besides editing and evaluating: 2.5 (5.0% of them): loading 1.5, writing 1.0" in shown
 
 
 def test_the_live_table_shows_the_current_row_and_log_lines() -> None:
