@@ -28,7 +28,7 @@ _NAMES = {"architectures", "auto_map", "dtype", "torch_dtype", "transformers_ver
 
 
 def computation_digest(model: Any, tokenizer: Any) -> str:
-    """sha256 (hex) of how a model computes: configuration, implementation of attention, tokenizer.
+    """sha256 (hex) of how a model computes: configuration, of generation too, attention, tokenizer.
 
     Weights alone do not say it: the number of heads, the activation or the epsilon of a norm change no shape.
     """
@@ -41,6 +41,8 @@ def computation_digest(model: Any, tokenizer: Any) -> str:
     config = model.config
     attention = getattr(config, "_attn_implementation", None)
     described = {"class": type(model).__name__, "config": plain(config.to_dict()), "attention": attention}
+    if (generation := getattr(model, "generation_config", None)) is not None:
+        described["generation"] = plain(generation.to_dict())
     return digest(described | {"tokenizer": _described(tokenizer)})
 
 

@@ -27,6 +27,7 @@ from harness_rect.compat.lm_eval_command import call_after_saving
 from harness_rect.compat.lm_eval_model import KeyedAnswers
 from harness_rect.compat.prompt_options import (
     PromptOptions,
+    limit_of_evaluation,
     options_of_evaluation,
     output_path_of_evaluation,
     results_of_evaluation,
@@ -40,7 +41,7 @@ from harness_rect.config import (
 )
 from harness_rect.edits import EditStream, load_edits
 from harness_rect.errors import UserError, closest, inside_lm_eval_command, one_line_errors
-from harness_rect.fingerprint import model_fingerprint
+from harness_rect.fingerprint import computation_digest, digest, model_fingerprint
 from harness_rect.io.files import check_output, check_parent, expanded
 from harness_rect.io.progress import logging_only
 from harness_rect.machine import computed_on
@@ -116,7 +117,7 @@ class EditedHF(CheckingPrompts, ComparingLM):
                 pretrained = expanded(pretrained)
             ours = {name: arguments.pop(name) for name in _ours() if name in arguments}
             config = _resolve(pretrained, _with_options(ours, options_of_evaluation()))
-            self._edit_report = UNEDITED
+            self._edit_report, self._unedited_key = UNEDITED, None
             editing = config.method != "none"
             # self.rank is known once the model is loaded.
             is_first = os.environ.get("RANK", "0") == "0"
@@ -128,6 +129,8 @@ class EditedHF(CheckingPrompts, ComparingLM):
             ) and is_first:  # lm-eval only logs that it cannot write
                 place = Path(results)
                 check_parent(place if place.suffix == ".json" else place / "results.json")
+            if (limit := limit_of_evaluation()) is not None and limit <= 0:
+                raise UserError(f"--limit {limit:g}: expected a number of rows from 1 on, or a share below 1")
             arguments |= checked_theirs(arguments)
             cache = EditCache.from_spec(config.edit_cache) if editing else None
             stream = load_edits(config.edits) if editing and config.edits else None
@@ -156,6 +159,9 @@ class EditedHF(CheckingPrompts, ComparingLM):
                 self._edit(config, stream, layout_name(name), cache)
             found = self._edit_report.model_fingerprint or _fingerprint(self.model)
             self._provenance = {"model_fingerprint": found, **self._provenance}
+            if not editing and found != UNKNOWN:
+                computation = computation_digest(self.model, self.tokenizer)
+                self._unedited_key = f"unedited:{digest({'weights': found, 'computation': computation})}"
             if output is not None:
                 report = self._edit_report
                 if any(beside.values()):
@@ -245,8 +251,8 @@ class EditedHF(CheckingPrompts, ComparingLM):
 
     @property
     def run_key(self) -> str | None:
-        """Names the edited weights in lm-eval's ``--use_cache`` file."""
-        return self._edit_report.run
+        """Names the weights in lm-eval's ``--use_cache`` file, whose keys are the texts of requests alone."""
+        return self._edit_report.run or self._unedited_key
 
     def get_model_info(self) -> dict[str, Any]:
         """HFLM's information, what was done to the model, also before its loading, computed with and checked.

@@ -478,6 +478,23 @@ def test_what_cannot_be_done_is_one_line_and_status_2(
     assert capsys.readouterr().err.splitlines()[-1] == f"error: {error.value}"
 
 
+def test_answers_in_lm_evals_cache_are_of_one_models_weights(make_model, tokenizer, tmp_path: Path) -> None:
+    for name, seed in (("one", 0), ("other", 1)):
+        make_model("gpt2", seed=seed).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    keys = [
+        EditedHF(str(tmp_path / name), method="none", device="cpu").run_key
+        for name in ("one", "one", "other")
+    ]
+    assert keys[0] == keys[1] != keys[2] and None not in keys
+
+
+def test_no_rows_are_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HFLM, "__init__", lambda *args, **given: pytest.fail("a model is loaded"))
+    with pytest.raises(UserError, match="--limit 0: expected a number of rows"):
+        lm_eval.simple_evaluate(model="edited_hf", tasks=["rect_nli"], limit=0)
+
+
 def test_requests_that_hf_would_assert_about_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     model = EditedHF(method="none", device="cpu", max_length=8, batch_size="auto:99")
 

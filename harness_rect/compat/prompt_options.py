@@ -48,6 +48,11 @@ def output_path_of_evaluation() -> str | None:
     return getattr(tracker, "output_path", None)
 
 
+def limit_of_evaluation() -> float | None:
+    """How many rows, or what share of them, the innermost evaluation takes of each task; None for all."""
+    return (_locals() or {}).get("limit")
+
+
 def _locals() -> Mapping[str, Any] | None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code not in _CALLS:

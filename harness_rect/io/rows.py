@@ -114,9 +114,11 @@ def tsv_rows(path: Path, header: Sequence[str] | None = None) -> Iterator[Row]:
 
 
 def paragraphs(path: Path) -> Iterator[str]:
-    """Runs of lines between blank lines, ending in ``\\n``; bytes that are not UTF-8 are replaced."""
+    """Runs of lines between blank lines, ending in ``\\n``."""
     lines: list[str] = []
-    for _, line in read_lines(path, errors="replace"):
+    for number, line in read_lines(path):
+        if "\0" in line:
+            raise UserError(f"{path}, line {number}: not UTF-8 text (it has a NUL); save the file as UTF-8")
         if line.strip():
             lines.append(line.replace("\r\n", "\n"))
         elif lines:
@@ -126,7 +128,7 @@ def paragraphs(path: Path) -> Iterator[str]:
         yield "".join(lines)
 
 
-def read_lines(path: Path, name: str = "", errors: str = "strict") -> Iterator[tuple[int, str]]:
+def read_lines(path: Path, name: str = "") -> Iterator[tuple[int, str]]:
     """(number from 1, line with its ending) of a text file.
 
     Only ``\\n`` ends a line: a JSON string may hold U+2028, and a cell of a table a carriage return.
@@ -137,7 +139,7 @@ def read_lines(path: Path, name: str = "", errors: str = "strict") -> Iterator[t
             for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), b""), start=1):
                 if len(line) > LONGEST_LINE:
                     raise UserError(f"{name}, line {number}: longer than {LONGEST_LINE >> 20} MiB")
-                yield number, (line.removeprefix(BOM_UTF8) if number == 1 else line).decode("utf-8", errors)
+                yield number, (line.removeprefix(BOM_UTF8) if number == 1 else line).decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{name}, line {number}: not UTF-8 text (byte {error.start} of the line); save the file as UTF-8"

@@ -8,6 +8,7 @@ loaded, and no member of a file that claims to be larger than the sum can be.
 
 from __future__ import annotations
 
+import json
 import lzma
 import re
 import stat
@@ -88,6 +89,18 @@ def _check_claims(path: Path, most: int) -> None:
             raise ValueError(f"it claims to hold {claimed} bytes, for this model at most {most} are expected")
 
 
+#: The array that says as JSON what the sum is of; published files have none.
+DESCRIPTION = "fingerprint"
+
+
+def _model_in(described: str | None) -> str | None:
+    """The fingerprint of the model in such a description."""
+    try:
+        return str(json.loads(described or "")["model"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
 def read_moment(path: Path, d_mlp: int) -> SecondMoment:
     """Read one file.
 
@@ -102,7 +115,9 @@ def read_moment(path: Path, d_mlp: int) -> SecondMoment:
             raise ValueError("it holds a single array")
         with arrays:
             total, count = arrays["mom2.mom2"], int(arrays["mom2.count"])
-            written = str(arrays["sha256"]) if "sha256" in arrays.files else None
+            written, described = (
+                str(arrays[k]) if k in arrays.files else None for k in ("sha256", DESCRIPTION)
+            )
         if total.dtype.kind not in "fiu":
             raise ValueError(f"mom2.mom2 holds {total.dtype}")
         wide = total.dtype.itemsize > 4
@@ -123,7 +138,7 @@ def read_moment(path: Path, d_mlp: int) -> SecondMoment:
             f"{path}: second moments must be symmetric, and two elements that should be equal differ by"
             f" {apart:.2g} of the largest; the file is damaged or holds something else"
         )
-    found = SecondMoment(moment, count, str(path))
+    found = SecondMoment(moment, count, str(path), _model_in(described))
     if written not in (None, found.sha256):
         raise UserError(f"{path}: second moments are not those that were written, by their checksum")
     return found
@@ -163,7 +178,7 @@ def write_moment(path: Path, total: Tensor, count: int, documents: int, fingerpr
         "mom2.mom2": total.numpy(),
         "mom2.count": np.asarray(count),
         "sample_size": np.asarray(documents),
-        "fingerprint": np.asarray(fingerprint),
+        DESCRIPTION: np.asarray(fingerprint),
         "sha256": np.asarray(SecondMoment(total, count, "").sha256),
     }
     with written_whole(path) as temporary, temporary.open("wb") as file:

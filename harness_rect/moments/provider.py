@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from harness_rect import embedded
 from harness_rect.code_digest import code_digest
 from harness_rect.errors import UserError
 from harness_rect.fingerprint import computation_digest
@@ -77,7 +78,14 @@ class MomentProvider:
             self._moments |= self._cached(layers)
         else:
             paths = {layer: self._find(self.folder, layer) for layer in layers}
-            self._moments |= {layer: self._read(path) for layer, path in paths.items()}
+            found = {layer: self._read(path) for layer, path in paths.items()}
+            self._moments |= found
+            known = {one.of_model for one in found.values()} - {None}
+            if known - {self.model_fingerprint} and not embedded.is_embedded(self.model_name):
+                log.warning(
+                    "stats=%s: computed with other weights than this model's, or in another dtype",
+                    self.folder,
+                )
         for layer in layers:
             log.info("second moments of layer %d: %s", layer, self._moments[layer].origin)
 

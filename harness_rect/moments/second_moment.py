@@ -37,11 +37,15 @@ class Factor(NamedTuple):
 
 @dataclass(frozen=True)
 class SecondMoment:
-    """total: sum of outer products, (d_mlp, d_mlp); count: tokens; origin: the file it came from."""
+    """total: sum of outer products, (d_mlp, d_mlp); count: tokens; origin: the file it came from.
+
+    of_model: fingerprint of the model it was computed for, where the file says it.
+    """
 
     total: Tensor
     count: int
     origin: str
+    of_model: str | None = None
     _factors: dict[tuple[torch.device, float], Factor] = field(
         default_factory=dict, repr=False, compare=False
     )

@@ -80,8 +80,10 @@ class MendTraining(BaseModel):
     batch_size: int = Field(
         default=16, ge=1, le=100_000, description="facts per step, each an edit of its own"
     )
-    lr: float = Field(default=1e-3, gt=0, description="learning rate of Adam for the networks")
-    edit_lr: float = Field(default=1e-3, gt=0, description="minus the initial value of every weight's scalar")
+    lr: float = Field(default=1e-3, gt=0, le=1e3, description="learning rate of Adam for the networks")
+    edit_lr: float = Field(
+        default=1e-3, gt=0, le=1e3, description="minus the initial value of every weight's scalar"
+    )
     c_edit: float = Field(default=1.0, ge=0, description="weight of the edit loss at paraphrases")
     c_loc: float = Field(default=1.0, ge=0, description="weight of the divergence at locality prompts")
     patience: int = Field(

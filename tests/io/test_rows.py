@@ -73,8 +73,8 @@ def test_tables_know_no_quotes_and_keep_carriage_returns(tmp_path: Path) -> None
 
 def test_paragraphs_end_at_blank_lines(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
-    path.write_bytes("\ufeffOne\r\nstill one\n\n \nTwo é".encode() + b"\xff\n")
-    assert list(paragraphs(path)) == ["One\nstill one\n", "Two é\ufffd\n"]
+    path.write_bytes("\ufeffOne\r\nstill one\n\n \nTwo é\n".encode())
+    assert list(paragraphs(path)) == ["One\nstill one\n", "Two é\n"]
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,10 @@ def test_documents_of_a_text_and_a_jsonl_file(tmp_path):
         path.write_text('{"text": "One"}\n' + bad + "\n")
         with pytest.raises(UserError, match=r"text\.jsonl, .*line 2.*\Z"):
             list(texts_of(str(path)))
+    for damaged in ("Ülm".encode("latin-1"), "One\n".encode("utf-16"), "One\n".encode("utf-16-be")):
+        (tmp_path / "text.txt").write_bytes(b"One\n" + damaged)
+        with pytest.raises(UserError, match=r"text\.txt, line 2: not UTF-8 text"):
+            list(texts_of(str(tmp_path / "text.txt")))
     with pytest.raises(UserError, match=r"wikipedia.*\Z"):
         texts_of(str(tmp_path / "missing.txt"))
 
@@ -316,12 +320,17 @@ def test_a_users_folder_is_read_and_never_filled(make_lm, text_file, tmp_path, n
         provider(lm, text_file, folder=str(tmp_path / "nowhere"))
 
 
-def test_what_is_computed_says_what_it_is_of(make_lm, text_file, cache):
+def test_what_is_computed_says_what_it_is_of(make_lm, text_file, cache, caplog):
     provider(make_lm("gpt2"), text_file).load([0])
     (path,) = cache.rglob("*.npz")
     with np.load(path) as arrays:
         description = json.loads(str(arrays["fingerprint"]))
         assert int(arrays["sample_size"]) >= 1
+    lm, folder = make_lm("gpt2"), str(path.parent)
+    provider(lm, text_file, folder=folder).load([0])
+    assert "other weights" not in caplog.text
+    provider(lm, text_file, folder=folder, model_fingerprint="another").load([0])
+    assert f"stats={folder}: computed with other weights" in caplog.text
     assert description["model"] == "f" and description["tokens"] == 250 and len(description["sha256"]) == 64
 
 

@@ -16,7 +16,7 @@ from harness_rect.errors import UserError
 from harness_rect.experiments.sweep.evaluate import Evaluator, QuietHF, read_results
 from harness_rect.experiments.sweep.networks import are_trained
 from harness_rect.experiments.sweep.plan import Evaluation, ModelEntry, Plan, SweepConfig, Trajectory
-from harness_rect.fingerprint import model_fingerprint
+from harness_rect.fingerprint import computation_digest, model_fingerprint
 from harness_rect.machine import computed_on
 from harness_rect.model_wrappers.edited_hf import EditedHF
 from harness_rect.moments.layout import layout_name
@@ -48,7 +48,8 @@ class Checked:
         self.todo: list[Evaluation] = []
         self.made_of: dict[Path, dict[str, Any]] = {}
         self._tasks = evaluator.identity()
-        self._model = {"model_fingerprint": model_fingerprint(lm.model)}
+        computation = computation_digest(lm.model, lm.tokenizer)
+        self._model = {"model_fingerprint": model_fingerprint(lm.model), "computation": computation}
         self._machine = computed_on(lm.device)
         elsewhere: Counter[str] = Counter()
         session: EditSession | None = None

@@ -12,13 +12,17 @@ from pathlib import Path
 #: Row of the sweep's table -> its mean times: ``seconds_per_edit`` and ``seconds_per_evaluation``, if known.
 Timing = dict[str, dict[str, float]]
 
+#: Seconds: no edit takes longer.
+LONGEST = 1e7
+
 
 def read_timing(index: Path) -> Timing:
     """The times of earlier runs from ``sweep.json``; empty if it cannot be read."""
     try:
         timing = json.loads(index.read_text(encoding="utf-8"))["timing"]
-        return {row: {kind: float(kept[kind]) for kind in kept} for row, kept in timing.items()}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        read = {row: {kind: float(kept[kind]) for kind in kept} for row, kept in timing.items()}
+        return {row: {kind: s for kind, s in kept.items() if 0 <= s < LONGEST} for row, kept in read.items()}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError):
         return {}  # times are used for estimates only
 
 

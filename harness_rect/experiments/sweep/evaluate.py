@@ -173,16 +173,18 @@ def read_results(path: Path) -> dict[str, Any] | None:
     """
     if not path.is_file():
         return None
-    if sums := listed(path.parent):
+    results, sums = None, listed(path.parent)
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        results = json.loads(path.read_text(encoding="utf-8"))
+    ours = isinstance(results, dict) and isinstance(results.get("sweep"), dict)
+    if ours or sums:
         try:
             check_sums(path.parent, sorted({path.name, *sums}))
         except Damaged as problem:
             set_aside(path, "the evaluation", problem)
             return None
-    with contextlib.suppress(OSError, ValueError):
-        results = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(results, dict) and isinstance(results.get("sweep"), dict):
-            return results
+    if ours:
+        return results
     raise UserError(f"{path}: not written by a sweep; remove it, or give another output folder")
 
 

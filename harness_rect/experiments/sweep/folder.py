@@ -7,9 +7,11 @@ moment in which it starts, ends or writes the index.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
@@ -22,6 +24,8 @@ from harness_rect.io.files import written_whole
 
 #: In the output folder: unfinished trajectories, the lock, and the index.
 STATES, LOCK, INDEX = ".states", ".lock", "sweep.json"
+#: How the names begin under which a sweep writes files, but for those of its states.
+TEMPORARY = (".results.", ".samples_", ".SHA256SUMS.", f".{INDEX}.", ".order")
 #: A shard waits so many seconds for other shards to write the index.
 PATIENCE = 120
 
@@ -117,9 +121,8 @@ class Folder:
     def _others(self) -> list[Shard]:
         """The other shards that are running; ``.lock`` must be held."""
         found = []
-        for path in self.path.glob(".shard-*-of-*.lock"):
-            index, _, number = path.stem.removeprefix(".shard-").partition("-of-")
-            shard, lock = Shard(int(index), int(number)), FileLock(path)
+        for path, shard in self._locks():
+            lock = FileLock(path)
             if shard == self._shard:
                 continue
             try:
@@ -128,6 +131,12 @@ class Folder:
             except Timeout:
                 found.append(shard)
         return found
+
+    def _locks(self) -> Iterator[tuple[Path, Shard]]:
+        """The locks of shards, held or not."""
+        for path in self.path.glob(".shard-*.lock"):
+            if match := re.fullmatch(r"\.shard-(\d{1,9})-of-(\d{1,9})\.lock", path.name):
+                yield path, Shard(int(match[1]), int(match[2]))
 
     def _refuse_others(self) -> None:
         for other in self._others():
@@ -142,9 +151,11 @@ class Folder:
         folders = {self.path, self.states, self.path / "edits"}
         for folder in folders | {evaluation.folder for evaluation in self.plan.evaluations}:
             for path in folder.glob(".*.tmp"):
+                if folder != self.states and not path.name.startswith(TEMPORARY):
+                    continue  # not ours
                 if path.is_file():
                     path.unlink()
-                elif folder == self.states or path.name.startswith(".results."):
+                else:
                     shutil.rmtree(path)
 
     def _finish(self) -> None:
@@ -153,6 +164,6 @@ class Folder:
         self._remove_temporary()
         if self.done == len(self.plan.evaluations):
             shutil.rmtree(self.states, ignore_errors=True)
-            for path in self.path.glob(".shard-*-of-*.lock"):
+            for path, _ in list(self._locks()):
                 path.unlink()
         self._write_index({})

@@ -20,6 +20,7 @@ from harness_rect import embedded
 from harness_rect.compat.transformers import STEPWISE_GELU
 from harness_rect.errors import UserError
 from harness_rect.experiments.sweep.plan import ModelEntry, SweepConfig, Trajectory
+from harness_rect.fingerprint import CHUNK
 from harness_rect.hparams import resolve_hparams
 from harness_rect.measure import BATCH_SEQUENCES
 from harness_rect.methods import METHODS
@@ -198,6 +199,10 @@ def _device(place: Any) -> torch.device:
     return torch.device("meta" if place == "disk" else f"cuda:{place}" if isinstance(place, int) else place)
 
 
+#: Bytes for each of the elements that a fingerprint sums at a time: three 64-bit tensors.
+FINGERPRINT = 24
+
+
 def needed(
     lm: EditableLM,
     trajectory: Trajectory,
@@ -274,9 +279,11 @@ class _Estimate:
         dense = 4 * sum(self.sizes) + TRIMMING * max(self.sizes, default=0)
         copies = sum(self.sizes) * (4 + self.itemsize)
         step = max(method, dense, self._measuring()) + self.here.moving
-        weights = sum(
-            p.numel() * p.itemsize for n, p in self.lm.model.named_parameters() if n in self.here.parameters
-        )
+        here = [p for n, p in self.lm.model.named_parameters() if n in self.here.parameters]
+        weights = sum(p.numel() * p.itemsize for p in here)
+        # The fingerprint of the model is taken before there are copies.
+        fingerprint = FINGERPRINT * min(CHUNK, max((p.numel() for p in here), default=0))
+        step = max(step, fingerprint - copies - self.networks - moments)
         return Needed(weights, copies + self.networks, moments, step)
 
     # -- parts, in bytes ----------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from harness_rect.edits import load_edits
+from harness_rect.edits import fingerprint, load_edits
 from harness_rect.errors import UserError, did_you_mean
 from harness_rect.fingerprint import model_fingerprint
 from harness_rect.io.checksums import set_aside
@@ -80,13 +80,14 @@ def train_networks(lm: EditableLM, given: TrainMend, folder: Path, model_name: s
             load_editor(folder)
         except UserError as error:
             set_aside(folder, "the trained MEND", error)
+    train, held_out = hold_out(load_edits(training_rows(given.train)).edits)
     if not are_trained(folder):
-        train, held_out = hold_out(load_edits(training_rows(given.train)).edits)
         MendTrainer(lm, train, held_out, settings, model_name).run(folder)
         return
     there = read_description(folder)
     wanted = settings.model_dump(mode="json")
     wanted |= lm.encoder.format.describe()
+    wanted |= {"train_sha256": fingerprint(train), "validation_sha256": fingerprint(held_out)}
     changed = [key for key, value in wanted.items() if there.training.get(key) != value]
     if there.model_fingerprint != model_fingerprint(lm.model):
         changed.insert(0, "weights of the model")

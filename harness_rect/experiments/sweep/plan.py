@@ -34,6 +34,7 @@ from harness_rect.edits.readers import split_spec
 from harness_rect.errors import UserError, did_you_mean
 from harness_rect.experiments.sweep.networks import TrainMend, networks_folder
 from harness_rect.io.files import expanded, written_whole
+from harness_rect.io.rows import read_text
 from harness_rect.io.yaml_files import read_yaml
 from harness_rect.methods import METHODS, check_edits
 from harness_rect.validation import refuse_boolean, validated
@@ -378,7 +379,7 @@ class Plan:
             if not path.exists():
                 with written_whole(path) as temporary:
                     temporary.write_text(text, encoding="utf-8")
-            elif path.read_text(encoding="utf-8") != text:
+            elif read_text(path) != text:
                 raise UserError(
                     f"{path}: has other edits than {self.config.edits}; give another output folder"
                 )

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness_rect.compat.lm_eval import describe_machine
-from harness_rect.errors import UserError
+from harness_rect.errors import Failed, UserError
 from harness_rect.experiments.sweep.clock import Clock, read_timing
 from harness_rect.experiments.sweep.display import EDITING, EVALUATING, Display, Row, timing_table
 from harness_rect.experiments.sweep.dry_run import show_dry_run
@@ -66,6 +66,9 @@ def run_sweep(
         folder = Folder(plan, shard)
         with folder.held():
             _Sweep(folder, part, clock).run(ray, times)
+            if lost := sum(not evaluation.file.is_file() for evaluation in part.evaluations):
+                gone = f"{plan.output}: {lost} evaluations are gone; was the folder removed meanwhile?"
+                raise Failed(f"{gone} Give the same command again")
     print(f"results: {plan.output} ({folder.done} of {len(plan.evaluations)} evaluations are done)")
 
 

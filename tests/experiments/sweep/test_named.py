@@ -236,6 +236,8 @@ def test_networks_are_trained_once_for_a_model_that_has_none(trained: list[str])
     assert Path("out/mend/rect-tiny-llama.damaged").is_dir()
     with pytest.raises(UserError, match="MEND's networks there were trained with other steps"):
         sweep(train_mend=MEND["train_mend"] | {"steps": 4})
+    with pytest.raises(UserError, match="other train_sha256"):
+        sweep(train_mend=MEND["train_mend"] | {"train": "tiny[101:131]"})
 
 
 def test_an_interrupted_training_goes_on(monkeypatch: pytest.MonkeyPatch, caplog) -> None:

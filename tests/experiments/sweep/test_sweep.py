@@ -24,10 +24,13 @@ from support.small_sweep import CONFIG, TIMES, Fuse, files, started, sweep, was_
 
 import harness_rect._autoload  # noqa: F401  for the stock lm_eval to compare with
 from harness_rect import cli
-from harness_rect.errors import UserError
+from harness_rect.errors import Failed, UserError
 from harness_rect.evaluation.task import RectTask
 from harness_rect.experiments.results import load
 from harness_rect.experiments.sweep import evaluate
+from harness_rect.experiments.sweep.evaluate import read_results
+from harness_rect.experiments.sweep.work import Worker
+from harness_rect.io.checksums import write_sums
 from harness_rect.machine import computed_on
 from harness_rect.model_wrappers.unedited import ComparingLM
 from harness_rect.session import EditSession
@@ -343,7 +346,7 @@ def test_the_command_prints_its_time_and_exits_with_0_or_2(
     assert cli.main(["sweep", "sweep.yaml"]) == 0
     assert [logging.getLogger(name).level for name in ("lm_eval", "harness_rect.hparams")] == levels
     shown = capsys.readouterr()
-    assert "of editing and evaluating" in " ".join(shown.out.split())
+    assert "besides editing and evaluating: " in " ".join(shown.out.split())
     Path("sweep.yaml").write_text(yaml.safe_dump(only | {"limit": 0}))
     assert cli.main(["sweep", "sweep.yaml"]) == 2
     assert capsys.readouterr().err.startswith("error: sweep.yaml: limit: ")
@@ -360,7 +363,54 @@ def test_threads_are_recorded_and_others_make_a_result_no_other(
         else:
             results["sweep"]["made_of"]["computed_on"] = {"threads": 8}
         path.write_text(json.dumps(results))
-        (path.parent / "SHA256SUMS").unlink()
+        write_sums(path.parent)
     caplog.set_level(logging.WARNING)
     sweep()
     assert caplog.text.count("8 evaluations that are done were computed on") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("config", {"layer_norm_epsilon": 0.5}), ("generation_config", {"top_k": 7})],
+)
+def test_evaluations_of_a_model_that_computes_differently_are_refused(
+    finished: Path, name: str, change: dict[str, float]
+) -> None:
+    model = finished / "model"
+    source = model.resolve()
+    model.unlink()
+    shutil.copytree(source, model)
+    settings = json.loads((model / f"{name}.json").read_text()) | change
+    (model / f"{name}.json").write_text(json.dumps(settings))
+    shutil.rmtree(finished / "out/model/rome")  # the unedited evaluation is left, and one method
+    with pytest.raises(UserError, match=r"unedited.*made with.*computation"):
+        sweep()
+
+
+def test_results_without_their_checksums_are_made_again(finished: Path, caplog) -> None:
+    path = finished / "out/model/unedited/results.json"
+    assert read_results(path) is not None
+    (path.parent / "SHA256SUMS").unlink()
+    assert read_results(path) is None and "is damaged: " in caplog.text
+    path.write_text("{}")
+    with pytest.raises(UserError, match="not written by a sweep"):
+        read_results(path)
+
+
+def test_what_is_not_of_the_sweep_stays_and_what_is_no_time_is_not_read(finished: Path, capsys) -> None:
+    for name in (".mine.tmp", ".shard-a-of-b.lock"):
+        (finished / "out" / name).write_text("mine")
+    (finished / "out/.sweep.json.x.tmp").write_text("half")
+    index = json.loads((finished / "out/sweep.json").read_text())
+    for row in index["timing"].values():
+        row["seconds_per_edit"] = float("inf")
+    (finished / "out/sweep.json").write_text(json.dumps(index))
+    sweep(dry_run=True)
+    sweep()
+    assert {path.name for path in (finished / "out").glob(".*.*")} == {".mine.tmp", ".shard-a-of-b.lock"}
+
+
+def test_a_sweep_whose_results_were_removed_meanwhile_fails(finished: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Worker, "run", lambda *given: shutil.rmtree(finished / "out/model/unedited"))
+    with pytest.raises(Failed, match="1 evaluations are gone"):
+        sweep()
