@@ -67,8 +67,10 @@ def run_sweep(
         with folder.held():
             _Sweep(folder, part, clock).run(ray, times)
             if lost := sum(not evaluation.file.is_file() for evaluation in part.evaluations):
-                gone = f"{plan.output}: {lost} evaluations are gone; was the folder removed meanwhile?"
-                raise Failed(f"{gone} Give the same command again")
+                raise Failed(
+                    f"{plan.output}: {lost} evaluations are gone; was the folder removed meanwhile?"
+                    " Give the same command again"
+                )
     print(f"results: {plan.output} ({folder.done} of {len(plan.evaluations)} evaluations are done)")
 
 
