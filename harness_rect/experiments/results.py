@@ -31,7 +31,13 @@ from harness_rect.session.self_checks import failed
 #: Bytes of a results file; samples are in files of their own, which are read line by line.
 LARGEST = 256 << 20
 #: Entries of a task's results that are numbers but not metrics.
-_NO_METRICS = {"sample_len", "sample_count"}
+#: "bypass" is what ``--predict_only`` writes in place of a score: 999.
+_NO_METRICS = {"sample_len", "sample_count", "bypass"}
+#: Arguments of a model class that make another model of the same name; the dtype does so, too.
+_OF_MODEL = (
+    *("revision", "subfolder", "gguf_file", "peft", "delta", "tokenizer", "add_bos_token"),
+    *("load_in_4bit", "load_in_8bit"),
+)
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?$")
 
 
@@ -102,6 +108,7 @@ class _File(BaseModel):
     fewshot_as_multiturn: Any = None
     transformers_version: Any = None
     pretty_env_info: Any = None
+    sweep: Any = None
 
     def written_names(self) -> dict[str, str]:
         """Name of each task and group -> its name in the file.
@@ -177,6 +184,42 @@ class Results:
         given = self._completed(self.model_args)
         named = given["pretrained"] or given.get("model") or self.file.model_name
         return str(named or self.model_class or self.path.stem)
+
+    @cached_property
+    def variant(self) -> dict[str, str]:
+        """The arguments that make it another model of the same name, as text and without the defaults."""
+        given = {name: str(self.model_args.get(name)) for name in _OF_MODEL}
+        not_given = {"": "", "None": "", "main": "revision", "False": "load_in_"}
+        return {
+            name: value
+            for name, value in given.items()
+            if value not in not_given or not name.startswith(not_given[value])
+        }
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """Digest of the weights before any edits of this run; None where the file does not have it.
+
+        Raises:
+            UserError: as :attr:`edit`.
+        """
+        made_of = self._made_of.get("edited")
+        places = self.file.config.get("provenance"), made_of
+        said = [place.get("model_fingerprint") for place in places if isinstance(place, dict)]
+        known = [self.edit.model_fingerprint if self.edit else None, *said]
+        return next((one for one in known if isinstance(one, str) and one not in ("", "unknown")), None)
+
+    @property
+    def _made_of(self) -> Mapping[str, Any]:
+        """What a sweep writes of everything that determines its results."""
+        found = self.file.sweep.get("made_of") if isinstance(self.file.sweep, dict) else None
+        return found if isinstance(found, dict) else {}
+
+    def requests_digest(self, task: str) -> str | None:
+        """Digest of a task's documents and requests, which sweeps write; None where the file has none."""
+        of = self._made_of.get("tasks")
+        entry = of.get(task) if isinstance(of, dict) else None
+        return _text(entry.get("requests_sha256")) if isinstance(entry, dict) else None
 
     def metadata(self, task: str) -> dict[str, Any]:
         """The metadata that the task was given, model arguments and ``--metadata``, with their defaults."""
@@ -443,6 +486,12 @@ def of(content: Any, path: Path) -> Results:
 def _integer(text: str) -> float:
     """An integer; infinity where it is larger than any float, so that arithmetic with it cannot fail."""
     return int(text) if len(text) < 300 else float(text)
+
+
+def same_name(one: Results, other: Results) -> bool:
+    """Whether both are of a model of one name, given in the same way: its edits, or weights, may differ."""
+    dtypes = {str(found) for a in (one, other) if (found := a.file.config.get("model_dtype"))}
+    return one.model_name == other.model_name and one.variant == other.variant and len(dtypes) < 2
 
 
 def labels(results: Sequence[Results]) -> list[str]:

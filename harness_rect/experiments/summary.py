@@ -36,11 +36,6 @@ from harness_rect.session.report import EditReport
 KNOWN = embedded.ROOT / "scores.jsonl"
 #: At most so many earlier results files are read, the newest first.
 MOST = 100
-#: Arguments of a model that make it another one.
-OF_MODEL = (
-    *("revision", "subfolder", "gguf_file", "peft", "delta", "tokenizer", "add_bos_token"),
-    *("load_in_4bit", "load_in_8bit"),
-)
 #: What decides an edit apart from the regularizer.
 OF_EDITS = (
     *("method", "edits_sha256", "edit_batch_size", "edit_seed", "model_fingerprint", "second_moments"),
@@ -102,12 +97,18 @@ def _earlier(now: Results, output_path: str | None, tasks: Sequence[str]) -> Ite
     sources: list[Path | str] = [*files[:MOST], *KNOWN.read_text(encoding="utf-8").splitlines()]
     for source in sources:
         with suppress(UserError):  # damaged, or another program's
-            one = results.load(source) if isinstance(source, Path) else results.of(json.loads(source), KNOWN)
+            one = results.load(source) if isinstance(source, Path) else _known(source)
             itself = one.file.date == now.file.date
-            if itself or not _same_model(now, one) or not set(tasks) <= one.tasks.keys():
+            if itself or not results.same_name(now, one) or not set(tasks) <= one.tasks.keys():
                 continue
             if not find_differences(now, one, tasks, expected=("edit_seed",)):
                 yield one
+
+
+def _known(line: str) -> Results:
+    content = json.loads(line)
+    content["config"]["gen_kwargs"] = None  # none were given
+    return results.of(content, KNOWN)
 
 
 def _near(output: Path) -> Iterator[Path]:
@@ -127,12 +128,6 @@ def _age(path: Path) -> float:
         return -path.stat().st_mtime
     except OSError:  # removed meanwhile
         return 0.0
-
-
-def _same_model(one: Results, other: Results) -> bool:
-    dtypes = {str(found) for a in (one, other) if (found := a.file.config.get("model_dtype"))}
-    arguments = ({name: a.model_args.get(name) for name in OF_MODEL} for a in (one, other))
-    return one.model_name == other.model_name and len(dtypes) < 2 and next(arguments) == next(arguments)
 
 
 def _unedited(one: Results) -> bool:

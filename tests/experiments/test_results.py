@@ -25,6 +25,12 @@ def test_scores_and_standard_errors_are_told_from_everything_else(tmp_path: Path
     assert results.scores("rect_ner") == {Key("f1", "none"): Score(1.0, None)}
 
 
+def test_what_predict_only_writes_is_no_score(tmp_path: Path) -> None:
+    made = content({name: mean_task("bypass", [999, 999]) | {"stderr": 0.0} for name in ("rect_nli", "piqa")})
+    with pytest.raises(UserError, match="holds no scores"):
+        load(write(tmp_path, made, {}))
+
+
 def test_the_headline_is_what_the_task_defines_first_and_its_copy_is_not_listed(
     tmp_path: Path, tasks
 ) -> None:

@@ -76,6 +76,7 @@ def test_what_is_known_are_the_committed_scores() -> None:
         ({}, ["unedited", "ROME"]),
         ({"limit": 50}, []),
         ({"model_dtype": "torch.bfloat16"}, []),
+        ({"gen_kwargs": {"do_sample": True, "temperature": 3.0}}, []),
         ({"model_args": {"pretrained": "another", "edits": "tiny[0:20]", "rect": 0.4}}, []),
     ],
 )
@@ -135,6 +136,25 @@ def test_earlier_results_in_the_output_folder_are_used_and_what_is_missing_is_na
     # Elsewhere: `compare before after` takes the newest file of a folder.
     asked = f"--model_args pretrained=gpt2,method=rome,edits=facts.json --output_path {output}-rome"
     assert lines[-1] == f"lm_eval --model edited_hf --tasks rect_suite {asked}"
+
+
+@pytest.mark.parametrize(
+    ("change", "used"),
+    [
+        ({}, True),
+        ({"provenance": {"model_fingerprint": "unknown"}}, True),
+        ({"provenance": {"model_fingerprint": "overwritten"}}, False),
+        ({"gen_kwargs": {"temperature": 3.0}}, False),
+    ],
+)
+def test_an_earlier_result_of_other_weights_or_sampling_is_not_used(tmp_path, change, used) -> None:
+    now = results("rome/order0/edits_020", model_args={"pretrained": "/x/P", "edits": "tiny[0:20]"})
+    before = results("unedited", model_args={"pretrained": "/x/P", "method": "none"}, **change)
+    before["sweep"] = {}
+    (tmp_path / "before").mkdir()
+    (tmp_path / "before" / "results_1.json").write_text(json.dumps(before))
+    said = summary(now, str(tmp_path / "after.json"), [])
+    assert any("results_1.json" in str(part) for part in said) == used
 
 
 def test_nothing_is_said_of_an_unedited_model_or_outside_the_command(monkeypatch) -> None:

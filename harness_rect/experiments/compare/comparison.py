@@ -294,8 +294,10 @@ def retention(base: float, other: float, higher_is_better: bool = True) -> float
     """other / base, or base / other where lower is better.
 
     None where nothing could be lost or the ratio is no share: the base is not above 0, or the other below 0
-    (or, where lower is better, 0).
+    (or, where lower is better, 0), or one is not finite.
     """
+    if not (math.isfinite(base) and math.isfinite(other)):
+        return None
     whole, part = (base, other) if higher_is_better else (other, base)
     return part / whole if base > 0 and part >= 0 and whole > 0 else None
 

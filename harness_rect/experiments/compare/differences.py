@@ -1,15 +1,18 @@
-"""What makes scores of two evaluations incomparable: other versions, rows, prompts, limits or seeds."""
+"""What makes scores of two evaluations incomparable: other weights, versions, rows, prompts or seeds."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from harness_rect.evaluation.catalogue import TASKS, is_editing
 from harness_rect.experiments.compare.pairing import document_difference
-from harness_rect.experiments.results import Results
+from harness_rect.experiments.results import Results, same_name
 
+#: Settings that differ where only the limit does; for ``expected``.
+LIMIT = ("limit", "number of documents", "documents", "requests")
 SEEDS = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
 #: What must agree -> its value, without what the file does not say.
 Aspects = dict[str, Any]
@@ -21,10 +24,13 @@ def find_differences(
     """What makes the scores of these tasks and groups mean different things, one line each.
 
     Tasks that differ in the same way share a line. An entry that one file lacks is no difference, and neither
-    is one that is ``expected`` to differ ("edit_seed").
+    is one that is ``expected`` to differ ("edit_seed", :data:`LIMIT`).
     """
     sides = base, other
     runs = [_of_run(one) for one in sides]
+    if same_name(base, other):
+        for run, one in zip(runs, sides, strict=True):
+            run |= {f"weights of {one.model_name}": one.fingerprint[:12]} if one.fingerprint else {}
     lines = [f"{what} {how}" for what, how in _unlike(*runs) if what not in expected]
     tasks = list(dict.fromkeys(leaf for name in names for leaf in base.leaves(name)))
     found: dict[tuple[str, str], list[str]] = {}
@@ -36,7 +42,8 @@ def find_differences(
         if (of_documents := document_difference(base, other, task)) is not None:
             differences.append(of_documents)
         for difference in differences:
-            found.setdefault(difference, []).append(task)
+            if difference[0] not in expected:
+                found.setdefault(difference, []).append(task)
     return lines + [f"{what} of {', '.join(of)}: {how}" for (what, how), of in found.items()]
 
 
@@ -76,13 +83,44 @@ def _version(one: Results, name: str) -> Aspects:
 
 def _of_task(one: Results, task: str, sides: Sequence[Results]) -> Aspects:
     found = {"num_fewshot": one.file.n_shot.get(task), "number of documents": one.effective_rows(task)}
+    digests = [side.requests_digest(task) for side in sides]
+    if None not in digests:
+        found["requests"] = str(one.requests_digest(task))[:12]
+    if one.file.configs.get(task, {}).get("output_type") in (None, "generate_until"):
+        found["gen_kwargs"] = _generation(one)
+    if one.file.chat_template_sha and found["num_fewshot"] != 0:
+        found["fewshot_as_multiturn"] = one.file.fewshot_as_multiturn
     if not is_editing(task):
-        found["data"] = _data(one, task)
+        # The same requests from another folder are the same data.
+        found["data"] = _data(one, task) if None in digests or len(set(digests)) > 1 else None
     elif any(side.samples(task) is None for side in sides):  # else the documents themselves are compared
         hashed = all(getattr(side.edit, "edits_sha256", None) for side in sides)
         spec = one.metadata(task).get("edits") or None
         found["edits"] = one.edit.edits_sha256 if one.edit and hashed else spec
     return {what: value for what, value in found.items() if value is not None}
+
+
+def _generation(one: Results) -> str | None:
+    """``--gen_kwargs`` in words, "none" where nothing was given; None where the file does not say it.
+
+    Older versions of lm-eval write a text, and None, "" and {} for nothing.
+    """
+    if "gen_kwargs" not in one.file.config:
+        return None
+    given = one.file.config["gen_kwargs"] or {}
+    if isinstance(given, str):
+        given = {name.strip(): value for name, _, value in (p.partition("=") for p in given.split(",") if p)}
+    if not isinstance(given, dict):
+        return str(given)
+    return ",".join(f"{name}={_option(given[name])}" for name in sorted(given)) or "none"
+
+
+def _option(value: Any) -> str:
+    """``true`` and ``3.0`` for True, "True", 3 and "3.0"."""
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower()
+    value = value if isinstance(value, bool) else _number(value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _data(results: Results, task: str) -> Any:

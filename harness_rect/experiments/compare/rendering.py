@@ -64,9 +64,15 @@ def print_tables(table: ComparisonTable, console: Console) -> None:
 
 def short(row: Comparison) -> str:
     """A row that has a gate, in one line."""
-    left = "undefined (base 0), and the score got worse" if row.retention is None else f"{row.retention:.1%}"
+    left = (
+        "retention undefined, and the score got worse"
+        if row.retention is None
+        else f"retention {row.retention:.1%}"
+    )
+    if not math.isfinite(row.change):
+        left = "a score is not finite"
     what = f"{row.other}: {row.task} {row.metric} {row.score_base:.4g} -> {row.score_other:.4g}"
-    return f"{what}, retention {left}, at least {row.min_retention:.1%} asked"
+    return f"{what}, {left}, at least {row.min_retention:.1%} asked"
 
 
 def _plain(table: ComparisonTable) -> str:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from harness_rect.errors import UserError
-from harness_rect.evaluation.catalogue import GENERAL, GROUPS, TASKS, headline, is_ability, is_editing
+from harness_rect.evaluation.catalogue import GENERAL, GROUPS, TASKS, headline, is_ability
 from harness_rect.experiments import results
 from harness_rect.experiments.compare.differences import SEEDS, find_differences
 from harness_rect.experiments.compare.pairing import Unpairable, pair
+from harness_rect.experiments.report.repetitions import ByTask, by_task, differences, without_repetitions
 from harness_rect.experiments.report.series import Regularization, Series, Setting
 from harness_rect.experiments.report.study import TIMES, Example, Flips, Measure, Run, Study
 from harness_rect.experiments.results import Key, Results, Score
@@ -54,7 +55,7 @@ def read_study(folder: Path | str, on_file: Callable[[int, int], None] | None = 
         step()
     if not runs:
         raise UserError(f"{folder}: no results file can be read: {unread[0]}")
-    runs, notes = _without_repetitions(_separated(runs))
+    runs, notes = without_repetitions(_separated(_of_one_model(runs)))
     notes = [*failed, *(f"This file cannot be read and is left out: {line}" for line in unread), *notes]
     runs.sort(key=lambda run: run.order)
     tasks = _tasks(runs)
@@ -104,7 +105,7 @@ def _run(one: Results, folder: Path) -> Run:
     means = [group for group in one.groups if group in GROUPS and GROUPS[group].mean]
     return Run(
         file=one.path.relative_to(root).as_posix(),
-        path=one.path,
+        paths=(one.path,),
         model=model,
         series=series if edit.n_edits else None,
         edit=edit.model_copy(update={"edits": [], "steps": []}),
@@ -116,13 +117,29 @@ def _run(one: Results, folder: Path) -> Run:
         editing={when: _editing(edit, when) for when in TIMES},
         provenance=_provenance(one),
         limit=_number(one.file.config.get("limit") or math.inf),
+        weights=one.fingerprint,
     )
 
 
 def _model(one: Results) -> str:
     """The model's name, and the arguments that make it another model."""
-    given = [str(one.model_args[key]) for key in ("dtype", "revision", "peft") if one.model_args.get(key)]
+    given = [str(one.model_args["dtype"])] if one.model_args.get("dtype") else []
+    given += [f"{name}={value}" for name, value in one.variant.items()]
     return f"{one.model_name} ({', '.join(given)})" if given else one.model_name
+
+
+def _of_one_model(runs: Sequence[Run]) -> list[Run]:
+    """Runs whose model's name says which weights it had, where these are not the same in all runs."""
+    known: dict[str, set[str | None]] = {}
+    for run in runs:
+        known.setdefault(run.model, set()).add(run.weights)
+    several = {model for model, weights in known.items() if len(weights - {None}) > 1}
+    return [
+        run.of_model(f"{run.model} (weights {(run.weights or 'unknown')[:8]})")
+        if run.model in several
+        else run
+        for run in runs
+    ]
 
 
 def _number(value: Any) -> float:
@@ -208,29 +225,6 @@ def _digest(run: Run) -> str:
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:6]
 
 
-def _without_repetitions(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Of evaluations of the same model the one on most documents, then the newest; notes on the others."""
-    newest: dict[tuple[Any, ...], Run] = {}
-    notes = []
-    for run in sorted(runs, key=lambda run: (run.limit, run.date, run.file)):
-        key = (run.model, run.series, run.n_edits, run.stream if run.series else None)
-        if (older := newest.get(key)) is not None:
-            if older.tasks <= run.tasks:
-                more = "has more documents of" if run.limit > older.limit else "is newer and evaluates"
-                notes.append(f"{older.file} is left out: {run.file} {more} the same.")
-            else:  # other tasks of the same model: one run with all of them
-                notes.append(f"{older.file} and {run.file} evaluate the same model and are taken together.")
-                run = replace(
-                    run,
-                    scores={**older.scores, **run.scores},
-                    measures={**older.measures, **run.measures},
-                    higher_is_better={**older.higher_is_better, **run.higher_is_better},
-                    reported_means={**older.reported_means, **run.reported_means},
-                )
-        newest[key] = run
-    return list(newest.values()), notes
-
-
 # ---------------------------------------------------------------------------------------- means and samples
 
 
@@ -272,23 +266,26 @@ def _read_samples(study: Study, step: Callable[[], None]) -> None:
     }
     base_run, base = None, None
     for place, run in enumerate(study.runs):
-        one = results.load(run.path)
-        study.runs[place] = run = _with_stderrs(run, one)
+        of = by_task(run.paths)
+        study.runs[place] = run = _with_stderrs(run, of)
         if run.series is None:
-            base_run, base = run, one
+            base_run, base = run, of
         elif base is not None and base_run is not None and base_run.model == run.model:
-            study.notes += _differences(base, one, run, base_run)
-            study.runs[place] = run = replace(run, as_unedited=_measured_alike(base, one, run))
-            if run.file in shown and (flips := _flips(base, one, run)) is not None:
+            study.notes += [
+                f"{run.file} and {base_run.file} differ, so their scores should not be compared: {line}"
+                for line in differences(base, of)
+            ]
+            study.runs[place] = run = replace(run, as_unedited=_measured_alike(base, of, run))
+            if run.file in shown and (flips := _flips(base, of, run)) is not None:
                 study.flips.append(flips)
         step()
 
 
-def _with_stderrs(run: Run, one: Results) -> Run:
+def _with_stderrs(run: Run, of: ByTask) -> Run:
     """The run with standard errors that lm-eval does not give (F1 and other ratios), by jackknife."""
     scores, measures = dict(run.scores), dict(run.measures)
-    for task in run.tasks & one.tasks.keys():
-        if one.samples(task) is None:
+    for task, one in of.items():
+        if task not in run.tasks or one.samples(task) is None:
             continue
         if task in scores:
             scores[task] = _with_stderr(scores[task], one, task, one.headline(task))
@@ -313,30 +310,22 @@ def _with_stderr(score: Score, one: Results, task: str, key: Key) -> Score:
     return Score(score.value, spread)
 
 
-def _differences(base: Results, one: Results, run: Run, base_run: Run) -> list[str]:
-    shared = [task for task in one.tasks if task in base.tasks and not is_editing(task)]
-    found = find_differences(base, one, shared, expected=("edit_seed",))
-    return [
-        f"{run.file} and {base_run.file} differ, so their scores should not be compared: {line}"
-        for line in found
-    ]
-
-
-def _measured_alike(base: Results, one: Results, run: Run) -> frozenset[str]:
+def _measured_alike(base: ByTask, of: ByTask, run: Run) -> frozenset[str]:
     """Of the tasks that are not about abilities, those with the same edits and version on both sides."""
-    both = {task for task, _ in run.measures} & one.tasks.keys() & base.tasks.keys()
+    both = {task for task, _ in run.measures} & of.keys() & base.keys()
     return frozenset(
-        task for task in both if not find_differences(base, one, [task], expected=("edit_seed",))
+        task for task in both if not find_differences(base[task], of[task], [task], expected=("edit_seed",))
     )
 
 
-def _flips(base: Results, one: Results, run: Run) -> Flips | None:
+def _flips(bases: ByTask, of: ByTask, run: Run) -> Flips | None:
     """None where no right/wrong metric has samples on both sides."""
     counts: dict[str, tuple[int, int, int]] = {}
     examples: list[Example] = []
     for task in _tasks([run]):
-        if task not in base.tasks or task not in one.tasks:
+        if task not in bases or task not in of:
             continue
+        base, one = bases[task], of[task]
         key = base.headline(task)
         try:
             paired = pair(base, one, task, key)

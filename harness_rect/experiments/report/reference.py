@@ -182,8 +182,8 @@ def _rows(study: Study, published: Published, series: Series | None, runs: Seque
 def _score(run: Run, task: str, metric: str) -> Score | None:
     if task in run.scores and task in TASKS and metric == TASKS[task].headline.name:
         return run.scores[task]
-    one = results.load(run.path)
-    scores = one.scores(task) if task in one.tasks else {}
+    files = (results.load(path) for path in reversed(run.paths))
+    scores = next((one.scores(task) for one in files if task in one.tasks), {})
     return next((score for key, score in scores.items() if key.metric == metric), None)
 
 

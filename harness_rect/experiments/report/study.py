@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,16 +90,17 @@ Measure = tuple[str, str]
 class Run:
     """One evaluation.
 
-    file: its path below the folder. series: None for a model that was not edited by edited_hf.
-    edit: the edit report, without the single edits and steps. scores: task about an ability -> headline
-    score, and group -> mean. measures: (task, metric) -> score, of all other tasks.
+    file: its path below the folder. paths: of all files that it was read from; what several have is of the
+    last. series: None for a model that was not edited by edited_hf. weights: fingerprint of the model before
+    edits, if known. edit: the edit report, without the single edits and steps. scores: task about an ability
+    -> headline score, and group -> mean. measures: (task, metric) -> score, of all other tasks.
     reported_means: group -> its mean in the file. mean: over :attr:`Study.mean_of`.
     editing: time of measurement -> metric -> score over the edits. limit: of documents for each task.
     as_unedited: tasks for which the unedited model was measured on the same documents.
     """
 
     file: str
-    path: Path
+    paths: tuple[Path, ...]
     model: str
     series: Series | None
     edit: EditReport
@@ -111,8 +112,14 @@ class Run:
     editing: Mapping[When, Mapping[str, Score]]
     provenance: Mapping[str, str]
     limit: float
+    weights: str | None = None
     mean: Score | None = None
     as_unedited: frozenset[str] = frozenset()
+
+    def of_model(self, name: str) -> Run:
+        """The same under another name of the model."""
+        series = self.series and replace(self.series, setting=replace(self.series.setting, model=name))
+        return replace(self, model=name, series=series)
 
     @property
     def n_edits(self) -> int:

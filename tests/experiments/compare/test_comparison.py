@@ -14,6 +14,7 @@ from support.lm_eval_files import DATE, content, mean_task, with_group, write
 
 from harness_rect.errors import UserError
 from harness_rect.experiments.compare import Gate, compare
+from harness_rect.experiments.compare.rendering import short
 from harness_rect.experiments.results import Results, load
 
 RNG = np.random.default_rng(0)
@@ -82,6 +83,10 @@ def test_without_samples_or_standard_errors_only_the_scores_are_given(make: Make
 def test_a_score_that_is_not_a_number_claims_nothing_and_passes_no_gate(make: Make) -> None:
     report = compare(make(nli()), [make(nli(value=math.nan))], gates=[Gate(0.1)])
     assert report.rows[0].test == "none" and report.failed == report.rows
+    infinite = compare(make(nli()), [make(nli(value=math.inf))], gates=[Gate(0.5)])
+    for rows in (report.failed, infinite.failed):
+        assert rows[0].retention is None
+        assert short(rows[0]).partition(", ")[2].startswith("a score is not finite, at least")
 
 
 def test_the_same_file_twice_is_no_change(make: Make) -> None:
@@ -136,11 +141,17 @@ def test_all_metrics_are_compared_when_asked_for(make: Make) -> None:
         ({}, {"config": {"limit": 10.0}}, "limit none and 10.0"),
         ({}, {"config": {"numpy_seed": 7}}, "numpy_seed 1234 and 7"),
         ({}, {"chat_template_sha": "abc"}, "chat template none and abc"),
+        (
+            {},
+            {"config": {"gen_kwargs": "temperature=3,do_sample=True"}},
+            "gen_kwargs of rect_nli: none and do_sample=true,temperature=3.0",
+        ),
     ],
 )
 @pytest.mark.parametrize("samples", [True, False])
 def test_a_difference_is_named_and_refused_unless_allowed(make: Make, task, file, message, samples) -> None:
-    base, other = make(nli(), samples), make(nli(FEWER, **task), samples, **file)
+    base = make(nli(), samples, config={"gen_kwargs": {}})
+    other = make(nli(FEWER, **task), samples, **file)
     with pytest.raises(UserError, match=message):
         compare(base, [other])
     report = compare(base, [other], allow_differences=True)
@@ -161,6 +172,53 @@ def test_all_differences_are_named_at_once_and_tasks_share_a_line(make: Make) ->
 
 def test_a_version_is_the_same_number_however_it_is_written(make: Make) -> None:
     assert compare(make(nli(version=1)), [make(nli(version="1.0"))]).differences == []
+
+
+@pytest.mark.parametrize("given", [None, "", {}, "absent"])
+def test_no_generation_arguments_are_the_same_however_they_are_written(make: Make, given) -> None:
+    config = {} if given == "absent" else {"gen_kwargs": given}
+    assert compare(make(nli(), config={"gen_kwargs": {}}), [make(nli(), config=config)]).differences == []
+    alike = [make(nli(), config={"gen_kwargs": one}) for one in ({"top_p": 1, "do_sample": True}, TEXT)]
+    assert compare(alike[0], alike[1:]).differences == []
+
+
+TEXT = "do_sample=true,top_p=1.0"
+
+
+def test_few_shots_in_other_turns_of_a_chat_differ(make: Make) -> None:
+    def side(shots: int, turns: bool | None, template: str | None = "abc") -> Results:
+        return make(nli(shots=shots), fewshot_as_multiturn=turns, chat_template_sha=template)
+
+    with pytest.raises(UserError, match="fewshot_as_multiturn of rect_nli: True and False"):
+        compare(side(5, True), [side(5, False)])
+    compare(side(0, True), [side(0, False)])
+    compare(side(5, True, None), [side(5, False, None)])  # no chat: lm-eval's default
+    compare(side(5, True), [side(5, None)])
+
+
+def test_sweeps_have_the_same_data_if_their_requests_are_the_same(make: Make) -> None:
+    def side(digest: str, folder: str = "/data") -> Results:
+        made_of = {"tasks": {"rect_nli": {"requests_sha256": digest}}}
+        task = nli(metadata={"data": folder})
+        return make(task, samples=False, sweep={"made_of": made_of})
+
+    with pytest.raises(UserError, match="requests of rect_nli: aaaaaaaaaaaa and bbbbbbbbbbbb"):
+        compare(side("a" * 64), [side("b" * 64)])
+    compare(side("a" * 64), [side("a" * 64, "/copy")])
+    with pytest.raises(UserError, match=r"data of rect_nli: .*/data and .*/other"):
+        compare(side("a" * 64, "/data"), [make(nli(metadata={"data": "/other"}), samples=False)])
+
+
+def test_other_weights_under_one_name_differ(make: Make) -> None:
+    def side(said: str | None, edited: str | None = None, **args: Any) -> Results:
+        config = {"provenance": {"model_fingerprint": said}, "model_args": {"pretrained": "/x/P"} | args}
+        edit = {"method": "rome", "n_edits": 1, "model_fingerprint": edited} if edited else None
+        return make(nli(), config=config | {"edit": edit})
+
+    with pytest.raises(UserError, match="weights of /x/P aaaaaaaaaaaa and bbbbbbbbbbbb"):
+        compare(side("a" * 64), [side("b" * 64, "b" * 64)])
+    for other in (side("a" * 64, "a" * 64), side("unknown"), side(None), side("b" * 64, delta="D")):
+        assert compare(side("a" * 64), [other]).differences == []
 
 
 def test_runs_edited_with_different_seeds_differ_but_an_unedited_one_has_no_seed(make: Make) -> None:
