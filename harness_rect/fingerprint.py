@@ -74,13 +74,23 @@ def foreign_hook(model: nn.Module) -> str | None:
 
 @torch.no_grad()
 def model_fingerprint(model: nn.Module) -> str:
-    """sha256 (hex) over every parameter and buffer: name, shape, dtype and sums over all of its bits.
+    """sha256 (hex) over each parameter and buffer of a checkpoint: name, shape, dtype, sums over its bits.
+
+    Buffers that checkpoints do not hold, such as the frequencies of rotary embeddings, follow from the
+    configuration and have other names in other releases of transformers.
 
     Two 64-bit sums of each chunk, one weighted by position, are computed on the tensor's device, so that a
     large model is not copied from it; a change of any single element changes both.
     """
     total = hashlib.sha256()
+    computed = {
+        f"{prefix}.{name}".removeprefix(".")
+        for prefix, module in model.named_modules()
+        for name in module._non_persistent_buffers_set
+    }
     for name, tensor in sorted(itertools.chain(model.named_parameters(), model.named_buffers())):
+        if name in computed:
+            continue
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {_sums(tensor)}".encode())
     return total.hexdigest()
 

@@ -48,6 +48,15 @@ def test_names_and_dtypes_and_buffers_count():
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
 
 
+def test_buffers_that_no_checkpoint_holds_do_not_count():
+    model = a_model()
+    before = model_fingerprint(model)
+    model.register_buffer("frequencies", torch.ones(3), persistent=False)
+    assert model_fingerprint(model) == before
+    model.register_buffer("kept", torch.ones(3))
+    assert model_fingerprint(model) != before
+
+
 def test_what_changes_no_shape_changes_the_digest_of_the_computation(make_model, tokenizer):
     def of(change=lambda config: None, tokenizer=tokenizer):
         model = make_model("llama")
