@@ -75,6 +75,7 @@ class EditedVLLM(CheckingPrompts, AnsweringVLLM):
             edited = EditedHF(pretrained, **arguments)
         self._checkpoint = str(arguments["save_edited"])
         self._info, self._edit_report = edited.get_model_info(), edited.edit_report
+        self._weights_key = edited.run_key
         del self._info["computed_on"]["batch_size"]  # that of the other engine
         self._originals = {name: weight.cpu() for name, weight in edited.originals.items()}
         self._scoring = {name: value for name, value in arguments.items() if name in SCORING}
@@ -124,9 +125,8 @@ class EditedVLLM(CheckingPrompts, AnsweringVLLM):
 
     @property
     def run_key(self) -> str | None:
-        """Names the edited weights, and vLLM, in lm-eval's ``--use_cache`` file."""
-        run = self._edit_report.run
-        return None if run is None else f"vllm:{run}"
+        """Names the weights, and vLLM, in lm-eval's ``--use_cache`` file."""
+        return None if self._weights_key is None else f"vllm:{self._weights_key}"
 
     def get_model_info(self) -> dict[str, Any]:
         """HFLM's information, and what was done to the model, computed with and checked, as of EditedHF."""
