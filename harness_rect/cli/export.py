@@ -11,7 +11,7 @@ from harness_rect.cli import path_argument
 from harness_rect.cli.replay import add_run_options, load_run
 from harness_rect.experiments.cost import cost
 from harness_rect.experiments.hub import check_hub, model_card, rank_in_words, upload
-from harness_rect.io.files import check_output, expanded, written_whole
+from harness_rect.io.files import check_output, expanded, folder_written_whole
 from harness_rect.session.checkpoint import save_checkpoint
 from harness_rect.session.export import save_adapter, save_delta
 from harness_rect.session.replay import Differs
@@ -49,22 +49,22 @@ def run(arguments: argparse.Namespace) -> int:
         report = loaded.put()
         # Before anything is written, since it may be refused.
         measured = cost(arguments.results, report, base) if arguments.results else None
-        if arguments.format == "full":
-            save_checkpoint(output, loaded.model, loaded.tokenizer, report)
-        elif arguments.format == "delta":
-            marked = report.model_copy(update={"delta_of": _absolute(base)})
-            inexact = save_delta(output, loaded.model, loaded.tokenizer, loaded.weights, marked)
-            print(f"base + delta differs from the edited weights in {inexact:.3%} of edited elements")
-        else:
-            place = _absolute(embedded.resolve_model(base))  # PEFT knows no embedded models
-            rank = save_adapter(output, loaded.run, loaded.weights, place, report, loaded.regularizer)
-            print(rank_in_words(rank))
+        with folder_written_whole(output) as folder:  # with the card, or not at all
+            if arguments.format == "full":
+                save_checkpoint(folder, loaded.model, loaded.tokenizer, report)
+            elif arguments.format == "delta":
+                marked = report.model_copy(update={"delta_of": _absolute(base)})
+                inexact = save_delta(folder, loaded.model, loaded.tokenizer, loaded.weights, marked)
+                print(f"base + delta differs from the edited weights in {inexact:.3%} of edited elements")
+            else:
+                place = _absolute(embedded.resolve_model(base))  # PEFT knows no embedded models
+                rank = save_adapter(folder, loaded.run, loaded.weights, place, report, loaded.regularizer)
+                print(rank_in_words(rank))
+            card = model_card(report, loaded.run.edits, base, arguments.format, measured, rank)
+            (folder / "README.md").write_text(card, encoding="utf-8")
     except Differs as problem:
         print(f"error: {arguments.key}: {problem}", file=sys.stderr)
         return 1
-    card = model_card(report, loaded.run.edits, base, arguments.format, measured, rank)
-    with written_whole(output / "README.md") as temporary:
-        temporary.write_text(card, encoding="utf-8")
     print(f"{arguments.format} export of {report.n_edits} edits by {report.method}: {output}")
     if api is not None:
         print(f"uploaded: {upload(api, name, output)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -394,6 +395,18 @@ def test_the_list_reads_no_tensors_and_marks_a_damaged_report(made: Path, tmp_pa
         assert cells() == ["?"] * 4
     (run / "report.json").unlink()
     assert cells() == ["?"] * 4
+
+
+@pytest.mark.parametrize("form", ["full", "delta", "peft"])
+def test_an_export_whose_card_cannot_be_written_leaves_nothing(
+    run_of, tmp_path: Path, form: str, monkeypatch, capsys
+) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("harness_rect.cli.export.model_card", lambda *given: (_ for _ in ()).throw(full))
+    options = ["--format", form, "--output", str(tmp_path / "out"), "--device", "cpu"]
+    assert cli.main(["export", run_of("gpt2-none"), *options]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_no_lock_and_no_run_of_its_name_stops_nothing(made: Path, tmp_path: Path, capsys) -> None:
