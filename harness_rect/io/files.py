@@ -111,8 +111,8 @@ def flush(path: Path) -> None:
 def acquired(path: Path) -> FileLock:
     """The lock of a file, held. Its folder is made, and made again where a process removes it meanwhile."""
     for _ in range(5):
-        path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
+            path.parent.mkdir(parents=True, exist_ok=True)
             (lock := FileLock(path)).acquire()
             return lock
     raise FileNotFoundError(errno.ENOENT, "its folder is removed again and again", str(path))

@@ -92,13 +92,16 @@ def test_a_lock_is_had_where_its_folder_is_removed_meanwhile(
     removed: list[Path] = []
 
     def make_and_lose(folder: Path, *args, **given) -> None:
+        if not removed:  # its parent is gone
+            removed.append(folder)
+            raise FileNotFoundError(folder)
         make(folder, *args, **given)
-        if not removed:
+        if len(removed) == 1:
             removed.append(folder)
             folder.rmdir()
 
     monkeypatch.setattr(Path, "mkdir", make_and_lose)
     monkeypatch.setattr("filelock._util.os.makedirs", lambda *args, **given: None, raising=False)
     lock = acquired(tmp_path / "cache" / "a.lock")
-    assert removed and lock.is_locked
+    assert len(removed) == 2 and lock.is_locked
     lock.release()
