@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,18 +24,16 @@ def written_whole(path: Path) -> Iterator[Path]:
     Missing folders are created. The content is flushed to the disk before the file is renamed, its new name
     after that, and the file has the permissions of any new file.
     """
-    temporary = path
+    temporary = _temporary(path.parent, path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         yield temporary
         _finish(temporary)
         os.replace(temporary, path)
         flush(path.parent)
     except BaseException as error:
-        if temporary != path:
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if (named := _named(error, path)) is not None:
             raise named from error
@@ -81,11 +79,21 @@ def _named(error: BaseException, path: Path) -> OSError | None:
 @contextmanager
 def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
     """A hidden folder in ``parent``, removed at the end."""
-    temporary = Path(tempfile.mkdtemp(dir=parent, prefix=f".{name}.", suffix=".tmp"))
+    temporary = _temporary(parent, name)
     try:
+        temporary.mkdir(mode=0o700)
         yield temporary
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+        except KeyboardInterrupt:  # while it is removed
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def _temporary(parent: Path, name: str) -> Path:
+    """A name that is not there. It is chosen before anything is made, so that Ctrl-C then leaves nothing."""
+    return parent / f".{name[:100]}.{secrets.token_hex(8)}.tmp"
 
 
 def _finish(path: Path) -> None:

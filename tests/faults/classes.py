@@ -346,12 +346,19 @@ def cache_deleted(rng: random.Random) -> list[str] | None:
         return [f"{work}, {gone}: {line}" for line in one.differences()]
 
 
+#: What :func:`prepared` sets, for a process that is no fork of this one: batches decide last bits.
+AS_PREPARED = (
+    "from harness_rect.io import resume; from harness_rect.moments import accumulate;"
+    " resume.SAVE_SECONDS, accumulate.BATCH_TOKENS = 0.0, 80"
+)
+
+
 def real_process(rng: random.Random) -> list[str] | None:
     """As :func:`killed`, with a process of its own that has to import everything first."""
     work = rng.choice(("edit", "stats", "train-mend"))
     number = rng.choice(SIGNALS)
     with world(work) as one:
-        script = "import sys; from harness_rect.cli import main; sys.exit(main())"
+        script = f"{AS_PREPARED}; import sys; from harness_rect.cli import main; sys.exit(main())"
         process = subprocess.Popen(
             [sys.executable, "-c", script, *one.command[1:]],
             cwd=one.folder,

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from harness_rect.errors import UserError
 from harness_rect.io.cache import cache_folder
-from harness_rect.io.files import acquired, check_output, check_parent, folder_written_whole, written_whole
+from harness_rect.io.files import (
+    acquired,
+    check_output,
+    check_parent,
+    folder_written_whole,
+    temporary_folder,
+    written_whole,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +91,32 @@ def test_the_cache_may_lie_in_the_home_folder(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("HARNESS_RECT_CACHE", "~/kept")
     assert cache_folder("edits") == tmp_path / "kept" / "edits"
+
+
+def test_ctrl_c_while_a_temporary_folder_is_made_or_removed_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, remove = Path.mkdir, shutil.rmtree
+    interrupted: list[Path] = []
+
+    def made(folder: Path, *args, **given) -> None:
+        make(folder, *args, **given)
+        raise KeyboardInterrupt
+
+    def removed(folder: Path, **given) -> None:
+        if not interrupted:
+            interrupted.append(folder)
+            raise KeyboardInterrupt
+        remove(folder, **given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", made)
+        with pytest.raises(KeyboardInterrupt), temporary_folder(tmp_path, "x"):
+            pass
+    monkeypatch.setattr(shutil, "rmtree", removed)
+    with pytest.raises(KeyboardInterrupt), temporary_folder(tmp_path, "x"):
+        pass
+    assert interrupted and list(tmp_path.iterdir()) == []
 
 
 def test_a_lock_is_had_where_its_folder_is_removed_meanwhile(
