@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import logging
 import os
 import re
 import subprocess
@@ -151,6 +152,8 @@ def test_the_command_ends_after_its_tables_where_results_could_not_be_saved(
 ) -> None:
     resource = pytest.importorskip("resource")
     at_end: list[Any] = []
+    for name in ("", "lm_eval", "harness_rect"):  # another test's may write to a file, which is limited here
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [logging.NullHandler()])
     monkeypatch.setattr("atexit.register", lambda *given: at_end.insert(0, given))
     scores = {"alias": "a", "acc,none": 0.5}
     results: dict[str, Any] = {"results": {"a": scores, "b": scores}, "configs": {"a": {}, "b": {}}}

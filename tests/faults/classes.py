@@ -347,10 +347,17 @@ def cache_deleted(rng: random.Random) -> list[str] | None:
 
 
 #: What :func:`prepared` sets, for a process that is no fork of this one: batches decide last bits.
-AS_PREPARED = (
-    "from harness_rect.io import resume; from harness_rect.moments import accumulate;"
-    " resume.SAVE_SECONDS, accumulate.BATCH_TOKENS = 0.0, 80"
-)
+AS_PREPARED = """
+import sys
+from harness_rect.cli import main
+try:
+    from harness_rect.io import resume
+    from harness_rect.moments import accumulate
+except KeyboardInterrupt:
+    sys.exit(130)
+resume.SAVE_SECONDS, accumulate.BATCH_TOKENS = 0.0, 80
+sys.exit(main())
+"""
 
 
 def real_process(rng: random.Random) -> list[str] | None:
@@ -358,9 +365,8 @@ def real_process(rng: random.Random) -> list[str] | None:
     work = rng.choice(("edit", "stats", "train-mend"))
     number = rng.choice(SIGNALS)
     with world(work) as one:
-        script = f"{AS_PREPARED}; import sys; from harness_rect.cli import main; sys.exit(main())"
         process = subprocess.Popen(
-            [sys.executable, "-c", script, *one.command[1:]],
+            [sys.executable, "-c", AS_PREPARED, *one.command[1:]],
             cwd=one.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
