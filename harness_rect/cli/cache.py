@@ -6,6 +6,7 @@ import argparse
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
@@ -73,9 +74,7 @@ def _described(entry: Entry) -> tuple[str, str, str, str]:
 def _show(cache: EditCache, arguments: argparse.Namespace) -> int:
     folder = cache.find(arguments.key)
     try:
-        run = KeptRun.read(folder)
-        if not run.key.startswith(folder.name):
-            raise Damaged("another run's")
+        run = _read(folder, folder.name)
     except Damaged as problem:
         raise UserError(f"{folder}: the kept edit run is damaged: {problem}") from None
     report, steps = run.report, run.history.steps
@@ -123,8 +122,16 @@ def _check(entry: Entry) -> None:
         raise Damaged("set aside before" if ASIDE in entry.path.name else f"it has no {SUMS}")
     if entry.kind == "unfinished":
         verify_state(entry.path)
-    elif not KeptRun.read(entry.path).key.startswith(entry.key):
+    else:
+        _read(entry.path, entry.key)
+
+
+def _read(folder: Path, key: str) -> KeptRun:
+    """The run in a folder; raises Damaged if it is not whole, or of another key."""
+    run = KeptRun.read(folder)
+    if not run.key.startswith(key):
         raise Damaged("another run's")
+    return run
 
 
 def _prune(cache: EditCache, arguments: argparse.Namespace) -> int:

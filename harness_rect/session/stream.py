@@ -374,19 +374,17 @@ class EditSession:
 
     # -- what a run is made of --------------------------------------------------------------------
 
-    def _look(self) -> None:
-        """Note what the unedited model is now; what was prepared for another one is forgotten."""
+    def _look(self) -> tuple[str, str]:
+        """As :meth:`_unedited`, of the model as it is now; what was prepared for another one is forgotten."""
         model = self.lm.model
         now = model_fingerprint(model), computation_digest(model, self.lm.encoder.tokenizer)
         if now != self._model_is:
             self._model_is, self._prepared = now, False
+        return now
 
     def _unedited(self) -> tuple[str, str]:
         """Fingerprint of the unedited model, and digest of how it computes."""
-        if self._model_is is None:
-            self._look()
-        assert self._model_is is not None
-        return self._model_is
+        return self._model_is or self._look()
 
     def prepare(self) -> None:
         """Find or compute what this run needs of the unedited model, once; :meth:`run` does it by itself."""
