@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ log = logging.getLogger(__name__)
 SUMS = "SHA256SUMS"
 #: No such file is larger, in bytes.
 LARGEST = 2**20
+#: How the comment of a zip file begins that holds its checksum.
+ZIP_COMMENT = b"sha256:"
 #: What the name of something set aside ends in, before a number.
 ASIDE = ".damaged"
 
@@ -23,8 +26,8 @@ class Damaged(Exception):
     """A kept file is not as it was written; ``str(error)`` says in what, in one line."""
 
 
-def file_sha256(path: Path) -> str:
-    """sha256 (hex) of a file's content.
+def file_sha256(path: Path, until: int | None = None) -> str:
+    """sha256 (hex) of a file's content, or of its first ``until`` bytes.
 
     Raises:
         Damaged: there is no such file, or it is something else, such as a pipe.
@@ -32,10 +35,36 @@ def file_sha256(path: Path) -> str:
     if not path.is_file():
         raise Damaged(f"{path.name} is {'no file' if path.exists() else 'missing'}")
     digest = hashlib.sha256()
+    left = path.stat().st_size if until is None else until
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(min(left, 1 << 20)):
             digest.update(block)
+            left -= len(block)
     return digest.hexdigest()
+
+
+def write_zip_sum(path: Path) -> None:
+    """End a zip file with a comment that holds the checksum of everything before its hexadecimal digits."""
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = ZIP_COMMENT + b"0" * 64
+    end = path.stat().st_size - 64
+    digits = file_sha256(path, end).encode("ascii")
+    with path.open("r+b") as file:
+        file.seek(end)
+        file.write(digits)
+
+
+def check_zip_sum(path: Path) -> None:
+    """Check a zip file by the checksum in its comment; one without a comment is somebody else's, and passes.
+
+    Raises:
+        Damaged: the comment is another.
+        BadZipFile, OSError: it is no zip file, or cannot be read.
+    """
+    with zipfile.ZipFile(path) as archive:
+        comment = archive.comment
+    if comment and comment != ZIP_COMMENT + file_sha256(path, path.stat().st_size - 64).encode("ascii"):
+        raise Damaged("it is not the file that was written, by the checksum at its end")
 
 
 def write_sums(folder: Path) -> None:

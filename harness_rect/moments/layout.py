@@ -2,8 +2,9 @@
 
 ``<model>/<dataset>_stats/<module>_<dtype>_mom2_<n>.npz`` holds ``mom2.mom2``, the SUM of outer products
 (d_mlp, d_mlp); ``mom2.count``, the number of tokens; and ``sample_size``, the number of documents. Ours add
-``fingerprint``, a JSON text that describes the sample, and ``sha256`` of the numbers. Pickled data is never
-loaded, and no member of a file that claims to be larger than the sum can be.
+``fingerprint``, a JSON text that describes the sample, ``sha256`` of the numbers, and a checksum of the whole
+file as the comment of the zip file. Pickled data is never loaded, and no member of a file that claims to be
+larger than the sum can be.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from harness_rect.errors import UserError
+from harness_rect.io.checksums import Damaged, check_zip_sum, write_zip_sum
 from harness_rect.io.files import written_whole
 from harness_rect.moments.second_moment import SecondMoment
 
@@ -76,17 +78,19 @@ def find_moment(folder: Path, module: str, model: str, dataset: str, dtype: str,
 #: What numpy and zipfile raise for damaged, foreign, encrypted and oversized files.
 _UNREADABLE = (
     *(OSError, ValueError, KeyError, TypeError, EOFError, OverflowError, MemoryError, RuntimeError),
-    *(SyntaxError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(SyntaxError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError, Damaged),
 )
 
 
 def _check_claims(path: Path, most: int) -> None:
-    """Raise ValueError if an archive claims to hold more bytes than second moments of the model take."""
+    """Raise ValueError if an archive claims to hold more bytes than second moments of the model take, and
+    Damaged if it has a checksum and is not what was written."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("it is a folder, a pipe or a device")
     with zipfile.ZipFile(path) as archive:
         if (claimed := sum(entry.file_size for entry in archive.infolist())) > most:
             raise ValueError(f"it claims to hold {claimed} bytes, for this model at most {most} are expected")
+    check_zip_sum(path)
 
 
 #: The array that says as JSON what the sum is of; published files have none.
@@ -181,5 +185,7 @@ def write_moment(path: Path, total: Tensor, count: int, documents: int, fingerpr
         DESCRIPTION: np.asarray(fingerprint),
         "sha256": np.asarray(SecondMoment(total, count, "").sha256),
     }
-    with written_whole(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+    with written_whole(path) as temporary:
+        with temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        write_zip_sum(temporary)

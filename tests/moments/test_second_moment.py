@@ -188,6 +188,17 @@ def test_a_damaged_file_is_named_in_one_line(damage, tmp_path):
     refused(tmp_path / "m.npz")
 
 
+def test_no_bit_of_a_file_of_ours_can_flip_unseen(tmp_path):
+    """Not even one that neither zipfile nor numpy reads, such as the date of a member."""
+    written, path = tmp_path / "written.npz", tmp_path / "m.npz"
+    write_moment(written, a_sum(d=2).float(), 50, 7, "{}")
+    assert read_moment(written, 2).count == 50
+    content = written.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(bytes([*content[:place], content[place] ^ 1 << place % 8, *content[place + 1 :]]))
+        refused(path, 2)
+
+
 # -- places -------------------------------------------------------------------------------------------
 
 
