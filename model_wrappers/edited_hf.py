@@ -132,7 +132,7 @@ class EditedHF(CheckingPrompts, ComparingLM):
             if (limit := limit_of_evaluation()) is not None and limit <= 0:
                 raise UserError(f"--limit {limit:g}: expected a number of rows from 1 on, or a share below 1")
             arguments |= checked_theirs(arguments)
-            cache = EditCache.from_spec(config.edit_cache) if editing else None
+            cache = EditCache.to_write(config.edit_cache) if editing else None
             stream = load_edits(config.edits) if editing and config.edits else None
             if stream is not None:
                 check_edits(METHODS[config.method], stream)

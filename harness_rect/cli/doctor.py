@@ -24,7 +24,8 @@ import torch
 import harness_rect
 from harness_rect.errors import UserError
 from harness_rect.experiments import results
-from harness_rect.io.cache import cache_folder, human
+from harness_rect.io.cache import ROOT, cache_folder, human
+from harness_rect.io.files import check_folder
 
 PACKAGES = ("lm_eval", "torch", "transformers", "datasets", "accelerate", "numpy")
 #: Package that only some commands need -> what needs it.
@@ -76,7 +77,11 @@ def findings() -> Iterator[Found]:
     root = cache_folder("edits").parent
     kinds = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     sizes = ", ".join(f"{path.name} {human(size_of(path))}" for path in kinds) or "empty"
-    yield Found("cache", f"{root}: {sizes}")
+    try:
+        check_folder(root)
+        yield Found("cache", f"{root}: {sizes}")
+    except UserError as error:
+        yield Found("cache", f"{error}; set {ROOT} to one", False)
     yield Found("", f"{hub.HF_HUB_CACHE}: {human(size_of(Path(hub.HF_HUB_CACHE)))}")
     missing = [f"{name} ({what})" for name, what in OPTIONAL.items() if find_spec(name) is None]
     yield Found("extras", f"not installed: {', '.join(missing)}" if missing else "all installed")

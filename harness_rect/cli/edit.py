@@ -51,10 +51,11 @@ def run(arguments: argparse.Namespace) -> None:
     check_output(arguments.output)
     stream = load_edits(arguments.edits)
     check_edits(METHODS[described.method], stream)
+    cache = EditCache.to_write(described.edit_cache)
     model, tokenizer = load_model(arguments)
     name, template = layout_name(arguments.model), template_arguments(arguments)
     session = EditSession(model, tokenizer, described, stream, name, chat_template_args=template)
-    session.run(EditCache.from_spec(described.edit_cache))
+    session.run(cache)
     save_checkpoint(arguments.output, model, tokenizer, session.report)
     _print_summary(session.report, arguments.output)
 

@@ -12,7 +12,7 @@ from harness_rect.cli import path_argument
 from harness_rect.cli.common import add_model_options, load_model, parse_layers
 from harness_rect.errors import UserError
 from harness_rect.fingerprint import model_fingerprint
-from harness_rect.io.files import check_parent, expanded
+from harness_rect.io.files import check_folder, expanded
 from harness_rect.models import EditableLM
 from harness_rect.moments import MomentProvider
 from harness_rect.moments.text import DEFAULT_TOKENS, texts_of
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
         layers = parse_layers(arguments.layers)
         if (tokens := arguments.tokens) < 1:
             raise UserError(f"--tokens {tokens}: expected a positive number")
-        check_parent(arguments.output / "file")
+        check_folder(arguments.output)
         arguments.text = expanded(arguments.text)
         texts_of(arguments.text)  # refuses what is no text source before the model is loaded
         arguments.device = processes.own_device(arguments.device)

@@ -160,22 +160,35 @@ def check_output(folder: Path, resumable: bool = False, besides: Collection[str]
     names = {path.name for path in folder.iterdir()} - set(besides) if folder.is_dir() else set()
     if any(not (resumable and name.startswith(".")) for name in names):
         raise UserError(f"{folder}: exists already; give another folder or remove it")
-    check_parent(folder / "file")
+    check_folder(folder)
 
 
-def check_parent(path: Path) -> None:
+def check_folder(folder: Path) -> None:
+    """Check that files can be created in a folder, which need not exist.
+
+    Raises:
+        UserError: they cannot.
+    """
+    check_parent(folder / "file", folder)
+
+
+def check_parent(path: Path, named: Path | None = None) -> None:
     """Check that ``path`` and missing folders above it can be created.
+
+    Args:
+        named: is what the message names instead.
 
     Raises:
         UserError: they cannot.
     """
     path = path.absolute()
+    named = named or path
     for link in (path, *path.parents):
         if link.is_symlink() and not link.exists():
-            raise UserError(f"{path}: {link} is a link to what does not exist; remove the link")
+            raise UserError(f"{named}: {link} is a link to what does not exist; remove the link")
     parent = next(folder for folder in path.parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"{path}: cannot be created: {parent} is not a folder that can be written to")
+        raise UserError(f"{named}: cannot be created: {parent} is not a folder that can be written to")
 
 
 def check_file(path: Path, option: str) -> None:

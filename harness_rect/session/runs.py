@@ -38,9 +38,9 @@ from torch import Tensor
 
 from harness_rect.edits import Edit
 from harness_rect.errors import Failed, UserError, on_the_way
-from harness_rect.io.cache import cache_folder, human, size_limit
+from harness_rect.io.cache import ROOT, cache_folder, human, size_limit
 from harness_rect.io.checksums import ASIDE, SUMS, Damaged, check_sums, set_aside, write_sums
-from harness_rect.io.files import acquired, expanded, folder_written_whole
+from harness_rect.io.files import acquired, check_folder, expanded, folder_written_whole
 from harness_rect.io.resume import State, failing, load_state, save_state
 from harness_rect.session.history import History, matrix_of
 from harness_rect.session.report import EditReport
@@ -51,6 +51,8 @@ log = logging.getLogger(__name__)
 OFF = "off"
 #: Kinds of :class:`Entry` that nobody can use.
 USELESS = ("damaged", "leftover")
+#: What to do where a cache cannot be written, for messages.
+INSTEAD = f"give another folder, with edit_cache or {ROOT}, or edit_cache=off"
 #: Version of the folder's format.
 FORMAT = 1
 RUN, REPORT, EDITS, UPDATES = "run.json", "report.json", "edits.json", "updates.safetensors"
@@ -169,6 +171,20 @@ class EditCache:
             return None
         return cls(Path(expanded(spec)) if spec else cache_folder("edits"), size_limit())
 
+    @classmethod
+    def to_write(cls, spec: str | None) -> EditCache | None:
+        """The same, for runs that are to be kept.
+
+        Raises:
+            UserError: the folder cannot be written, too.
+        """
+        if (cache := cls.from_spec(spec)) is not None:
+            try:
+                check_folder(cache.folder)
+            except UserError as error:
+                raise UserError(f"edit_cache={error}; {INSTEAD}") from None
+        return cache
+
     def path(self, key: str, partial: bool = False) -> Path:
         return self.folder / (f"{key[:NAME]}.partial.safetensors" if partial else key[:NAME])
 
@@ -190,7 +206,7 @@ class EditCache:
         except (OSError, NotImplementedError) as error:
             reason = getattr(error, "strerror", None) or error
             raise (Failed if on_the_way(error) else UserError)(
-                f"edit_cache={self.folder}: cannot be written ({reason}); give another folder, or off"
+                f"edit_cache={self.folder}: cannot be written ({reason}); {INSTEAD}"
             ) from None
         try:
             yield

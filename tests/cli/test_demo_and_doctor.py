@@ -87,6 +87,7 @@ def runs(status: int, stderr: str = ""):
             "ended with 1: ValueError: no model edited_hf",
         ),
         (runs(0), {"HARNESS_RECT_AUTOLOAD": "0"}, 1, "HARNESS_RECT_AUTOLOAD=0 keeps it from finding"),
+        (runs(0), {"HARNESS_RECT_CACHE": os.devnull}, 1, "that can be written to; set HARNESS_RECT_CACHE"),
     ],
 )
 def test_the_doctor_says_what_is_found_on_one_screen(run, variables, status, said, monkeypatch, capsys):

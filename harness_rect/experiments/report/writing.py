@@ -10,7 +10,7 @@ from harness_rect.experiments.report.page import render, sections
 from harness_rect.experiments.report.reading import read_study
 from harness_rect.experiments.report.reference import read_reference
 from harness_rect.experiments.report.study import Study
-from harness_rect.io.files import check_file, check_parent, written_whole
+from harness_rect.io.files import check_file, check_folder, written_whole
 from harness_rect.io.progress import progress_bar
 
 
@@ -38,7 +38,7 @@ def write_report(
     if figures is not None:
         if figures.exists() and not figures.is_dir():
             raise UserError(f"--figures {figures}: is a file; expected a folder")
-        check_parent(figures / "file")
+        check_folder(figures)
     published = None if reference is None else read_reference(reference)
     with progress_bar(progress_shown) as progress:
         reading = progress.add_task("reading")
