@@ -196,6 +196,25 @@ class Results:
             if value not in not_given or not name.startswith(not_given[value])
         }
 
+    @property
+    def full_name(self) -> str:
+        """The model's name, and the arguments that make it another model."""
+        given = [str(self.model_args["dtype"])] if self.model_args.get("dtype") else []
+        given += [f"{name}={value}" for name, value in self.variant.items()]
+        return f"{self.model_name} ({', '.join(given)})" if given else self.model_name
+
+    @property
+    def loaded(self) -> str | None:
+        """``loaded with 2 edits by rome``, where the files that it was loaded from say so."""
+        given = self.file.config.get("provenance")
+        said = given.values() if isinstance(given, dict) else ()
+        found = [
+            f"{one['n_edits']} edits by {one['method']}"
+            for one in said
+            if isinstance(one, dict) and one.get("method") and one.get("n_edits")
+        ]
+        return f"loaded with {' and '.join(found)}" if found else None
+
     @cached_property
     def fingerprint(self) -> str | None:
         """Digest of the weights before any edits of this run; None where the file does not have it.
@@ -504,11 +523,12 @@ def labels(results: Sequence[Results]) -> list[str]:
 
 
 def describe(results: Results) -> str:
-    """``gpt2-xl, 20 edits by rome, rect 0.4``; only the model's name where nothing was edited."""
+    """``gpt2-xl, 20 edits by rome, rect 0.4``; only the model where nothing was edited."""
     edit = results.edit
+    parts = [results.full_name, *([results.loaded] if results.loaded else [])]
     if edit is None or not edit.n_edits:
-        return results.model_name
-    parts = [results.model_name, f"{edit.n_edits} edits by {edit.method}"]
+        return ", ".join(parts)
+    parts.append(f"{edit.n_edits} edits by {edit.method}")
     if edit.regularizer != "none":
         parts.append(f"{edit.regularizer} {edit.keep or ''}".strip())
     return ", ".join(parts)

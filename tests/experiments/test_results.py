@@ -185,6 +185,13 @@ def test_labels_say_what_was_edited_and_tell_equals_apart(tmp_path: Path, tasks)
     assert labels([plain, edited]) == ["gpt2-xl", describe(edited)]
     again = load(write(tmp_path / "f", content(tasks, config={"edit": edit}), {}))
     assert len(set(labels([edited, again]))) == 2
+    said = {"pretrained": "unknown", "peft": {"method": "memit", "n_edits": 5}, "model_fingerprint": "a"}
+    args = {"pretrained": "gpt2-xl", "peft": "P", "dtype": "float16"}
+    config = {"model_args": args, "provenance": said}
+    adapter = load(write(tmp_path / "a", content(tasks, config=config), {}))
+    assert describe(adapter) == "gpt2-xl (float16, peft=P), loaded with 5 edits by memit"
+    both = load(write(tmp_path / "b", content(tasks, config=config | {"edit": edit}), {}))
+    assert describe(both) == f"{describe(adapter)}, 20 edits by rome, rect 0.4"
 
 
 def test_what_was_asked_and_said_is_read_for_every_kind_of_request(tmp_path: Path, tasks) -> None:

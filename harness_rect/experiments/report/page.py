@@ -250,7 +250,7 @@ def _runs(study: Study) -> Table:
     for run in study.runs:
         if run.series is None:
             mean = number(run.mean.value if run.mean else None)
-            rows.append([run.model, "unedited", "", "0", "1", mean, "-", "-", "-"])
+            rows.append([run.model, run.loaded or "unedited", "", "0", "1", mean, "-", "-", "-"])
             tags.append("")
     for series, n in _points(study):
         tags.append(series_tokens(series))
@@ -395,7 +395,9 @@ def _provenance(study: Study) -> Table:
     rows = [
         [
             run.file,
-            f"{run.series.setting.label}, {run.series.label}" if run.series else f"{run.model}: unedited",
+            f"{run.series.setting.label}, {run.series.label}"
+            if run.series
+            else f"{run.model}: {run.loaded or 'unedited'}",
             str(run.n_edits),
             _day(run.date),
             *(run.provenance.get(name, "") for name in columns),

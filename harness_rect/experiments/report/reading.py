@@ -99,14 +99,13 @@ def _run(one: Results, folder: Path) -> Run:
     headlines = {task: one.headline(task) for task in one.tasks if is_ability(task)}
     others = [(task, key) for task in one.tasks if not is_ability(task) for key in one.metrics(task)]
     root = folder if folder.is_dir() else folder.parent
-    model = _model(one)
-    setting = Setting(model, edit.method, edit.edit_batch_size)
+    setting = Setting(one.full_name, edit.method, edit.edit_batch_size)
     series = Series(setting, Regularization.of(edit.regularizer, edit.settings))
     means = [group for group in one.groups if group in GROUPS and GROUPS[group].mean]
     return Run(
         file=one.path.relative_to(root).as_posix(),
         paths=(one.path,),
-        model=model,
+        model=one.full_name,
         series=series if edit.n_edits else None,
         edit=edit.model_copy(update={"edits": [], "steps": []}),
         date=_number(one.file.date),
@@ -117,15 +116,9 @@ def _run(one: Results, folder: Path) -> Run:
         editing={when: _editing(edit, when) for when in TIMES},
         provenance=_provenance(one),
         limit=_number(one.file.config.get("limit") or math.inf),
+        loaded=one.loaded,
         weights=one.fingerprint,
     )
-
-
-def _model(one: Results) -> str:
-    """The model's name, and the arguments that make it another model."""
-    given = [str(one.model_args["dtype"])] if one.model_args.get("dtype") else []
-    given += [f"{name}={value}" for name, value in one.variant.items()]
-    return f"{one.model_name} ({', '.join(given)})" if given else one.model_name
 
 
 def _of_one_model(runs: Sequence[Run]) -> list[Run]:

@@ -96,6 +96,7 @@ class Run:
     -> headline score, and group -> mean. measures: (task, metric) -> score, of all other tasks.
     reported_means: group -> its mean in the file. mean: over :attr:`Study.mean_of`.
     editing: time of measurement -> metric -> score over the edits. limit: of documents for each task.
+    loaded: the edits that the model had when it was loaded.
     as_unedited: tasks for which the unedited model was measured on the same documents.
     """
 
@@ -112,6 +113,7 @@ class Run:
     editing: Mapping[When, Mapping[str, Score]]
     provenance: Mapping[str, str]
     limit: float
+    loaded: str | None = None
     weights: str | None = None
     mean: Score | None = None
     as_unedited: frozenset[str] = frozenset()

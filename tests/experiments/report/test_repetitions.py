@@ -12,6 +12,7 @@ import pytest
 
 from harness_rect.experiments.report.reading import read_study
 from harness_rect.experiments.report.study import Study
+from harness_rect.experiments.report.writing import write_report
 
 COMMITTED = Path(__file__).parents[3] / "results" / "rect-tiny" / "rect-tiny"
 UNEDITED, ROME = (
@@ -81,6 +82,15 @@ def test_a_newer_unedited_run_of_another_model_is_no_base(study: Study_, change,
     [setting] = found.settings
     assert found.base(setting.model).file == "results_a.json" and found.notes == []
     assert {run.model for run in found.runs} == {setting.model, label}
+
+
+def test_a_model_that_was_edited_before_it_was_loaded_is_not_called_unedited(study: Study_, tmp_path) -> None:
+    said = {"peft": {"method": "memit", "n_edits": 5}}
+    found = study(a=UNEDITED, c=changed(UNEDITED, 9, args={"peft": "P"}, config={"provenance": said}))
+    assert [run.loaded for run in found.runs] == [None, "loaded with 5 edits by memit"]
+    write_report(tmp_path, tmp_path / "r.html")
+    cells = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert cells.count("loaded with 5 edits by memit") >= 2
 
 
 def test_what_is_given_as_it_is_by_default_is_the_same_model(study: Study_) -> None:
