@@ -2,10 +2,12 @@
 
     python benchmarks/ray_sweep.py [--edits 60] [--limit 20]
 
-Ray is started here and has a worker for each core of the machine: two on two cores. Wall time is that of the
-command, its start and that of the workers included; it means something where the cores are free. Both ways
-must give the same scores and edited weights. The result is written to benchmarks/results/ray_sweep.json with
-the load of the machine before. Needs Ray: .venv/test-ray/bin/python has it after `make test-ray`.
+Ray has a worker for each core of the machine: two on two cores. The command starts it, or it runs already, as
+on a cluster. Wall time is that of the command, its start and that of the workers included; it means something
+where the cores are free. All ways must give the same scores and edited weights. The result is written to
+benchmarks/results/ray_sweep.json with the load of the machine before.
+
+Needs Ray: .venv/test-ray/bin/python has it after `make test-ray`.
 """
 
 from __future__ import annotations
@@ -17,11 +19,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from measuring import RESULTS, describe, print_table, write_results
 
+RUNNING = "workers of a Ray that runs"
+WAYS = {"one process": None, "workers of a Ray started here": "ray", RUNNING: "ray"}
 KEPT = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
@@ -33,23 +39,45 @@ def main() -> None:
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as place:
         took, found = {}, {}
-        for name, options in {"one process": [], "workers of Ray": ["--backend", "ray"]}.items():
+        for name, backend in WAYS.items():
             folder = Path(place, name.replace(" ", "-"))
             folder.mkdir()
-            took[name] = sweep(folder, arguments, options)
+            with running_ray() if name == RUNNING else nullcontext("local") as address:
+                took[name] = sweep(
+                    folder, arguments, [] if backend is None else ["--backend", backend], address
+                )
             found[name] = content(folder / "out")
-    one, several = took.values()
-    if found["one process"] != found["workers of Ray"] or not found["one process"]:
+    first, *others = found.values()
+    if not first or any(other != first for other in others):
         raise SystemExit("the results differ; a ratio would mean nothing")
-    row = [f"{one:.1f} s", f"{several:.1f} s", f"{one / several:.2f}"]
+    ratios = {name: took["one process"] / seconds for name, seconds in took.items()}
     title = f"{len(KEPT)} trajectories of {arguments.edits} edits on {os.cpu_count()} cores, load {load:.1f}"
-    print_table(title, [*took, "ratio"], [row])
+    print_table(
+        title, ["", "wall", "ratio"], [[n, f"{s:.1f} s", f"{ratios[n]:.2f}"] for n, s in took.items()]
+    )
     given = vars(arguments) | {"workers": os.cpu_count(), "load_before": load, "seconds": took}
-    write_results(RESULTS / "ray_sweep.json", describe("cpu") | given | {"ratio": one / several})
+    write_results(RESULTS / "ray_sweep.json", describe("cpu") | given | {"ratios": ratios})
 
 
-def sweep(folder: Path, arguments: argparse.Namespace, options: list[str]) -> float:
-    """Wall seconds of the command."""
+@contextmanager
+def running_ray() -> Iterator[str]:
+    """The address of a Ray on this machine that is stopped at the end."""
+    command = [sys.executable, "-m", "ray.scripts.scripts"]
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # it listens on this machine alone
+    started = [*command, "start", "--head", "--node-ip-address", "127.0.0.1", "--port", "6399"]
+    subprocess.run(
+        [*started, "--include-dashboard", "false", "--disable-usage-stats"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        yield "127.0.0.1:6399"
+    finally:
+        subprocess.run([*command, "stop"], check=True, stdout=subprocess.DEVNULL)
+
+
+def sweep(folder: Path, arguments: argparse.Namespace, options: list[str], address: str) -> float:
+    """Wall seconds of the command, with this RAY_ADDRESS."""
     config = {
         "output": "out",
         "models": ["rect-tiny"],
@@ -64,7 +92,7 @@ def sweep(folder: Path, arguments: argparse.Namespace, options: list[str]) -> fl
         "device": "cpu",
     }
     (folder / "sweep.yaml").write_text(json.dumps(config))  # JSON is YAML
-    setting = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_ADDRESS": "local"}
+    setting = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_ADDRESS": address}
     setting["HARNESS_RECT_CACHE"] = str(folder / "cache")
     started = time.perf_counter()
     command = [sys.executable, "-m", "harness_rect", "sweep", "sweep.yaml", *options]
