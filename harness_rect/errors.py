@@ -27,6 +27,10 @@ class UserError(ValueError):
     status = 2
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a batch system sends it before it kills; what a command has begun is cleaned up."""
+
+
 class Failed(UserError):
     """What was asked is right, and failed on the way: a full disk, too little memory, no connection."""
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import types
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 #: Elements summed at a time, to bound the memory of the 64-bit copies.
 CHUNK = 1 << 22
@@ -28,7 +30,7 @@ _NAMES = {"architectures", "auto_map", "dtype", "torch_dtype", "transformers_ver
 
 
 def computation_digest(model: Any, tokenizer: Any) -> str:
-    """sha256 (hex) of how a model computes: configuration, of generation too, attention, tokenizer.
+    """sha256 (hex) of how a model computes: configuration, of generation too, attention, modules, tokenizer.
 
     Weights alone do not say it: the number of heads, the activation or the epsilon of a norm change no shape.
     """
@@ -43,7 +45,41 @@ def computation_digest(model: Any, tokenizer: Any) -> str:
     described = {"class": type(model).__name__, "config": plain(config.to_dict()), "attention": attention}
     if (generation := getattr(model, "generation_config", None)) is not None:
         described["generation"] = plain(generation.to_dict())
-    return digest(described | {"tokenizer": _described(tokenizer)})
+    return digest(described | {"modules": _modules(model), "tokenizer": _described(tokenizer)})
+
+
+def _modules(model: nn.Module) -> list[Any]:
+    """Of each module its class, its settings as it prints them, its numbers and its functions.
+
+    The configuration does not say what was replaced or set after the model was made.
+    """
+    return [
+        [
+            name,
+            type(module).__qualname__,
+            module.extra_repr(),
+            {key: found for key, value in sorted(vars(module).items()) if (found := _setting(key, value))},
+        ]
+        for name, module in model.named_modules()
+    ]
+
+
+def _setting(key: str, value: Any) -> str | None:
+    """A number or function that a module holds, as text; :func:`foreign_hook` finds another ``forward``."""
+    if key == "forward" or key.startswith("_"):
+        return None
+    if isinstance(value, float):
+        return repr(value)
+    return f"{value.__module__}.{value.__qualname__}" if isinstance(value, _FUNCTIONS) else None
+
+
+_FUNCTIONS = types.FunctionType, types.BuiltinFunctionType
+
+
+def state_digest(model: nn.Module) -> str:
+    """sha256 (hex) of a model's weights, modules and hooks: whether it is as it was."""
+    weights, hooked = model_fingerprint(model), foreign_hook(model)
+    return digest({"weights": weights, "modules": _modules(model), "hook": hooked})
 
 
 def _described(tokenizer: Any) -> Any:
@@ -63,6 +99,8 @@ def foreign_hook(model: nn.Module) -> str | None:
 
     Such a change is in no digest.
     """
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return "every module"
     for name, module in model.named_modules():
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         if "forward" in vars(module) and not hasattr(module, "_hf_hook"):

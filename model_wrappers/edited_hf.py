@@ -41,7 +41,7 @@ from harness_rect.config import (
 )
 from harness_rect.edits import EditStream, load_edits
 from harness_rect.errors import UserError, closest, inside_lm_eval_command, one_line_errors
-from harness_rect.fingerprint import computation_digest, digest, model_fingerprint
+from harness_rect.fingerprint import computation_digest, digest, model_fingerprint, state_digest
 from harness_rect.io.files import check_output, check_parent, expanded
 from harness_rect.io.progress import logging_only
 from harness_rect.machine import computed_on
@@ -118,6 +118,7 @@ class EditedHF(CheckingPrompts, ComparingLM):
             ours = {name: arguments.pop(name) for name in _ours() if name in arguments}
             config = _resolve(pretrained, _with_options(ours, options_of_evaluation()))
             self._edit_report, self._unedited_key = UNEDITED, None
+            self._answering = {name: arguments[name] for name in arguments.keys() - _SAME_ANSWERS}
             editing = config.method != "none"
             # self.rank is known once the model is loaded.
             is_first = os.environ.get("RANK", "0") == "0"
@@ -157,6 +158,7 @@ class EditedHF(CheckingPrompts, ComparingLM):
             if stream is not None:
                 check_editable(self.model)
                 self._edit(config, stream, layout_name(name), cache)
+            self._as_edited = state_digest(self.model) if editing else None
             found = self._edit_report.model_fingerprint or _fingerprint(self.model)
             self._provenance = {"model_fingerprint": found, **self._provenance}
             if not editing and found != UNKNOWN:
@@ -242,6 +244,7 @@ class EditedHF(CheckingPrompts, ComparingLM):
             originals: parameter name -> weight before editing.
         """
         self._edit_report = UNEDITED if edit_report is None else EditReport.read(edit_report)
+        self._as_edited = None if edit_report is None else state_digest(self.model)
         self.edited_from(originals)
 
     @property
@@ -251,8 +254,12 @@ class EditedHF(CheckingPrompts, ComparingLM):
 
     @property
     def run_key(self) -> str | None:
-        """Names the weights in lm-eval's ``--use_cache`` file, whose keys are the texts of requests alone."""
-        return self._edit_report.run or self._unedited_key
+        """Names the model in lm-eval's ``--use_cache`` file, whose keys are the texts of requests alone.
+
+        Arguments of lm-eval's class belong to it: ``max_length`` cuts prompts.
+        """
+        key = self._edit_report.run or self._unedited_key
+        return f"{key}:{digest(self._answering)}" if key and self._answering else key
 
     def get_model_info(self) -> dict[str, Any]:
         """HFLM's information, what was done to the model, also before its loading, computed with and checked.
@@ -279,14 +286,14 @@ class EditedHF(CheckingPrompts, ComparingLM):
         def now() -> dict[str, str]:
             return {name: sha256_of(self.model.get_parameter(name)) for name in report.weights}
 
-        evaluated = now()
+        evaluated, unchanged = now(), state_digest(self.model) == self._as_edited
         with self.unedited():
             revert = self_checks.of_revert(report, now())
         if now() != evaluated:
             revert = self_checks.Check(passed=False, about="the edited weights did not come back after it")
         same = self.mixed_precision_dtype is None
         return {
-            "weights": self_checks.of_weights(report, evaluated),
+            "weights": self_checks.of_weights(report, evaluated, unchanged),
             "revert": revert,
             "rect_counts": self_checks.of_counts(report),
             "reliability": self_checks.of_reliability(report, results_of_evaluation(), same),
@@ -319,6 +326,8 @@ def share_logging() -> None:
         ours.setLevel(theirs.level)
 
 
+#: Arguments of lm-eval's class that change no answers, beside the model's name, which its weights replace.
+_SAME_ANSWERS = {"pretrained", "device", "batch_size", "max_batch_size", "trust_remote_code"}
 #: Arguments of lm-eval's class.
 THEIRS = frozenset(inspect.signature(HFLM.__init__).parameters)
 

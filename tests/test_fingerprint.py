@@ -70,6 +70,23 @@ def test_what_changes_no_shape_changes_the_digest_of_the_computation(make_model,
         lambda config: setattr(config, "_attn_implementation", "eager"),
     ]
     assert len({of(), *map(of, changes)}) == 5
+
+    class Patched(torch.nn.Linear):
+        pass
+
+    later = [
+        lambda model: setattr(model.model.layers[0].mlp, "act_fn", torch.nn.ReLU()),
+        lambda model: setattr(model.model.layers[0].mlp, "function", torch.relu),
+        lambda model: setattr(model.model.norm, "variance_epsilon", 0.1),
+        lambda model: setattr(model.model.layers[0].self_attn, "scaling", 0.5),
+        lambda model: setattr(model.lm_head, "__class__", Patched),
+    ]
+    digests = {of()}
+    for change in later:
+        model = make_model("llama")
+        change(model)
+        digests.add(computation_digest(model, tokenizer))
+    assert len(digests) == 1 + len(later)
     assert of(lambda config: setattr(config, "_name_or_path", "elsewhere")) == of()
     tokenizer("how it was last asked", truncation=True, max_length=2)
     another = copy.deepcopy(tokenizer)
@@ -87,3 +104,8 @@ def test_what_else_changes_a_computation_is_found(make_model):
     handle.remove()
     model.transformer.h[0].mlp.forward = lambda hidden: hidden
     assert foreign_hook(model) == "transformer.h.0.mlp"
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, given, output: output)
+    try:
+        assert foreign_hook(model) == "every module"
+    finally:
+        handle.remove()

@@ -123,16 +123,20 @@ def test_lm_evals_cache_keeps_no_answer_of_the_unedited_model(arguments, tmp_pat
     given = arguments()
     alone = {name: told(evaluate(*of)) for name, of in runs(given).items()}
     assert alone["edited"] != alone["none"]
-    for name in ("edited", "none", "hf", "edited", "hf", "none"):
+    assert alone["edited, short"] != alone["edited"] and alone["none, short"] != alone["none"]
+    for name in ("edited", "none", "none, short", "edited, short", "hf", "edited", "hf", "none"):
         model, asked = runs(given)[name]
         found = evaluate(model, asked, use_cache=str(tmp_path / "answers"))
         assert told(found) == alone[name], name
 
 
 def runs(given: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
+    short = {"max_length": 52}  # of which 50 are for the answer
     return {
         "edited": ("edited_hf", given),
         "none": ("edited_hf", unedited(given)),
+        "edited, short": ("edited_hf", given | short),
+        "none, short": ("edited_hf", unedited(given) | short),
         "hf": ("hf", unedited(given)),
     }
 

@@ -12,11 +12,13 @@ import importlib
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from types import ModuleType
 
-from harness_rect.errors import UserError, tell
+from harness_rect.errors import Terminated, UserError, tell
 
 TYPE_CHECKING = False  # importing typing and pathlib takes half as long as all else here
 if TYPE_CHECKING:
@@ -59,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
+    ours = threading.current_thread() is threading.main_thread()
+    if ours := ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         _check_current_folder()
         arguments = make_parser(argv).parse_args(argv)
@@ -66,7 +71,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except (Exception, KeyboardInterrupt) as error:
-        return tell(error)
+        status = tell(error)
+        if isinstance(error, Terminated):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)  # so that whoever sent it sees that it was obeyed
+        return status
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    """Clean up as after Ctrl-C, once."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Terminated
 
 
 def _make_surroundings_usable() -> None:

@@ -12,7 +12,7 @@ from harness_rect.cli import path_argument
 from harness_rect.cli.common import add_option, load_model
 from harness_rect.cli.kept_runs import add_cache_option, cache_of
 from harness_rect.config import EditConfig, declared_arguments, settings
-from harness_rect.errors import UserError
+from harness_rect.errors import Failed, UserError
 from harness_rect.fingerprint import model_fingerprint
 from harness_rect.io.checksums import Damaged
 from harness_rect.io.files import check_output
@@ -80,6 +80,8 @@ def load_run(arguments: argparse.Namespace) -> Loaded:
         touch(folder)  # first, so that it is not removed for being old
         run = KeptRun.read(folder)
     except Damaged as problem:
+        if not folder.exists():
+            raise Failed(f"{arguments.key}: the kept edit run was removed meanwhile; edit anew") from None
         raise UserError(f"{arguments.key}: the kept edit run is damaged: {problem}") from None
     recorded = run.report.model if embedded.is_embedded(run.report.model) else run.base["model"]
     if not (base := arguments.model or recorded):

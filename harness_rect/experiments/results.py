@@ -9,9 +9,10 @@ its edit report as ``config.edit``. Samples (``--log_samples``) are read when th
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -448,9 +449,21 @@ def find(source: Path | str) -> list[Path]:
         raise UserError(f"{path}: no such file or folder")
     if not path.is_dir():
         raise UserError(f"{path}: is a pipe or a device; expected a results file or a folder with some")
-    if found := sorted(filter(has_their_name, path.rglob("*.json")), key=lambda p: (p.parent, _date(p))):
+    if found := sorted(filter(has_their_name, _files_below(path)), key=lambda p: (p.parent, _date(p))):
         return found
     raise UserError(f"{path}: no results*.json in this folder; expected what lm_eval --output_path writes")
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All .json files below a folder, through links too, each folder once."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(place, name) for name in names if name.endswith(".json"))
 
 
 def has_their_name(path: Path) -> bool:
@@ -465,11 +478,16 @@ def newest(source: Path | str) -> tuple[Path, int]:
     """The file itself, or the newest results file of a folder by the date in its name; and their number.
 
     Raises:
-        UserError: if there is none, or if several folders below this one have some.
+        UserError: if there is none, if several folders below this one have some, or if of several one has no
+            date in its name.
     """
     found = find(source)
     if len(folders := sorted({str(path.parent) for path in found})) > 1:
         raise UserError(f"{source}: holds results in several folders ({', '.join(folders)}); name one")
+    if undated := [path.name for path in found if len(found) > 1 and not _DATE.search(path.stem)]:
+        raise UserError(
+            f"{source}: holds {len(found)} results files, and the name of {undated[0]} has no date; name one"
+        )
     return found[-1], len(found)
 
 

@@ -53,9 +53,18 @@ def failed(found: Any) -> list[str]:
     ]
 
 
-def of_weights(report: EditReport, now: Mapping[str, str]) -> Check:
-    """Whether the weights ``now`` (name -> sha256) are those of the report."""
-    return _same({name: totals.sha256 for name, totals in report.weights.items()}, now, "after editing")
+def of_weights(report: EditReport, now: Mapping[str, str], unchanged: bool = True) -> Check:
+    """Whether the weights ``now`` (name -> sha256) are those of the report.
+
+    Args:
+        unchanged: whether all else of the model is as it was after editing.
+    """
+    edited = _same({name: totals.sha256 for name, totals in report.weights.items()}, now, "after editing")
+    if edited.passed is False or unchanged:
+        return edited
+    return Check(
+        passed=False, about="another weight, a module or a hook of the model is not as after editing"
+    )
 
 
 def of_revert(report: EditReport, original: Mapping[str, str]) -> Check:

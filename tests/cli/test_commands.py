@@ -346,7 +346,24 @@ def test_an_interrupt_while_editing_leaves_no_output(
 
 
 @pytest.mark.posix
-@pytest.mark.parametrize("how", ["SIGINT", "SIGKILL"])
+def test_sigterm_while_a_checkpoint_is_written_leaves_nothing(place: Path, command) -> None:
+    """As from a batch system whose time is up."""
+    before = files_below(place)
+    program = (
+        "import os, signal, sys\nfrom harness_rect import cli\nfrom harness_rect.session import checkpoint\n"
+        "from transformers import PreTrainedModel\nsave = PreTrainedModel.save_pretrained\n"
+        "def saved(*given, **named):\n"
+        "    save(*given, **named)\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "PreTrainedModel.save_pretrained = saved\nsys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, *command("edit")], capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGTERM, ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("interrupted; ")
+    assert files_below(place) == before
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGKILL"])
 def test_a_process_stopped_from_outside_leaves_no_output(place: Path, command, how: str) -> None:
     (place / "hparams.json").write_text(json.dumps(HPARAMS | {"v_num_grad_steps": 100_000, "v_lr": 1e-6}))
     before = files_below(place)
@@ -362,7 +379,7 @@ def test_a_process_stopped_from_outside_leaves_no_output(place: Path, command, h
         running.communicate(timeout=60)
     finally:
         running.kill()
-    assert running.returncode == (130 if how == "SIGINT" else -9)
+    assert running.returncode == {"SIGINT": 130, "SIGTERM": -15, "SIGKILL": -9}[how]
     assert files_below(place) == before
 
 

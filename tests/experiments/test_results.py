@@ -164,6 +164,18 @@ def test_a_folder_stands_for_its_newest_file(tmp_path: Path, tasks) -> None:
     (folder / "edit_report.json").write_text("{}")
     assert newest(tmp_path / "runs") == (later, 2)
     assert find(tmp_path / "runs") == [first, later]
+    (folder / "results.json").write_text(first.read_text())
+    with pytest.raises(UserError, match=r"holds 3 results files, and the name of results.json has no date"):
+        newest(tmp_path / "runs")
+
+
+@pytest.mark.posix
+def test_folders_that_are_links_are_read_once(tmp_path: Path, tasks) -> None:
+    kept = write(tmp_path / "elsewhere" / "a", content(tasks), {})
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "link").symlink_to(kept.parent)
+    (kept.parent / "circle").symlink_to(tmp_path / "runs")
+    assert find(tmp_path / "runs") == [tmp_path / "runs" / "link" / kept.name]
 
 
 @pytest.mark.parametrize(

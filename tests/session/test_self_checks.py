@@ -56,6 +56,22 @@ def test_weights_that_changed_after_editing_are_said_aloud(edited, monkeypatch, 
     assert "SELF-CHECK FAILED, do not trust these results: weights: 1 of 1 weights" in caplog.text
 
 
+def test_anything_else_of_the_model_that_changed_is_said_too(edited, monkeypatch) -> None:
+    norm = edited.model.transformer.ln_f
+    norm.weight.data[0] *= 2
+    assert made(edited, monkeypatch) == [False, True, True, True]
+    norm.weight.data[0] /= 2
+    monkeypatch.setattr(norm, "eps", 1.0)
+    assert made(edited, monkeypatch) == [False, True, True, True]
+    monkeypatch.undo()
+    handle = edited.model.transformer.h[0].register_forward_hook(lambda module, given, output: output)
+    try:
+        assert made(edited, monkeypatch) == [False, True, True, True]
+    finally:
+        handle.remove()
+    assert made(edited, monkeypatch) == [True, True, True, True]
+
+
 def test_originals_that_changed_are_no_revert(edited, monkeypatch) -> None:
     (name,) = edited.edit_report.weights
     changed = edited.originals[name].clone()

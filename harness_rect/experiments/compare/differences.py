@@ -14,6 +14,12 @@ from harness_rect.experiments.results import Results, same_name
 #: Settings that differ where only the limit does; for ``expected``.
 LIMIT = ("limit", "number of documents", "documents", "requests")
 SEEDS = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
+#: Arguments of a model class that change what a model answers -> their defaults.
+ANSWERING: dict[str, Any] = {
+    **dict.fromkeys(("max_length", "max_model_len", "max_gen_toks", "prefix_token_id")),
+    **dict.fromkeys(("softmax_dtype", "mixed_precision_dtype", "chat_template_args", "think_end_token")),
+    **{"truncation": False, "enable_thinking": True},
+}
 #: What must agree -> its value, without what the file does not say.
 Aspects = dict[str, Any]
 
@@ -72,6 +78,11 @@ def _of_run(one: Results) -> Aspects:
         found["limit"] = _number(found["limit"])
     if (seed := getattr(one.edit, "edit_seed", None)) is not None:
         found["edit_seed"] = seed
+    if "model_args" in one.file.config:
+        for name, default in ANSWERING.items():
+            given = one.model_args.get(name)
+            usual = given in (None, "", "None") or _option(given) == _option(default)
+            found[name] = "its default" if usual else _option(given)
     found["chat template"] = one.file.chat_template_sha
     found["system instruction"] = one.file.system_instruction_sha
     return found
@@ -93,7 +104,12 @@ def _of_task(one: Results, task: str, sides: Sequence[Results]) -> Aspects:
     if not is_editing(task):
         # The same requests from another folder are the same data.
         found["data"] = _data(one, task) if None in digests or len(set(digests)) > 1 else None
-    elif any(side.samples(task) is None for side in sides):  # else the documents themselves are compared
+        return {what: value for what, value in found.items() if value is not None}
+    metadata = one.metadata(task)
+    if task in one.file.configs:
+        found["prompt_context"] = metadata.get("prompt_context") or "bare"
+        found["judge"] = metadata.get("judge") or "none"
+    if any(side.samples(task) is None for side in sides):  # else the documents themselves are compared
         hashed = all(getattr(side.edit, "edits_sha256", None) for side in sides)
         spec = one.metadata(task).get("edits") or None
         found["edits"] = one.edit.edits_sha256 if one.edit and hashed else spec

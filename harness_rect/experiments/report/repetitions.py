@@ -75,8 +75,10 @@ class Repetitions:
                 if self._differences(better, run, expected, editing=run.series is not None):
                     continue
                 if run.tasks <= better.tasks:
-                    more = "has more documents of" if fewer else "is newer and evaluates"
-                    self._leave_out(run, f"{better.file} {more} the same.")
+                    why = "has more documents of the same" if fewer else "is newer and evaluates the same"
+                    if better.edit.run != run.edit.run and not fewer:
+                        why = "is a newer run of the same edits, with other versions, threads or processors"
+                    self._leave_out(run, f"{better.file} {why}.")
                 else:
                     self.notes.append(
                         f"{run.file} and {better.file} evaluate the same model and are taken together."

@@ -140,6 +140,12 @@ def test_all_metrics_are_compared_when_asked_for(make: Make) -> None:
         ({"metadata": {"data": "tiny"}}, {}, "data of rect_nli: hub and tiny"),
         ({}, {"config": {"limit": 10.0}}, "limit none and 10.0"),
         ({}, {"config": {"numpy_seed": 7}}, "numpy_seed 1234 and 7"),
+        ({}, {"config": {"model_args": "pretrained=gpt2-xl,max_length=9"}}, "max_length its default and 9"),
+        (
+            {},
+            {"config": {"model_args": {"softmax_dtype": "float32"}}},
+            "softmax_dtype its default and float32",
+        ),
         ({}, {"chat_template_sha": "abc"}, "chat template none and abc"),
         (
             {},
@@ -157,6 +163,22 @@ def test_a_difference_is_named_and_refused_unless_allowed(make: Make, task, file
     report = compare(base, [other], allow_differences=True)
     assert any(message in line for line in report.differences)
     assert report.rows[0].test == ("mcnemar" if samples else "unpaired")
+
+
+def test_arguments_at_their_defaults_are_no_difference(make: Make) -> None:
+    given = {"max_length": None, "truncation": "False", "enable_thinking": True, "device": "cpu"}
+    other = make(nli(), config={"model_args": {"pretrained": "gpt2-xl"} | given})
+    assert compare(make(nli()), [other]).differences == []
+
+
+@pytest.mark.parametrize(("name", "usual"), [("prompt_context", "bare"), ("judge", "none")])
+def test_what_editing_tasks_are_told_must_agree(make: Make, name, usual) -> None:
+    def side(**metadata: Any) -> Results:
+        return make({"rect_autoregressive": mean_task("reliability", RIGHT, metadata=metadata)}, False)
+
+    assert compare(side(), [side()]).differences == []
+    with pytest.raises(UserError, match=f"{name} of rect_autoregressive: {usual} and other"):
+        compare(side(), [side(**{name: "other"})])
 
 
 def test_all_differences_are_named_at_once_and_tasks_share_a_line(make: Make) -> None:

@@ -105,6 +105,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"system_instruction_sha": "abc"}, "system instruction"),
     ({"config": {"gen_kwargs": {"do_sample": True, "temperature": 3.0}}}, "gen_kwargs of"),
     ({"config": {"limit": 10.0}}, "limit"),
+    ({"args": {"max_length": 9}}, "max_length"),
 ]
 
 
@@ -119,6 +120,16 @@ def test_the_base_is_an_unedited_run_that_does_not_differ(study: Study_, change,
     # The same settings again are a repetition.
     again = study(a=UNEDITED, b=ROME, c=other, d=changed(UNEDITED, 20)).notes
     assert "results_a.json is left out: results_d.json is newer and evaluates the same." in again
+
+
+def test_another_run_of_the_same_edits_is_not_called_the_same(study: Study_) -> None:
+    other = changed(ROME, 9, right=0.5)
+    other["config"]["edit"]["run"] = "0" * 64
+    [note] = study(a=UNEDITED, b=ROME, c=other).notes
+    assert note == (
+        "results_b.json is left out: results_c.json is a newer run of the same edits, with other versions,"
+        " threads or processors."
+    )
 
 
 @pytest.mark.parametrize(("change", "what"), SETTINGS)
