@@ -158,7 +158,7 @@ class EditedHF(CheckingPrompts, ComparingLM):
             if stream is not None:
                 check_editable(self.model)
                 self._edit(config, stream, layout_name(name), cache)
-            self._as_edited = state_digest(self.model) if editing else None
+            self._as_edited = _state(self.model) if editing else UNKNOWN
             found = self._edit_report.model_fingerprint or _fingerprint(self.model)
             self._provenance = {"model_fingerprint": found, **self._provenance}
             if not editing and found != UNKNOWN:
@@ -244,7 +244,7 @@ class EditedHF(CheckingPrompts, ComparingLM):
             originals: parameter name -> weight before editing.
         """
         self._edit_report = UNEDITED if edit_report is None else EditReport.read(edit_report)
-        self._as_edited = None if edit_report is None else state_digest(self.model)
+        self._as_edited = UNKNOWN if edit_report is None else _state(self.model)
         self.edited_from(originals)
 
     @property
@@ -286,7 +286,7 @@ class EditedHF(CheckingPrompts, ComparingLM):
         def now() -> dict[str, str]:
             return {name: sha256_of(self.model.get_parameter(name)) for name in report.weights}
 
-        evaluated, unchanged = now(), state_digest(self.model) == self._as_edited
+        evaluated, unchanged = now(), _state(self.model) == self._as_edited
         with self.unedited():
             revert = self_checks.of_revert(report, now())
         if now() != evaluated:
@@ -478,8 +478,16 @@ def _base_of(
 
 def _fingerprint(model: Any) -> str:
     """The digest of a model's weights; those that were quantised may have no such elements."""
-    quantised = getattr(model.config, "quantization_config", None) is not None
-    return UNKNOWN if quantised else model_fingerprint(model)
+    return UNKNOWN if _quantised(model) else model_fingerprint(model)
+
+
+def _state(model: Any) -> str:
+    """The digest of a model's weights, modules and hooks, likewise."""
+    return UNKNOWN if _quantised(model) else state_digest(model)
+
+
+def _quantised(model: Any) -> bool:
+    return getattr(model.config, "quantization_config", None) is not None
 
 
 def _describe() -> None:

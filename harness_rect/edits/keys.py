@@ -69,7 +69,8 @@ def _misspelled(values: Mapping[str, Any], keys: Keys, path: str) -> Iterator[tu
 
 @cache
 def _near(name: str, keys: frozenset[str]) -> str | None:
-    return closest(name.lower(), sorted(keys), _LIKE)
+    begun = (key for key in sorted(keys) if len(name) > 5 and key.startswith(f"{name.lower()}_"))
+    return closest(name.lower(), sorted(keys), _LIKE) or next(begun, None)
 
 
 def hint(values: Mapping[str, Any], missing: str) -> str:

@@ -328,6 +328,7 @@ NESTED = [
     ("edit.original_fac", "edit.original_fact"),
     ("Forgetfulness.test_queries.answer_aliass", "Forgetfulness.test_queries.answer_alias"),
     ("consequences.test_conditions", "consequences.test_condition"),
+    ("neighborhood", "neighborhood_prompts"),
 ]
 
 
@@ -340,6 +341,7 @@ def test_a_misspelled_key_within_an_object_is_warned_of_with_its_path(
     tests = [{"test_queries": [asked], "test_condition": "OR"}]
     row: dict[str, Any] = {
         "requested_rewrite": {"requested_rewrite": plain(target_ture="x")},
+        "neighborhood": plain(neighborhood=["The Louvre is in"]),
         "portability": plain(portability={"Reasoning": [{"prompt": "p", "grund_truth": "a"}]}),
         "edit": {"edit": sentence},
         "Forgetfulness": {"edit": sentence, "Forgetfulness": tests},
