@@ -50,7 +50,23 @@ HELP = os.path.join(os.path.dirname(__file__), "help.jsonl")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own); returns the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
+    ours = threading.current_thread() is threading.main_thread()
+    if ours := ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except (Exception, KeyboardInterrupt) as error:
+        status = tell(error)
+        if isinstance(error, Terminated):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)  # so that whoever sent it sees that it was obeyed
+        return status
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _run(argv: Sequence[str]) -> int:
     _make_surroundings_usable()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if OWN_PROGRESS & {*argv[:1]}:
@@ -61,24 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
-    ours = threading.current_thread() is threading.main_thread()
-    if ours := ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _terminated)
-    try:
-        _check_current_folder()
-        arguments = make_parser(argv).parse_args(argv)
-        status = arguments.run(arguments) or 0
-        sys.stdout.flush()
-        return status
-    except (Exception, KeyboardInterrupt) as error:
-        status = tell(error)
-        if isinstance(error, Terminated):
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTERM)  # so that whoever sent it sees that it was obeyed
-        return status
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _check_current_folder()
+    arguments = make_parser(argv).parse_args(argv)
+    status = arguments.run(arguments) or 0
+    sys.stdout.flush()
+    return int(status)
 
 
 def _terminated(number: int, frame: object) -> NoReturn:
