@@ -50,8 +50,9 @@ HELP = os.path.join(os.path.dirname(__file__), "help.jsonl")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own); returns the exit status."""
-    ours = threading.current_thread() is threading.main_thread()
-    if ours := ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    ours = in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
         signal.signal(signal.SIGTERM, _terminated)
     try:
         return _run(sys.argv[1:] if argv is None else argv)
