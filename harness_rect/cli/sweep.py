@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from contextlib import nullcontext
 
 from harness_rect.errors import UserError
 
@@ -48,17 +49,21 @@ def run(arguments: argparse.Namespace) -> None:
     for name in ("cpus", "gpus"):
         if (given := getattr(arguments, name)) is not None and arguments.backend != "ray":
             raise UserError(f"--{name} {given:g}: for workers of Ray; give --backend ray too")
-    from harness_rect.experiments.sweep.plan import Shard
-    from harness_rect.experiments.sweep.ray_workers import Resources
-    from harness_rect.experiments.sweep.runner import run_sweep
-    from harness_rect.io.files import expanded
+    from harness_rect.experiments.sweep.ray_start import ray_running
 
-    run_sweep(
-        expanded(arguments.config),
-        arguments.dry_run,
-        started,
-        None if arguments.output is None else expanded(arguments.output),
-        models,
-        shard=None if arguments.shard is None else Shard.parse(arguments.shard),
-        ray=Resources(arguments.cpus or 1, arguments.gpus) if arguments.backend == "ray" else None,
-    )
+    # Ray starts while what follows is imported.
+    with ray_running() if arguments.backend == "ray" and not arguments.dry_run else nullcontext():
+        from harness_rect.experiments.sweep.plan import Shard
+        from harness_rect.experiments.sweep.ray_workers import Resources
+        from harness_rect.experiments.sweep.runner import run_sweep
+        from harness_rect.io.files import expanded
+
+        run_sweep(
+            expanded(arguments.config),
+            arguments.dry_run,
+            started,
+            None if arguments.output is None else expanded(arguments.output),
+            models,
+            shard=None if arguments.shard is None else Shard.parse(arguments.shard),
+            ray=Resources(arguments.cpus or 1, arguments.gpus) if arguments.backend == "ray" else None,
+        )

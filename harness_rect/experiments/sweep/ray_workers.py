@@ -26,6 +26,7 @@ from harness_rect.experiments.sweep.display import EDITING, EVALUATING, Row
 from harness_rect.experiments.sweep.inbox import Inbox
 from harness_rect.experiments.sweep.memory import needed, skeleton
 from harness_rect.experiments.sweep.plan import Plan, Shard
+from harness_rect.experiments.sweep.ray_start import ray_running
 from harness_rect.experiments.sweep.work import Changed, Worker, rows_of
 from harness_rect.io.progress import logging_only
 
@@ -37,19 +38,6 @@ WAITING = "waiting"
 LOSSES = 3
 #: Bytes that a worker takes beside what a trajectory needs: libraries, and lm-eval's batches on a CPU.
 LIBRARIES = 2**30
-#: Bytes of shared memory of a Ray that is started here; what goes through it is small.
-OBJECTS = 200 * 2**20
-#: Environment variables that workers get from the driver.
-PASSED_ON = (
-    "HARNESS_RECT_",
-    "HF_HOME",
-    "HF_TOKEN",
-    "HF_ENDPOINT",
-    "HF_HUB_CACHE",
-    "HF_HUB_OFFLINE",
-    "HF_DATASETS_",
-    "TRANSFORMERS_OFFLINE",
-)
 
 
 @dataclass(frozen=True)
@@ -72,38 +60,8 @@ def run_with_ray(plan: Plan, states: Path, asked: Resources, clock: Clock, chang
         UserError: Ray is not installed, no node has these resources, or as of :meth:`Worker.run`.
         RuntimeError: a trajectory lost one worker after another.
     """
-    with clock.running("starting Ray"), logging_only(logging.ERROR, "ray"):
-        ray = _started()
-    try:
-        with clock.running(WAITING):
-            _Driver(ray, plan, states, asked, clock, changed).run()
-    finally:
-        ray.shutdown()
-
-
-def _started() -> Any:
-    """Ray, connected to the cluster of RAY_ADDRESS or the one that runs here, else started here."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise UserError(f"--backend ray needs Ray ({error}): pip install 'harness-rect[ray]'") from None
-    passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
-    common: dict[str, Any] = {
-        "log_to_driver": False,  # what workers have to say comes through the inbox
-        "logging_level": logging.ERROR,
-        "runtime_env": {"env_vars": passed | {"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}},
-    }
-    address = os.environ.get("RAY_ADDRESS")
-    try:
-        if address != "local":
-            ray.init(address="auto", **common)
-            return ray
-    except ConnectionError as error:
-        if address:
-            raise UserError(f"RAY_ADDRESS={address}: no Ray cluster there: {error}") from None
-    ray.init(address="local", include_dashboard=False, object_store_memory=OBJECTS, **common)
-    return ray
+    with clock.running("starting Ray"), ray_running() as ray, clock.running(WAITING):
+        _Driver(ray, plan, states, asked, clock, changed).run()
 
 
 class _Driver:
