@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lm_eval.__main__ import cli_evaluate
 from safetensors.torch import load_file
+from support.our_tasks import without_lm_evals_tasks
 from support.plugins import CODE, install
 
 from harness_rect import cli, embedded
@@ -85,14 +87,17 @@ def test_the_edit_command_uses_an_installed_package(tmp_path: Path) -> None:
     assert torch.allclose(moved, torch.full_like(moved, LIMIT), atol=1e-3)
 
 
-def test_lm_eval_uses_an_installed_package(tmp_path: Path) -> None:
-    install(tmp_path / "site", BOTH)
+def test_lm_eval_uses_an_installed_package(tmp_path: Path, installed, monkeypatch) -> None:
+    installed(BOTH)
+    monkeypatch.chdir(tmp_path)
+    without_lm_evals_tasks(monkeypatch, tmp_path / "empty")
     arguments = (
         f"pretrained=rect-tiny,method=ones,regularizer=clip,limit={LIMIT},edits=tiny[0:1],edit_cache=off"
     )
     command = ["lm_eval", "--model", "edited_hf", "--model_args", arguments, "--tasks", "rect_zsre"]
-    run(tmp_path, *command, "--output_path", "out", "--device", "cpu")
-    (results,) = (tmp_path / "out").rglob("results*.json")
+    monkeypatch.setattr(sys, "argv", [*command, "--output_path", "out", "--device", "cpu"])
+    cli_evaluate()
+    (results,) = Path("out").rglob("results*.json")
     check_edited(json.loads(results.read_text())["config"]["edit"])
 
 
