@@ -30,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
     return tmp_path
 
 
-def a_sweep(folder: Path, done: bool) -> None:
+def a_sweep(folder: Path, done: bool, model: str = "") -> None:
     """RECT 40% in two orders, the second of which may not be done."""
     add, entries = writer(folder), []
     for order in (None, 0, 1):
@@ -39,6 +39,8 @@ def a_sweep(folder: Path, done: bool) -> None:
         more = {} if order is None else {"regularizer": "rect", "keep": 0.4, "order": order}
         results = path.relative_to(folder).as_posix()
         entries.append({"n_edits": n, "results": results, "done": done or order != 1} | more)
+    for entry in entries:
+        entry["model"] = model or controls.Sweep(folder.name).model
     (folder / "sweep.json").write_text(json.dumps({"evaluations": entries}))
 
 
@@ -58,6 +60,8 @@ def test_finished_sweeps_are_collected_and_the_others_named(folder: Path):
         "locality at the end": 0.7,
     }
     assert second["ability"] == 0.6
+    a_sweep(folder / "sweeps" / NAMES[0], done=True, model="gpt2-xl")
+    assert controls.collect(folder / "sweeps") == ["rect-tiny-llama-rome: of another model: gpt2-xl"]
     (folder / "sweeps" / NAMES[0] / "sweep.json").unlink()
     assert controls.collect(folder / "sweeps")[0].startswith("rect-tiny-llama-rome: no ")
 
@@ -96,7 +100,7 @@ def test_differences_are_within_orders_and_corrected_for_the_tests_that_are_ther
     first, second, third = re.findall(r"^### \d.*?(?=^###|\Z)", page, flags=re.DOTALL | re.MULTILINE)
     half = stats.t.ppf(0.975, 2) * 0.01 / 3**0.5
     p = 2 * stats.t.sf(0.06 / 0.01 * 3**0.5, 2)
-    ability, corrected, reliability, same, _ = cells(first, "rect-tiny-rome | 20 | 0.8")[3:]
+    ability, corrected, reliability, same, *_ = cells(first, "rect-tiny-rome | 20 | 0.8")[3:]
     assert ability == f"**+0.060 ± {half:.3f}**"
     assert corrected == f"{4 * p:.3f}"
     assert (reliability, same) == ("+0.000 ± 0.000", "1.000")
@@ -104,9 +108,11 @@ def test_differences_are_within_orders_and_corrected_for_the_tests_that_are_ther
     assert cells(first, "rect-tiny | reliability right after")[2:] == ["4", "0 (0)", "0 (0)", "4"]
     assert cells(second, "rect-tiny-rome | 20 | 0.2")[3] == "+0.000 ± 0.000"
     # Of scale's ability 0.2 is left with all edits, 0.25 with 90%, 0.325 with 75% and 0.45 with half of them.
-    assert [cell[:8] for cell in cells(third, "rect-tiny-rome | 20")[2:]] == [
-        *("**+0.310", "**+0.260", "**+0.185", "**+0.060"),
-    ]
+    # RECT keeps all of them at every strength.
+    decided, _, added = third.partition("Not decided beforehand")
+    found = [(cell[:8], cell.endswith(" (3)")) for cell in cells(decided, "rect-tiny-rome | 20")[2:]]
+    assert found == [("**+0.310", False), ("**+0.260", True), ("**+0.185", True), ("**+0.060", True)]
+    assert {cell[:8] for cell in cells(added, "rect-tiny-rome | 20")[2:]} == {"**+0.310"}
     for name in NAMES:
         a_file(folder, name)
     whole, _, _ = controls.page(controls.read(folder), {}).partition("### 2.")

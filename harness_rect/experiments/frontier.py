@@ -43,6 +43,11 @@ def ability_with(curve: Sequence[Point], edits: float) -> float | None:
     return max(found, default=None)
 
 
+def all_above(curve: Sequence[Point], edits: float) -> bool:
+    """Whether all strengths keep more of the edits: the ability at so few is not on the curve."""
+    return min(point.edits for point in curve) > edits + 1e-9
+
+
 def not_dominated(points: Sequence[Point]) -> list[bool]:
     """For each point, whether no other has as much of both and more of one."""
     return [not any(p != q and q.edits >= p.edits and q.ability >= p.ability for q in points) for p in points]

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from harness_rect.measure import averages, measure, measure_baseline, probes
 from harness_rect.precision import in_double
-from harness_rect.regularizers import Regularizer, WeightState
+from harness_rect.regularizers import Regularizer
 from harness_rect.session import EditSession
+from harness_rect.session.step import trim
 from harness_rect.session.weights import EditedWeights
 
 Row = dict[str, Any]
@@ -28,8 +29,8 @@ def rows(
 ) -> list[Row]:
     """One row for each batch of ``edit_batch_size`` edits of a session, regularizer and edited weight.
 
-    Each batch is proposed for the unedited model, trimmed as the first of a stream, applied, measured, and
-    taken back. With a batch size of 1 these are single edits.
+    Each batch is proposed for the unedited model, trimmed as the first of a stream (what is random, as the
+    batch of its number), applied, measured, and taken back. With a batch size of 1 these are single edits.
 
     Args:
         on_batch: called with the number of edits done after each batch.
@@ -50,12 +51,20 @@ def rows(
             edited = EditedWeights(lm, list(updates))
             edited.start()
             here = []
-            for name, update in updates.items():
+            for position, (name, update) in enumerate(updates.items()):
                 original, weight = edited.originals[name], edited.masters[name].clone()
                 proposed = update.dense().to(weight)
-                generator = torch.Generator().manual_seed(session.config.edit_seed + start)
-                state = WeightState({}, generator, lm.is_transposed(name))
-                trimmed = regularizer.trim(update, weight, original, state).dense().to(weight)
+                left = trim(
+                    regularizer,
+                    update,
+                    weight,
+                    original,
+                    state={},
+                    weight=name,
+                    place=(session.config.edit_seed, start // size, position),
+                    transposed=lm.is_transposed(name),
+                )
+                trimmed = left.dense().to(weight)
                 how = {"weight": name, "regularizer": regularizer.name} | regularizer.model_dump()
                 norm = {"update_norm": float(proposed.norm())}
                 here.append(how | norm | what_is_left(proposed, trimmed, weight))

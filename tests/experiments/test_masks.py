@@ -84,13 +84,18 @@ def test_the_rows_are_what_a_session_applies_to_the_unedited_model(method, batch
 
     tried = session()
     before = {name: value.clone() for name, value in tried.lm.model.state_dict().items()}
-    regularizers = [make_regularizer("none", {}), make_regularizer("rect", {"keep": 0.3})]
+    names: list[tuple[str, dict]] = [("none", {}), ("rect", {"keep": 0.3}), ("random", {"keep": 0.3})]
+    regularizers = [make_regularizer(*named) for named in names]
     rows = masks.rows(tried, regularizers)
     assert all(torch.equal(value, before[name]) for name, value in tried.lm.model.state_dict().items())
     batches = [("a",), ("b",), ("c",)] if batch == 1 else [("a", "b"), ("c",)]
     assert [row["edits"] for row in rows] == [",".join(ids) for ids in batches for _ in regularizers]
     assert [row["regularizer"] for row in rows[:2]] == ["none", "rect"] and rows[1]["keep"] == 0.3
-    assert all(row["norm_kept"] == row["kept"] == 1 for row in rows[::2])
+    assert all(row["norm_kept"] == row["kept"] == 1 for row in rows[::3])
+    [of_random] = session(regularizer="random", keep=0.3).run()["steps"][0]["weights"].values()
+    assert rows[2]["kept"] == of_random["kept"]
+    assert rows[2]["norm_kept"] == pytest.approx(of_random["applied_norm"] / of_random["update_norm"])
+    assert len({row["kept"] for row in rows[2::3]}) == len(batches)  # another mask for each batch
     report = session(regularizer="rect", keep=0.3).run()
     [(weight, applied)] = report["steps"][0]["weights"].items()
     after = [edit["after"] for edit in report["edits"][:batch]]

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from harness_rect.evaluation.catalogue import EDITING_METRICS, EDITING_PROTOCOL
-from harness_rect.experiments.frontier import LEVELS, Point, ability_with, not_dominated, whole
+from harness_rect.experiments.frontier import LEVELS, Point, ability_with, all_above, not_dominated, whole
 from harness_rect.experiments.report.drawing import INK, MUTED, FigureSpec, Look, Panel
 from harness_rect.experiments.report.figures import (
     count,
@@ -39,7 +39,9 @@ HOW = (
     " regularizer leaves if some of the edits may be lost. In each order of the edits, points of neighbouring"
     " strengths are joined by straight lines, and of all places on them whose reliability right after each"
     " edit is at least the given share of that without a regularizer in the same order, the one with the"
-    " largest ability is taken. Intervals are 95% t-intervals of these values, or of their differences, over"
+    " largest ability is taken. A star: in one order or more no strength of it (or of one of the two) loses"
+    " so many edits, so that it has more reliability there than was asked for, and its ability at less is not"
+    " known. Intervals are 95% t-intervals of these values, or of their differences, over"
     " the orders (without one: fewer than three orders, or all alike)."
 )
 #: The share of the edits at which a line compares curves.
@@ -188,6 +190,7 @@ class Compared:
     reliability: Estimate
     bounded: bool
     abilities: Mapping[Curve, Mapping[float, Mapping[tuple[str, int], float]]]
+    above: Mapping[Curve, set[float]]
 
     def value(self, curve: Curve, share: float) -> Estimate | None:
         return _mean(self.abilities[curve].get(share, {}).values(), self.bounded)
@@ -196,6 +199,10 @@ class Compared:
         """Of the first from the second, within the orders that both have."""
         ours, theirs = (self.abilities[each].get(share, {}) for each in (curve, other))
         return _mean(ours[order] - theirs[order] for order in ours if order in theirs)
+
+    def star(self, share: float, *of: Curve) -> str:
+        """ " *" where one of the curves has more of the edits than this share."""
+        return " *" if any(share in self.above[curve] for curve in of) else ""
 
 
 def _mean(values: Iterable[float], bounded: bool = False) -> Estimate | None:
@@ -211,15 +218,16 @@ def compared(study: Study, setting: Setting) -> Compared | None:
         return None
     points = {series: _points(study, series, n) for series, n in last.items()}
     abilities: dict[Curve, dict[float, dict[tuple[str, int], float]]] = {}
+    above: dict[Curve, set[float]] = {curve: set() for curve in found}
     for curve in found:
         orders = [order for order in points[plain] if all(order in points[s] for s in curve.series)]
         for share in LEVELS if orders else ():
-            values = {
-                order: ability_with(
-                    [points[s][order] for s in curve.series], share * points[plain][order].edits
-                )
-                for order in orders
-            }
+            values: dict[tuple[str, int], float | None] = {}
+            for order in orders:
+                of, level = [points[s][order] for s in curve.series], share * points[plain][order].edits
+                values[order] = ability_with(of, level)
+                if all_above(of, level):
+                    above[curve].add(share)
             reached = {order: value for order, value in values.items() if value is not None}
             if len(reached) == len(orders):
                 abilities.setdefault(curve, {})[share] = reached
@@ -228,7 +236,7 @@ def compared(study: Study, setting: Setting) -> Compared | None:
     first = next((curve for curve in abilities if curve.own > 1), None)
     if first is None or reliability is None:
         return None
-    return Compared(first, reliability, known is not None and known.share, abilities)
+    return Compared(first, reliability, known is not None and known.share, abilities, above)
 
 
 def _points(study: Study, series: Series, n: int) -> dict[tuple[str, int], Point]:
@@ -253,14 +261,17 @@ def tables(study: Study, setting: Setting) -> list[tuple[str, list[str], list[li
     what += f" {reliability_label(TIMES['after'])} that the method has without a regularizer"
     return [
         (
-            f"At equal reliability: {what}; {where}",
+            f"At equal reliability (a star: at more): {what}; {where}",
             ["regularizer", *levels],
-            [[curve.label, *(interval(at.value(curve, s)) for s in LEVELS)] for curve in at.abilities],
+            [[c.label, *(interval(at.value(c, s)) + at.star(s, c) for s in LEVELS)] for c in at.abilities],
         ),
         (
             f"The same, {first.label} minus the other, order by order; {where}",
             ["other", *levels],
-            [[c.label, *(signed(at.difference(first, c, s)) for s in LEVELS)] for c in others],
+            [
+                [c.label, *(signed(at.difference(first, c, s)) + at.star(s, first, c) for s in LEVELS)]
+                for c in others
+            ],
         ),
     ]
 
@@ -271,10 +282,16 @@ def line(study: Study, setting: Setting) -> str | None:
         return None
     first = at.first
     others = [curve for curve in at.abilities if curve != first]
-    texts = [f"minus {curve.label} {signed(at.difference(first, curve, _LINE))}" for curve in others]
+    texts = [
+        f"minus {curve.label} {signed(at.difference(first, curve, _LINE))}{at.star(_LINE, first, curve)}"
+        for curve in others
+    ]
+    starred = any(at.star(_LINE, curve) for curve in at.abilities)
     return (
         f"{setting.label}{_edits(study, setting)}, {count(at.reliability.n, 'order')}:"
         f" {study.mean_label.lower()} with at least {percent(_LINE)} of the reliability right after each edit"
         f" that the method has alone ({number(at.reliability.value)}):"
-        f" {first.label} {interval(at.value(first, _LINE))}; {first.label} {', '.join(texts)}"
+        f" {first.label} {interval(at.value(first, _LINE))}{at.star(_LINE, first)};"
+        f" {first.label} {', '.join(texts)}"
+        + (" (*: no strength of one of them loses so many edits in every order)" if starred else "")
     )

@@ -12,7 +12,7 @@ from scipy import stats
 from support.report_files import edit
 
 from harness_rect import cli
-from harness_rect.experiments.frontier import Point, ability_with, not_dominated, whole
+from harness_rect.experiments.frontier import Point, ability_with, all_above, not_dominated, whole
 from harness_rect.experiments.report import frontiers
 from harness_rect.experiments.report.page import sections
 from harness_rect.experiments.report.reading import read_study
@@ -33,6 +33,11 @@ from harness_rect.experiments.report.reading import read_study
 )
 def test_the_ability_at_so_many_edits_is_the_largest_on_the_curve(curve, edits, ability):
     assert ability_with([Point(*point) for point in curve], edits) == (ability and pytest.approx(ability))
+
+
+def test_a_curve_above_a_share_is_told_from_one_that_reaches_it():
+    curve = [Point(0.8, 0.2), Point(0.4, 0.6)]
+    assert [all_above(curve, edits) for edits in (0.9, 0.8, 0.4, 0.39)] == [False, False, False, True]
 
 
 def test_a_point_is_dominated_by_as_much_of_both_and_more_of_one():
@@ -121,17 +126,20 @@ def test_abilities_at_equal_reliability_are_compared_order_by_order(add, runs: P
     rows = {row[0]: row[1:] for row in abilities}
     assert list(rows) == ["no regularizer", "RECT", "Scale"]
     assert rows["no regularizer"][0].startswith("0.200")
-    assert rows["RECT"] == ["0.600 [0.352, 0.848]"] * 4
+    # RECT keeps all of the edits at both of its strengths: what it has at fewer is not known, and said.
+    assert rows["RECT"] == ["0.600 [0.352, 0.848]", *["0.600 [0.352, 0.848] *"] * 3]
     # Scale goes 0.8, 0.4, 0.6 of the edits with 2, 6, 8 right: at 0.72 it is a fifth of the way to 6.
     assert [cell[:5] for cell in rows["Scale"]] == ["0.200", "0.280", "0.800", "0.800"]
+    assert not any("*" in cell for cell in rows["Scale"])  # it goes down to half of them
     assert {row[0]: row[2] for row in differences} == {
-        "no regularizer": "+0.400 [+0.152, +0.648]",
-        "Scale": "+0.320 [+0.072, +0.568]",
+        "no regularizer": "+0.400 [+0.152, +0.648] *",
+        "Scale": "+0.320 [+0.072, +0.568] *",
     }
     assert cli.main(["compare", str(runs)]) == 0
     [line] = capsys.readouterr().out.splitlines()
     assert "tiny: ROME, 20 edits, 3 orders" in line and "at least 90%" in line
-    assert "RECT 0.600 [0.352, 0.848]" in line and "minus Scale +0.320 [+0.072, +0.568]" in line
+    assert "RECT 0.600 [0.352, 0.848] *;" in line and "minus Scale +0.320 [+0.072, +0.568] *" in line
+    assert line.endswith("(*: no strength of one of them loses so many edits in every order)")
 
 
 def test_orders_that_another_regularizer_lacks_are_left_out(add, runs: Path, sweep: Path):
