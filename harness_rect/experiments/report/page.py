@@ -226,15 +226,18 @@ def _glance(study: Study) -> Table | None:
         label = f"{_setting_label(study, series.setting)}, {series.label}"
         plain = verdict.plain_of(study, series.setting)
         change = verdict.ability_difference(study, series, plain, n) if plain and plain != series else None
-        rows.append([label, str(n), ability, percent(study.retained(series, n)), signed(change), *edits])
+        abilities = [ability, percent(study.retained(series, n)), signed(change)] if study.mean_of else []
+        rows.append([label, str(n), *abilities, *edits])
     labels = (reliability_label(TIMES[when], protocol) for protocol, _, when in reliabilities)
-    header = ("series", "edits", study.mean_label.lower(), "kept", "saved", *labels)
+    header: tuple[str, ...] = ("series", "edits", *labels)
+    if study.mean_of:
+        header = (*header[:2], study.mean_label.lower(), "kept", "saved", *header[2:])
     after = ""
     if len({n for _, n in last}) == 1:  # said once, which leaves a phone the other columns
         after = f", after {count(last[0][1], 'edit')}"
         header, rows = header[:1] + header[2:], [row[:1] + row[2:] for row in rows]
     tags = [series_tokens(series) for series, _ in last]
-    caption = f"At a glance{after}: what is left of abilities and of edits"
+    caption = f"At a glance{after}: what is left of {'abilities and of ' if study.mean_of else ''}edits"
     return Table(caption, header, rows, tags=tags) if rows else None
 
 
@@ -249,11 +252,12 @@ def _runs(study: Study) -> Table:
     rows, tags = [], []
     for run in study.runs:
         if run.series is None:
-            mean = number(run.mean.value if run.mean else None)
-            rows.append([run.model, run.loaded or "unedited", "", "0", "1", mean, "-", "-", "-"])
+            mean = [number(run.mean.value if run.mean else None), "-"] if study.mean_of else []
+            rows.append([run.model, run.loaded or "unedited", "", "0", "1", *mean, "-", "-"])
             tags.append("")
     for series, n in _points(study):
         tags.append(series_tokens(series))
+        abilities = [interval(study.ability(series, n)), percent(study.retained(series, n))]
         rows.append(
             [
                 series.setting.model,
@@ -261,12 +265,13 @@ def _runs(study: Study) -> Table:
                 series.label,
                 str(n),
                 str(len(study.at(series, n))),
-                interval(study.ability(series, n)),
-                percent(study.retained(series, n)),
+                *(abilities if study.mean_of else []),
                 *(interval(study.editing(series, n, when, "reliability")) for when in TIMES),
             ]
         )
-    header = ("model", "method", "regularizer", "edits", "streams", study.mean_label.lower(), "kept")
+    header: tuple[str, ...] = ("model", "method", "regularizer", "edits", "streams")
+    if study.mean_of:
+        header = (*header, study.mean_label.lower(), "kept")
     return Table("All runs", (*header, *map(reliability_label, TIMES.values())), rows, 3, tags)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from harness_rect.evaluation.catalogue import EDITING_METRICS, EDITING_PROTOCOL,
 from harness_rect.evaluation.catalogue import title as task_title
 from harness_rect.experiments import results
 from harness_rect.experiments.report.drawing import FigureSpec, Look, Panel
-from harness_rect.experiments.report.figures import axis_label, interval, looks, number
+from harness_rect.experiments.report.figures import axis_label, count, interval, looks, number
 from harness_rect.experiments.report.series import Regularization, Series
 from harness_rect.experiments.report.study import Estimate, Run, Study, estimate
 from harness_rect.experiments.results import Score
@@ -97,6 +97,7 @@ class Row:
     metric: str
     ours: Estimate
     theirs: float
+    facts: int
     differs: str
 
     @property
@@ -117,7 +118,8 @@ class Row:
         elif self.metric in self.published.weights:
             measured = f"delta > {self.metric}"
         else:
-            measured = ", ".join(filter(None, (self.task and task_title(self.task), self.metric)))
+            of = task_title(self.task) if self.task else f"of {count(self.facts, 'fact')}"
+            measured = f"{of}, {self.metric}" if self.task else f"{self.metric} {of}"
         difference = self.ours.value - self.theirs
         return [
             setting,
@@ -147,7 +149,7 @@ def compared(study: Study, reference: Reference) -> list[Row]:
             bases = [run for run in study.runs if run.series is None]
             for run in bases:
                 if reference.model(run.model) == published.model:
-                    rows += _rows(study, published, None, [run])
+                    rows += _rows(study, published, None, [run], ())
             continue
         wanted = Regularization.of(published.regularizer, published.settings)
         for series in every:
@@ -155,11 +157,13 @@ def compared(study: Study, reference: Reference) -> list[Row]:
             if (reference.model(of.model), of.method, of.batch) != (published.model, published.method, 1):
                 continue
             if series.regularizer == wanted and (runs := study.at(series, published.edits)):
-                rows += _rows(study, published, series, runs)
+                rows += _rows(study, published, series, runs, reference.models[published.model])
     return rows
 
 
-def _rows(study: Study, published: Published, series: Series | None, runs: Sequence[Run]) -> list[Row]:
+def _rows(
+    study: Study, published: Published, series: Series | None, runs: Sequence[Run], presets: Collection[str]
+) -> list[Row]:
     ours: dict[tuple[str, str], tuple[Estimate | None, float]] = {}
     for task, metrics in published.scores.items():
         for metric, value in metrics.items():
@@ -171,9 +175,10 @@ def _rows(study: Study, published: Published, series: Series | None, runs: Seque
     for metric, value in published.weights.items():
         changes = [change for run in runs if (change := _change(run, metric)) is not None]
         ours["", metric] = estimate([Score(change, None) for change in changes]), value
-    differs = _differs(published, runs)
+    differs = _differs(published, runs, presets)
+    facts = published.edits * len(runs)
     return [
-        Row(published, runs[0].model, series, task, metric, point, value, differs)
+        Row(published, runs[0].model, series, task, metric, point, value, facts, differs)
         for (task, metric), (point, value) in ours.items()
         if point is not None
     ]
@@ -197,15 +202,16 @@ def _change(run: Run, metric: str) -> float | None:
     return sum(shares) / len(shares) if shares else None
 
 
-def _differs(published: Published, runs: Sequence[Run]) -> str:
+def _differs(published: Published, runs: Sequence[Run], presets: Collection[str]) -> str:
+    """presets: those of the publication's model."""
     found = []
     facts = {str(run.edit.edits_spec).partition("[")[0] for run in runs if run.series}
     if published.dataset and (other := facts - {published.dataset}):
         found.append(f"facts of {', '.join(sorted(other))}")
     if limits := {run.limit for run in runs if run.limit != float("inf")}:
         found.append(f"limit {', '.join(f'{limit:g}' for limit in sorted(limits))}")
-    presets = {run.edit.hparams_origin for run in runs if run.series}
-    if others := {str(origin) for origin in presets if not str(origin).startswith("preset ")}:
+    origins = {str(run.edit.hparams_origin) for run in runs if run.series}
+    if others := origins - {f"preset {name}" for name in presets}:
         found.append(f"hyper-parameters of {', '.join(sorted(others))}")
     return "; ".join(found)
 

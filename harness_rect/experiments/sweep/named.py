@@ -102,15 +102,11 @@ def rows() -> list[list[str]]:
 
 
 def listing() -> Table:
-    """All named sweeps, for a terminal."""
-    table = Table(caption=f"The files: {FOLDER}", caption_justify="left")
-    for heading in COLUMNS:
-        table.add_column(
-            heading,
-            justify="right" if heading in COLUMNS[-2:] else "left",
-            no_wrap=heading == COLUMNS[0],  # a name that is cut cannot be typed
-            overflow="fold",
-        )
-    for row in rows():
-        table.add_row(*row)
+    """All named sweeps, for a terminal: beside each name what it is of, and its numbers."""
+    table = Table(show_header=False, box=None, caption=f"The files: {FOLDER}", caption_justify="left")
+    table.add_column(no_wrap=True)  # a name that is cut cannot be typed
+    table.add_column(overflow="fold")
+    for name, title, models, methods, edits, count in rows():
+        words = f"{models}; {methods}; edits: {edits}; evaluations: {count}"
+        table.add_row(name, f"{title}\n{words}")
     return table

@@ -181,6 +181,15 @@ def test_sections_without_data_say_what_they_need(add, runs: Path) -> None:
     assert 'href="#overfitting"' not in text
 
 
+def test_without_tasks_about_abilities_no_table_has_a_column_for_them(add, runs: Path) -> None:
+    add(8, edit(5, (1, 0.5)), tasks=("rect_zsre",))
+    text = page_of(runs)
+    Page(text)
+    assert "what is left of edits" in text and "0 task" not in text and "saved</th>" not in text
+    add(8, edit(5, (1, 0.5)))
+    assert "what is left of abilities and of edits" in page_of(runs)
+
+
 def test_results_of_an_older_version_lack_only_what_they_lack(add, runs: Path) -> None:
     report = edit(5, (1, 0.5), weights={"h.3.weight": {"manhattan_distance": 3.5, "changed": 1.0}})
     add(9)

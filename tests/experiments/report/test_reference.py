@@ -126,15 +126,17 @@ def test_editing_and_weights_are_compared_where_they_were_published(add, runs: P
     assert {r.metric: r.protocol for r in rows} == expected
     reliability = next(r for r in rows if r.metric == "reliability")
     assert (reliability.ours.value, reliability.ours.n, reliability.theirs) == (0.9, 3, 0.34)
+    assert reliability.cells[3] == f"reliability of {3 * reliability.published.edits} facts"
     distance = next(r for r in rows if r.metric == "manhattan_distance")
     assert distance.cells[3:8] == ["Manhattan distance", "60,000", "63,248", "-3,248", "printed"]
 
 
-def test_what_else_differs_is_said(add, runs: Path) -> None:
-    report = of_paper(20, edits_spec="counterfact[0:20]", hparams_origin="mine.yaml")
+@pytest.mark.parametrize("origin", ["mine.yaml", "preset gpt2-xl-original", "preset rect-tiny"])
+def test_what_else_differs_is_said(origin: str, add, runs: Path) -> None:
+    report = of_paper(20, edits_spec="counterfact[0:20]", hparams_origin=origin)
     add(5, report, model=XL, config={"limit": 50})
     assert {row.differs for row in found(runs)} == {
-        "facts of counterfact; limit 50; hyper-parameters of mine.yaml"
+        f"facts of counterfact; limit 50; hyper-parameters of {origin}"
     }
 
 
