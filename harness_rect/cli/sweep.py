@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from contextlib import nullcontext
 
@@ -47,8 +48,12 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("what to run is missing: a YAML file, or a name that --list shows")
     models = [] if arguments.models is None else [name.strip() for name in arguments.models.split(",")]
     for name in ("cpus", "gpus"):
-        if (given := getattr(arguments, name)) is not None and arguments.backend != "ray":
+        given = getattr(arguments, name)
+        if given is not None and arguments.backend != "ray":
             raise UserError(f"--{name} {given:g}: for workers of Ray; give --backend ray too")
+        if given is not None and not (0 <= given < math.inf and (given or name == "gpus")):
+            wanted = "0 or more" if name == "gpus" else "more than 0"
+            raise UserError(f"--{name} {given:g}: expected {wanted}")
     from harness_rect.experiments.sweep.ray_start import ray_running
 
     # Ray starts while what follows is imported.
@@ -65,5 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
             None if arguments.output is None else expanded(arguments.output),
             models,
             shard=None if arguments.shard is None else Shard.parse(arguments.shard),
-            ray=Resources(arguments.cpus or 1, arguments.gpus) if arguments.backend == "ray" else None,
+            ray=Resources(1 if arguments.cpus is None else arguments.cpus, arguments.gpus)
+            if arguments.backend == "ray"
+            else None,
         )

@@ -166,8 +166,12 @@ def _resources(ray: Any, plan: Plan, asked: Resources) -> dict[str, float]:
     """What a worker reserves: the cores and GPUs asked for, and on a CPU the memory of the largest unit."""
     gpus = asked.gpus
     if gpus is None:
-        elsewhere = plan.config.device is not None and not plan.config.device.startswith("cuda")
-        gpus = 0 if elsewhere else min(1, ray.cluster_resources().get("GPU", 0))
+        given = [entry.model_extra or {} for entry in plan.config.models]
+        devices = [str(of.get("device", plan.config.device or "cuda")) for of in given]
+        there = ray.cluster_resources().get("GPU", 0) if any(d.startswith("cuda") for d in devices) else 0
+        if there and any(of.get("parallelize") or "device_map" in of for of in given):
+            raise UserError("a model over several GPUs: give --gpus G, those of each worker")
+        gpus = min(1, there)
     if gpus:
         return {"num_cpus": asked.cpus, "num_gpus": gpus}
     cpu, most = torch.device("cpu"), 0

@@ -177,6 +177,10 @@ def test_a_copy_of_a_file_is_a_sweep_once_it_has_an_output() -> None:
         (["paper/overfitting.yaml"], "paper/overfitting.yaml: cannot be read"),
         ([], "what to run is missing"),
         (["missing.yaml", "--list-all"], "unrecognized arguments"),
+        (["missing.yaml", "--cpus", "2"], "--cpus 2: for workers of Ray; give --backend ray too"),
+        (["missing.yaml", "--backend", "ray", "--cpus", "0"], "--cpus 0: expected more than 0"),
+        (["missing.yaml", "--backend", "ray", "--cpus", "nan"], "--cpus nan: expected more than 0"),
+        (["missing.yaml", "--backend", "ray", "--gpus", "-1"], "--gpus -1: expected 0 or more"),
     ],
 )
 def test_what_is_not_there_is_named_in_one_line(asked: list[str], message: str, capsys) -> None:
