@@ -42,7 +42,9 @@ SHARED = frozenset(
     )
 )
 #: Arguments of lm-eval's hf that the model on the CPU gets, besides.
-SCORING = SHARED - {"batch_size", "max_batch_size"} | {"truncation", "softmax_dtype", "mixed_precision_dtype"}
+SCORING = SHARED - {"batch_size", "max_batch_size"}
+#: Arguments of lm-eval's hf about its answers, which vLLM gives here.
+OF_ANSWERS = ("truncation", "softmax_dtype", "mixed_precision_dtype")
 #: Arguments of editing, of lm-eval's hf, and of vLLM.
 KNOWN = frozenset(declared_arguments(ModelArguments)) | edited_hf.THEIRS | ENGINE
 
@@ -159,6 +161,9 @@ def _check(arguments: Mapping[str, Any]) -> None:
         )
     if arguments.get("peft"):
         raise UserError("peft: edited_vllm needs a whole model; merge the adapter into it first")
+    for name in OF_ANSWERS:
+        if arguments.get(name) not in (None, False):
+            raise UserError(f"{name}: is about the answers of hf, and vLLM answers here; leave it out")
     for name in arguments.keys() - KNOWN:
         raise UserError(
             f"model_args: edited_vllm has no argument {name!r}: {did_you_mean(name, sorted(KNOWN))}"

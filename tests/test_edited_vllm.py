@@ -161,6 +161,7 @@ def test_the_checkpoint_is_there_as_long_as_the_model(edited_vllm) -> None:
         ({"tensor_paralel_size": 2}, "1", "'tensor_paralel_size': did you mean 'tensor_parallel_size'?"),
         ({"model": "gpt2"}, "1", "no argument 'model'"),
         ({"peft": "adapter"}, "1", "merge the adapter"),
+        ({"softmax_dtype": "float32"}, "1", "softmax_dtype: .* vLLM answers here"),
         ({}, "2", "vLLM starts its own processes"),
         ({"edits": "tiny[0:x]"}, "1", "tiny"),
     ],
