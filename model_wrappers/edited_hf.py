@@ -53,6 +53,7 @@ from harness_rect.models.prompt_format import ChatTemplate, PromptFormat
 from harness_rect.moments.layout import layout_name
 from harness_rect.processes import Processes
 from harness_rect.session import self_checks
+from harness_rect.session.base_model import base_arguments
 from harness_rect.session.checkpoint import save_checkpoint
 from harness_rect.session.provenance import UNKNOWN, add_differences, as_written, described, report_beside
 from harness_rect.session.report import UNEDITED, EditReport
@@ -97,6 +98,10 @@ class EditedHF(CheckingPrompts, ComparingLM):
     Args:
         pretrained: as in HFLM; without it the embedded model.
         **arguments: those of :class:`~harness_rect.config.ModelArguments`, listed below, and HFLM's own.
+
+    Attributes:
+        loaded_by: its arguments, ``pretrained`` among them, where the name alone does not say which model it
+            is; else None.
 
     Raises:
         UserError: something asked for cannot be done; under the ``lm_eval`` command one line and exit
@@ -146,6 +151,7 @@ class EditedHF(CheckingPrompts, ComparingLM):
                 arguments["device"] = "cuda" if torch.cuda.is_available() else "cpu"
             beside = _reports_beside(pretrained, arguments)
             what, loading = _base_of(pretrained, beside["pretrained"], arguments)
+            self.loaded_by = _loaded_by(pretrained, beside["pretrained"], arguments)
             if isinstance(pretrained, str) and _on_cpu(arguments):
                 Processes.launched(cuda=False)  # accelerate does so on CPUs only if it is told to use them
             with load_errors(what):
@@ -210,6 +216,7 @@ class EditedHF(CheckingPrompts, ComparingLM):
                 add_special_tokens=self.add_bos_token,
                 chat_template_args=self.chat_template_args,
                 processes=processes,
+                loaded_by=self.loaded_by,
             )
         with processes.failing_together():
             if processes.is_main:
@@ -470,10 +477,22 @@ def _base_of(
         raise UserError(f"{what}: holds differences, which cannot be combined with {clashing[0]}")
     log.info("%s: holds differences from %s, to which they are added", what, report.delta_of)
     loading = {name: value for name, value in arguments.items() if name not in ("revision", "subfolder")}
+    if report.delta_of_arguments is not None:
+        loading = report.delta_of_arguments.given() | loading
     if arguments.get("dtype") in (None, "auto") and report.weights:
         loading["dtype"] = next(iter(report.weights.values())).dtype
     base = embedded.resolve_model(report.delta_of)
     return f"{what} (differences from {report.delta_of})", {"pretrained": base, **loading}
+
+
+def _loaded_by(
+    pretrained: Any, report: EditReport | None, arguments: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Arguments without which another model, or none, is loaded; None where the name alone says it."""
+    of_differences = report is not None and report.delta_of is not None
+    if not isinstance(pretrained, str) or not (base_arguments(arguments) or of_differences):
+        return None
+    return {"pretrained": pretrained, **arguments}
 
 
 def _fingerprint(model: Any) -> str:

@@ -78,10 +78,12 @@ def _show(cache: EditCache, arguments: argparse.Namespace) -> int:
     except Damaged as problem:
         raise UserError(f"{folder}: the kept edit run is damaged: {problem}") from None
     report, steps = run.report, run.history.steps
+    how = [f"{name}={value}" for name, value in run.base.get("arguments", {}).items()]
+    base = ", ".join([run.base["model"], *how, run.base["dtype"]])
     shown: dict[str, Any] = {
         "folder": folder,
         "key": run.key,
-        "base model": f"{report.model} ({run.base['model']}, {run.base['dtype']})",
+        "base model": f"{report.model} ({base})",
         "method": report.method,
         "hparams": report.hparams_origin,
         "regularizer": f"{report.regularizer} {report.settings or ''}".rstrip(),

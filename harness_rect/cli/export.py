@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from harness_rect import embedded
 from harness_rect.cli import path_argument
@@ -12,6 +14,7 @@ from harness_rect.cli.replay import add_run_options, load_run
 from harness_rect.experiments.cost import cost
 from harness_rect.experiments.hub import check_hub, model_card, rank_in_words, upload
 from harness_rect.io.files import check_output, expanded, folder_written_whole
+from harness_rect.session.base_model import BaseArguments
 from harness_rect.session.checkpoint import save_checkpoint
 from harness_rect.session.export import save_adapter, save_delta
 from harness_rect.session.replay import Differs
@@ -53,14 +56,21 @@ def run(arguments: argparse.Namespace) -> int:
             if arguments.format == "full":
                 save_checkpoint(folder, loaded.model, loaded.tokenizer, report)
             elif arguments.format == "delta":
-                marked = report.model_copy(update={"delta_of": _absolute(base)})
+                marked = report.model_copy(update=_delta_of(base, loaded.arguments))
                 inexact = save_delta(folder, loaded.model, loaded.tokenizer, loaded.weights, marked)
                 print(f"base + delta differs from the edited weights in {inexact:.3%} of edited elements")
             else:
                 place = _absolute(embedded.resolve_model(base))  # PEFT knows no embedded models
-                rank = save_adapter(folder, loaded.run, loaded.weights, place, report, loaded.regularizer)
+                if Path(place).is_dir():  # PEFT has no place for a subfolder
+                    place = str(Path(place, loaded.arguments.get("subfolder", "")))
+                revision = loaded.arguments.get("revision")
+                rank = save_adapter(
+                    folder, loaded.run, loaded.weights, place, report, loaded.regularizer, revision
+                )
                 print(rank_in_words(rank))
-            card = model_card(report, loaded.run.edits, base, arguments.format, measured, rank)
+            card = model_card(
+                report, loaded.run.edits, base, arguments.format, measured, rank, loaded.arguments
+            )
             (folder / "README.md").write_text(card, encoding="utf-8")
     except Differs as problem:
         print(f"error: {arguments.key}: {problem}", file=sys.stderr)
@@ -69,6 +79,14 @@ def run(arguments: argparse.Namespace) -> int:
     if api is not None:
         print(f"uploaded: {upload(api, name, output)}")
     return 0
+
+
+def _delta_of(base: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an edit report that say of which model a checkpoint of differences is."""
+    if not given:
+        return {"delta_of": _absolute(base)}
+    places = {name: _absolute(given[name]) for name in ("tokenizer", "delta") if name in given}
+    return {"delta_of": _absolute(base), "delta_of_arguments": BaseArguments(**{**given, **places})}
 
 
 def _absolute(model: str) -> str:

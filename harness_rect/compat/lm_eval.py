@@ -25,6 +25,7 @@ from lm_eval.api.registry import get_aggregation
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.loggers import utils as _loggers
 from lm_eval.tasks import TaskManager
+from lm_eval.utils import simple_parse_args_string
 from torch.utils import collect_env
 
 from harness_rect.errors import Failed
@@ -48,6 +49,7 @@ __all__ = [
     "describe_machine",
     "evaluate",
     "is_json",
+    "parsed_arguments",
     "request_fields",
     "sample_size",
 ]
@@ -180,6 +182,11 @@ def request_fields(task: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     if SCORERS:
         return {"task_name": task.task_name, "doc_id": given["doc_id"]}
     return {"metadata": given["metadata"]}
+
+
+def parsed_arguments(text: str) -> dict[str, Any]:
+    """``NAME=VALUE,...`` with numbers, booleans and None, as lm-eval's command reads ``--model_args``."""
+    return dict(simple_parse_args_string(text))
 
 
 def sample_size(task: Any, limit: float | None) -> int | None:

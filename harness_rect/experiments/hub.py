@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os.path import exists
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +64,22 @@ def model_card(
     format: str,
     cost: str | None = None,
     rank: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> str:
     """The text of README.md.
 
     Args:
         edits: of the run; those after the report's are left out. base: name or folder of the base model.
-        cost: a comparison of results before and after, in Markdown. rank: of a LoRA adapter.
+        cost: a comparison of results before and after, in Markdown. rank: of a LoRA adapter. arguments: those
+            of lm-eval's class by which the base model is loaded, beside its name.
     """
     kept = (
         f", regularizer {report.regularizer} {report.settings or ''}" if report.regularizer != "none" else ""
     )
     local = embedded.is_embedded(base) or Path(base).exists()
+    # By names alone: a folder of this machine says nothing elsewhere.
+    given = [f"{n}={_cell(Path(str(v)).name if exists(str(v)) else v)}" for n, v in (arguments or {}).items()]
+    how = f" ({', '.join(given)})" if given else ""
     lines = [
         "---",
         *([] if local else [f"base_model: {base}"]),
@@ -82,7 +88,7 @@ def model_card(
         "---",
         f"# {Path(base).name} after {report.n_edits} edits",
         "",
-        f"{report.n_edits} facts were edited in `{Path(base).name if local else base}` by"
+        f"{report.n_edits} facts were edited in `{Path(base).name if local else base}`{how} by"
         f" {report.method}{kept}, {report.edit_batch_size} at a time. {USES[format]}",
         *([] if rank is None else [rank_in_words(rank)]),
         f"`edit_report.json` has all settings and measurements (run `{(report.run or '')[:12]}`).",

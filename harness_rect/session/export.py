@@ -60,6 +60,7 @@ def save_adapter(
     base: str,
     report: EditReport,
     regularizer: Regularizer | None = None,
+    revision: str | None = None,
 ) -> int:
     """Write the updates as a LoRA adapter in float32; the model becomes the base model again.
 
@@ -67,7 +68,7 @@ def save_adapter(
 
     Args:
         base: name or folder of the base model, as PEFT looks for it. report: of what is exported.
-        regularizer: another one, for the first step alone.
+        regularizer: another one, for the first step alone. revision: of the base model.
 
     Returns:
         the largest rank.
@@ -101,6 +102,7 @@ def save_adapter(
     most = max(ranks.values())
     config = LoraConfig(
         base_model_name_or_path=base,
+        revision=revision,
         task_type="CAUSAL_LM",
         inference_mode=True,
         r=most,

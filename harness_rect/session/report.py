@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from harness_rect.session.base_model import BaseArguments
 from harness_rect.validation import validated
 
 #: Version of the schema. Reports of version 0 have no ``schema_version`` and no ``regularizer_settings``.
@@ -137,6 +138,7 @@ class EditReport(_Part):
         replay_of: the kept run of which this is a part, or the same with another regularizer; such a report
             has no metrics after editing.
         delta_of: the base model, where the checkpoint beside the report holds differences from it.
+        delta_of_arguments: by which it is loaded, beside its name, where there are any.
         provenance: what was known of the model before these edits, where it had been edited already.
         weights_sha256: edited weight -> sha256 of its elements in the checkpoint beside the report.
         from_cache: whether the run was kept and found again.
@@ -178,6 +180,7 @@ class EditReport(_Part):
     run: str | None = None
     replay_of: str | None = None
     delta_of: str | None = None
+    delta_of_arguments: BaseArguments | None = None
     provenance: dict[str, Any] | None = None
     weights_sha256: dict[str, str] = {}
     from_cache: bool = False

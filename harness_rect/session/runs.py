@@ -42,6 +42,7 @@ from harness_rect.io.cache import ROOT, cache_folder, human, size_limit
 from harness_rect.io.checksums import ASIDE, SUMS, Damaged, check_sums, set_aside, write_sums
 from harness_rect.io.files import acquired, check_folder, expanded, folder_written_whole
 from harness_rect.io.resume import State, failing, load_state, save_state
+from harness_rect.session.base_model import BaseArguments
 from harness_rect.session.history import History, matrix_of
 from harness_rect.session.report import EditReport
 from harness_rect.validation import validated
@@ -65,6 +66,7 @@ NAME = 32
 class _Base(BaseModel):
     model: str
     dtype: str
+    arguments: BaseArguments | None = None
 
 
 class _Step(BaseModel):
@@ -92,13 +94,15 @@ class _Run(BaseModel):
 class KeptRun:
     """A finished run.
 
-    key: digest of everything that determines it. base: the model's name or folder as it was loaded, and its
-    dtype. edits: as JSON. hashes: weight -> sha256 of the edited weight, in the model's dtype.
-    history: the updates. masters: the float32 edited weights, where the history does not have all steps.
+    key: digest of everything that determines it. base: ``model``, its name or folder as it was loaded,
+    ``dtype``, and, where lm-eval's class loaded it, ``arguments``, those of
+    :class:`~harness_rect.session.base_model.BaseArguments`. edits: as JSON. hashes: weight -> sha256 of the
+    edited weight, in the model's dtype. history: the updates. masters: the float32 edited weights, where the
+    history does not have all steps.
     """
 
     key: str
-    base: Mapping[str, str]
+    base: Mapping[str, Any]
     report: EditReport
     edits: Sequence[Mapping[str, Any]]
     hashes: Mapping[str, str]
@@ -131,7 +135,7 @@ class KeptRun:
             )
             if run["format"] != FORMAT:
                 raise Damaged(f"of format {run['format']}; this harness-rect reads {FORMAT}")
-            validated(_Run, run | {"edits": edits}, "")
+            base = validated(_Run, run | {"edits": edits}, "").base.model_dump(exclude_none=True)
             names, steps, report = run["weights"], run["steps"], EditReport.read(report)
             if not 1 <= int((report.computed_on or {}).get("threads", 1)) <= MOST_THREADS:
                 raise Damaged(f"{REPORT}: computed_on: no such number of threads")
@@ -140,7 +144,7 @@ class KeptRun:
             if unknown := {name for step in steps or () for name in step["updates"]} - names.keys():
                 raise Damaged(f"{min(unknown)} is updated and not among the edited weights")
             masters = {} if steps is not None else {name: matrix_of(tensors, name) for name in names}
-            return cls(run["key"], run["base"], report, edits, names, history, masters)
+            return cls(run["key"], base, report, edits, names, history, masters)
         except OSError as error:
             raise Damaged(f"{error.strerror or error}") from None
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:

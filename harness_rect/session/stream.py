@@ -45,6 +45,7 @@ from harness_rect.models import EditableLM
 from harness_rect.models.prompt_format import PromptFormat
 from harness_rect.moments import MomentProvider, SecondMoment
 from harness_rect.processes import ALONE, Processes
+from harness_rect.session.base_model import base_arguments
 from harness_rect.session.history import History
 from harness_rect.session.replay import Differs, RoundsDifferently, replay
 from harness_rect.session.report import SCHEMA_VERSION, UNEDITED, EditReport
@@ -83,6 +84,9 @@ class EditSession:
         chat_template_args: further arguments of the chat template, such as ``enable_thinking``.
         processes: those that hold the same model; while the main one is in :meth:`run`, the others must be in
             :meth:`help`.
+        loaded_by: arguments of lm-eval's class by which the model was loaded, ``pretrained`` among them; a
+            kept run records those that decide which model it is. None: ``from_pretrained`` with the name
+            alone gives it.
 
     Attributes:
         report: the report of the last run.
@@ -101,6 +105,7 @@ class EditSession:
         add_special_tokens: bool | None = None,
         chat_template_args: Mapping[str, Any] | None = None,
         processes: Processes = ALONE,
+        loaded_by: Mapping[str, Any] | None = None,
     ) -> None:
         _check_kinds(model, tokenizer, config)
         if config.method == "none":
@@ -121,7 +126,7 @@ class EditSession:
         _refuse_shared({name: self.lm.weight(name) for name in self.weight_names})
         self.lm.processes, self.lm.changing = processes, self.weight_names
         self.report = UNEDITED
-        self._model_name = model_name
+        self._model_name, self._loaded_by = model_name, loaded_by
         self._model_is: tuple[str, str] | None = None
         self._weights = EditedWeights(self.lm, self.weight_names)
         self._moments: MomentProvider | None = None
@@ -297,7 +302,10 @@ class EditSession:
 
     def _kept_run(self, key: str, editing: Editing, report: EditReport) -> KeptRun:
         dtype = next(self.lm.model.parameters()).dtype
-        base = {"model": self.lm.model.name_or_path or "", "dtype": str(dtype).removeprefix("torch.")}
+        base: dict[str, Any] = {"model": self.lm.model.name_or_path or ""}
+        base["dtype"] = str(dtype).removeprefix("torch.")
+        if self._loaded_by is not None:
+            base |= {"model": self._loaded_by["pretrained"], "arguments": base_arguments(self._loaded_by)}
         masters = self._weights.masters if editing.history.steps is None else {}
         hashes = {name: totals.sha256 for name, totals in report.weights.items() if totals.sha256}
         return KeptRun(key, base, report, edits_as_json(self.edits), hashes, editing.history, masters)

@@ -20,9 +20,10 @@ from harness_rect.experiments.cost import cost
 from harness_rect.experiments.hub import rank_in_words
 from harness_rect.fingerprint import model_fingerprint
 from harness_rect.io.cache import parse_size, size_limit
+from harness_rect.io.checksums import write_sums
 from harness_rect.model_wrappers.edited_hf import EditedHF
 from harness_rect.session.report import EditReport
-from harness_rect.session.runs import EditCache
+from harness_rect.session.runs import EditCache, KeptRun
 
 HPARAMS = {"layers": [0, 1], "v_num_grad_steps": 2, "v_lr": 0.3, "context_templates": ["{}", "I went. {}"]}
 TOWNS = ("Ulm", "Brno", "Ghent")
@@ -103,6 +104,10 @@ def test_a_replayed_checkpoint_is_the_edited_one(made: Path, run_of, tmp_path: P
         ("gpt2-rect", ["--model", "llama"], "its weights are not those that the run was made with"),
         ("gpt2-rect", ["--edit-cache", "off", "--model", "x"], "cannot be loaded"),
         ("gpt2", [], "the kept edit run is damaged: SHA256SUMS is missing"),
+        ("gpt2-rect", ["--model-args", "revision"], "--model-args revision: expected NAME=VALUE"),
+        ("gpt2-rect", ["--model-args", "subfolder=x,device=cpu"], "--model-args device: --device names it"),
+        ("gpt2-rect", ["--model-args", "method=rome"], "--model-args method: the run says how"),
+        ("gpt2-rect", ["--model-args", "subfolder=x"], "cannot be loaded: "),
     ],
 )
 def test_what_cannot_be_replayed_is_one_line(
@@ -114,6 +119,110 @@ def test_what_cannot_be_replayed_is_one_line(
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and said in lines[0]
     assert not (tmp_path / "o").exists()
+
+
+# ------------------------------------------------------------------------------- how the base is loaded
+
+
+@pytest.fixture(scope="module")
+def below(made: Path) -> Path:
+    """``all/sub``, the model gpt2; ``runs``, with the run that edited_hf makes of it; and ``edited``."""
+    place = made / "below"
+    shutil.copytree(made / "gpt2", place / "all" / "sub")
+    editing = {"method": "rome", "edits": str(made / "facts.json"), "hparams": str(made / "hparams.json")}
+    editing |= {"edit_cache": str(place / "runs"), "save_edited": str(place / "edited"), "device": "cpu"}
+    EditedHF(str(place / "all"), subfolder="sub", **editing)
+    return place
+
+
+def run_below(below: Path, to: Path, change: Callable[[dict[str, Any]], Any] = lambda base: None) -> str:
+    """A copy of the run whose ``base`` is changed, as another program may have written it."""
+    (entry,) = EditCache(below / "runs").entries()
+    shutil.copytree(entry.path, to)
+    content = json.loads((to / "run.json").read_text())
+    change(content["base"])
+    (to / "run.json").write_text(json.dumps(content))
+    write_sums(to)
+    return str(to)
+
+
+def test_a_base_in_a_subfolder_is_loaded_as_the_run_was_made(
+    made: Path, below: Path, run_of, tmp_path: Path
+) -> None:
+    run, edited, base = run_below(below, tmp_path / "run"), load(below / "edited"), str(below / "all")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["base"]["arguments"] == {
+        "subfolder": "sub"
+    }
+    there = json.loads(Path(run_of("gpt2-none"), "run.json").read_text())
+    assert there["key"] == KeptRun.read(Path(run)).key and there["base"].keys() == {"model", "dtype"}
+
+    assert cli.main(["replay", run, "--device", "cpu", "--output", str(tmp_path / "o")]) == 0
+    assert same(load(tmp_path / "o"), edited)
+    assert export(run, tmp_path / "delta", "--format", "delta") == 0
+    model, found = loaded(tmp_path / "delta")
+    torch.testing.assert_close(model.state_dict(), edited.state_dict(), rtol=1e-5, atol=1e-8)
+    assert found["pretrained"]["base"] == base
+    card = (tmp_path / "delta" / "README.md").read_text()
+    assert "edited in `all` (subfolder=sub) by" in card and str(tmp_path) not in card
+    assert export(run, tmp_path / "adapter", "--format", "peft") == 0
+    adapter = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == f"{base}/sub"
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["recorded", "of an older version"])
+def test_the_command_line_overrides_how_the_base_is_loaded(
+    below: Path, tmp_path: Path, old: bool, capsys
+) -> None:
+    run = run_below(
+        below, tmp_path / "run", (lambda base: base.pop("arguments")) if old else lambda base: None
+    )
+
+    def replayed(*options: str) -> int:
+        shutil.rmtree(tmp_path / "o", ignore_errors=True)
+        return cli.main(["replay", run, "--device", "cpu", "--output", str(tmp_path / "o"), *options])
+
+    shutil.copytree(below / "all", moved := tmp_path / "moved")
+    assert replayed("--model", str(moved / "sub"), *([] if old else ["--model-args", "subfolder="])) == 0
+    assert replayed("--model", str(moved)) == (2 if old else 0)
+    assert replayed("--model", str(moved), "--model-args", "subfolder=sub,revision=main") == 0
+    assert replayed("--model-args", "subfolder=none_there") == 2
+    assert not (tmp_path / "o").exists() and capsys.readouterr().err.count("\nerror: ") == (2 if old else 1)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "said"),
+    [
+        (["subfolder"], "damaged: not as harness-rect writes it"),
+        ({"revision": 5}, "base.arguments.revision: Input should be a valid string"),
+        ({"subfolder": ["sub"]}, "base.arguments.subfolder"),
+        ({"add_bos_token": "perhaps"}, "base.arguments.add_bos_token"),
+        ({"tokenizer": "\0"}, "cannot be loaded: "),
+        ({"subfolder": "sub", "peft": "x"}, "whose checkpoint would hold the adapter alone"),
+        (
+            {"subfolder": "sub", "trust_remote_code": True, "device_map": "x", "save_edited": "x", "a": 1},
+            None,
+        ),
+    ],
+)
+def test_arguments_that_a_file_must_not_give_are_refused_or_ignored(
+    below: Path, tmp_path: Path, recorded: Any, said: str | None, capsys, monkeypatch
+) -> None:
+    run = run_below(below, tmp_path / "run", lambda base: base.update(arguments=recorded))
+    given: dict[str, Any] = {}
+
+    def watched(*names: Any, **arguments: Any) -> Any:
+        given.update(arguments)
+        return EditedHF(*names, **arguments)
+
+    monkeypatch.setattr("harness_rect.model_wrappers.edited_hf.EditedHF", watched)
+    status = cli.main(["replay", run, "--device", "cpu", "--output", str(tmp_path / "o")])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    if said is None:
+        assert status == 0 and lines == []
+        assert given == {"method": "none", "dtype": "float32", "device": "cpu", "subfolder": "sub"}
+    else:
+        assert status == 2 and len(lines) == 1 and said in lines[0]
+        assert not (tmp_path / "o").exists()
 
 
 # --------------------------------------------------------------------------------------------- export

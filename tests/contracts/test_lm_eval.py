@@ -350,6 +350,12 @@ def test_the_store_of_answers_is_a_sqlitedict_that_the_hook_holds(tmp_path: Path
     assert CacheHook(None).dbdict is None
 
 
+def test_arguments_of_a_model_are_read_as_by_the_command() -> None:
+    text = "subfolder=,revision='7',parallelize=True,tokenizer=a=b,token=None"
+    read: dict[str, Any] = {"subfolder": "", "revision": "7", "parallelize": True, "tokenizer": "a=b"}
+    assert compat.parsed_arguments(text) == read | {"token": None}
+
+
 def test_how_prompts_are_put_is_read_from_the_evaluation_that_runs(
     manager: KeptTasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:

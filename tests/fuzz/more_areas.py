@@ -86,6 +86,10 @@ def kept_runs(rng: random.Random, folder: Path) -> Run:
     shutil.copytree(_kept(), run)
     for path in rng.sample(sorted(run.iterdir()), rng.choice((1, 1, 2))):
         data = path.read_bytes()
+        if path.name == "run.json" and rng.random() < 0.5:  # as of edited_hf
+            made = json.loads(data)
+            made["base"]["arguments"] = {"revision": "main", "subfolder": "x", "add_bos_token": False}
+            data = hostile.as_json(made)
         if path.suffix == ".json":
             data = hostile.as_json(hostile.mutated(rng, json.loads(data), rng.choice((1, 1, 3))))
         path.write_bytes(hostile.damaged(rng, data) if path.suffix != ".json" or rng.random() < 0.1 else data)
@@ -94,8 +98,12 @@ def kept_runs(rng: random.Random, folder: Path) -> Run:
     more = rng.choice(([], [], ["--upto", rng.choice("012")], ["--rect", "0.4"]))
     name = rng.choice((["replay"], *(["export", "--format", form] for form in ("full", "peft", "delta"))))
 
+    def loaded(*names: Any, **given: Any) -> tuple[Any, Any]:
+        return copy.deepcopy(areas.tiny())
+
     def put() -> int:
-        with mock.patch("harness_rect.cli.replay.load_model", lambda arguments: copy.deepcopy(areas.tiny())):
+        here = "harness_rect.cli.replay"
+        with mock.patch(f"{here}.load_model", loaded), mock.patch(f"{here}._loaded", loaded):
             return command(*name, run, "--output", folder / "out" / "o", *more)()
 
     return _differing(put, 2)
