@@ -59,8 +59,12 @@ def template_arguments(arguments: argparse.Namespace) -> dict[str, bool]:
     return {} if given is None else {"enable_thinking": given == "true"}
 
 
-def load_model(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    """The model and tokenizer of ``--model``; one that cannot be edited is refused before it is loaded."""
+def load_model(arguments: argparse.Namespace, trust_remote_code: bool | None = None) -> tuple[Any, Any]:
+    """The model and tokenizer of ``--model``; one that cannot be edited is refused before it is loaded.
+
+    Args:
+        trust_remote_code: whether code of the model is run; None: transformers asks on a terminal.
+    """
     name = embedded.resolve_model(expanded(arguments.model))
     check_device(arguments.device, f"--device {arguments.device}")
     if arguments.dtype not in DTYPES:
@@ -68,11 +72,12 @@ def load_model(arguments: argparse.Namespace) -> tuple[Any, Any]:
     dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with load_errors(f"--model {arguments.model}"):
-        refuse_config(transformers.AutoConfig.from_pretrained(name))
+        trust = {"trust_remote_code": trust_remote_code}
+        refuse_config(transformers.AutoConfig.from_pretrained(name, **trust))
         if (found := report_beside(name)) and found.delta_of is not None:
             raise UserError(f"--model {arguments.model}: holds differences; use its base, {found.delta_of}")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **trust)
+        model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **trust)
     model.to(device)
     return model.eval(), tokenizer
 

@@ -109,8 +109,15 @@ def load_run(arguments: argparse.Namespace) -> Loaded:
             f"{arguments.key}: is of a model with peft={peft}, whose checkpoint would hold the adapter alone;"
             " merge it into the model and edit that"
         )
-    by_lm_eval = recorded is not None or bool(asked)
-    model, tokenizer = _loaded(base, loading, arguments) if by_lm_eval else load_model(arguments)
+    try:
+        if recorded is None and not asked:
+            model, tokenizer = load_model(arguments, trust_remote_code=False)
+        else:
+            model, tokenizer = _loaded(base, loading, arguments)
+    except UserError as error:
+        if "custom code" not in str(error):
+            raise
+        raise UserError(f"{error} --model-args trust_remote_code=True runs it") from None
     if model_fingerprint(model) != run.report.model_fingerprint:
         offloaded = any(weight.device.type == "meta" for weight in model.parameters())
         but = ": they are offloaded in part, and must be where they were then" if offloaded else ""

@@ -189,6 +189,27 @@ def test_the_command_line_overrides_how_the_base_is_loaded(
     assert not (tmp_path / "o").exists() and capsys.readouterr().err.count("\nerror: ") == (2 if old else 1)
 
 
+@pytest.mark.parametrize("arguments", [None, {"subfolder": "sub", "trust_remote_code": True}])
+def test_code_of_a_model_is_run_only_if_the_command_says_so(
+    below: Path, tmp_path: Path, arguments: Any, capsys
+) -> None:
+    shutil.copytree(below / "all", place := tmp_path / "all")
+    config = json.loads((file := place / "sub" / "config.json").read_text())
+    file.write_text(json.dumps(config | {"model_type": "x", "auto_map": {"AutoConfig": "x.C"}}))
+    (place / "sub" / "x.py").write_text("raise ValueError('it ran')")
+    model = str(place / "sub" if arguments is None else place)
+
+    def change(base: dict[str, Any]) -> None:
+        del base["arguments"]
+        base |= {"model": model} | ({} if arguments is None else {"arguments": arguments})
+
+    run = run_below(below, tmp_path / "run", change)
+    assert cli.main(["replay", run, "--device", "cpu", "--output", str(tmp_path / "o")]) == 2
+    out, err = capsys.readouterr()
+    assert "--model-args trust_remote_code=True runs it" in err and "it ran" not in out + err
+    assert "Do you wish" not in out
+
+
 @pytest.mark.parametrize(
     ("recorded", "said"),
     [
