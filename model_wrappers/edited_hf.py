@@ -99,10 +99,6 @@ class EditedHF(CheckingPrompts, ComparingLM):
         pretrained: as in HFLM; without it the embedded model.
         **arguments: those of :class:`~harness_rect.config.ModelArguments`, listed below, and HFLM's own.
 
-    Attributes:
-        loaded_by: its arguments, ``pretrained`` among them, where the name alone does not say which model it
-            is; else None.
-
     Raises:
         UserError: something asked for cannot be done; under the ``lm_eval`` command one line and exit
             status 2. What can be checked without weights is checked before the model is loaded.
@@ -151,7 +147,7 @@ class EditedHF(CheckingPrompts, ComparingLM):
                 arguments["device"] = "cuda" if torch.cuda.is_available() else "cpu"
             beside = _reports_beside(pretrained, arguments)
             what, loading = _base_of(pretrained, beside["pretrained"], arguments)
-            self.loaded_by = _loaded_by(pretrained, beside["pretrained"], arguments)
+            self._loaded_by = _loaded_by(pretrained, beside["pretrained"], arguments)
             if isinstance(pretrained, str) and _on_cpu(arguments):
                 Processes.launched(cuda=False)  # accelerate does so on CPUs only if it is told to use them
             with load_errors(what):
@@ -216,7 +212,7 @@ class EditedHF(CheckingPrompts, ComparingLM):
                 add_special_tokens=self.add_bos_token,
                 chat_template_args=self.chat_template_args,
                 processes=processes,
-                loaded_by=self.loaded_by,
+                loaded_by=self._loaded_by,
             )
         with processes.failing_together():
             if processes.is_main:

@@ -138,7 +138,6 @@ def make_session(lm: EditedHF, trajectory: Trajectory, n_edits: int | None = Non
         layout_name(trajectory.model.pretrained),
         add_special_tokens=lm.add_bos_token,
         chat_template_args=lm.chat_template_args,
-        loaded_by=lm.loaded_by,
     )
 
 
