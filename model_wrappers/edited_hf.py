@@ -124,6 +124,11 @@ class EditedHF(CheckingPrompts, ComparingLM):
             # self.rank is known once the model is loaded.
             is_first = os.environ.get("RANK", "0") == "0"
             output = Path(config.save_edited) if config.save_edited and is_first else None
+            if config.save_edited and (adapter := arguments.get("peft")):
+                raise UserError(
+                    f"save_edited: of a model with peft={adapter} the adapter alone would be written, without"
+                    " the edits; merge it into the model first"
+                )
             if output is not None:
                 check_output(output)
             if (

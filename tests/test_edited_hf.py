@@ -451,6 +451,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "a prefix that is no number": ({"prefix_token_id": "x"}, "model_args: prefix_token_id: .*valid integer"),
     "a prefix that is no token": ({"prefix_token_id": 10**6}, r"prefix_token_id=1000000: the model has \d+"),
     "an empty path": ({"save_edited": ""}, "save_edited: a path is empty"),
+    "a checkpoint of an adapter": ({"save_edited": "out", "peft": "lora"}, "the adapter alone would be"),
     "no such data": ({"data": "{nowhere}"}, "expected hub, tiny or a folder"),
 }
 
