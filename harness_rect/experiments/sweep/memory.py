@@ -29,8 +29,9 @@ from harness_rect.methods.contexts import BARE
 from harness_rect.methods.fact_reader import CHUNK_TOKENS
 from harness_rect.methods.ft import FtHyperParameters
 from harness_rect.methods.kn import PASS_TOKENS, KnHyperParameters
-from harness_rect.methods.memit import SAMPLED_CONTEXTS, SAMPLED_LENGTH
+from harness_rect.methods.memit import SAMPLED_CONTEXTS, SAMPLED_LENGTH, MassEditHyperParameters
 from harness_rect.methods.mend import MendHyperParameters
+from harness_rect.methods.nas import CHUNK as NAS_FACTS
 from harness_rect.methods.value_search import CPU_TOKENS, SearchHyperParameters, subject_position
 from harness_rect.models import EditableLM
 from harness_rect.models.architecture import refuse_config
@@ -226,6 +227,7 @@ class _Estimate:
 
     Attributes:
         sizes: elements of each edited weight that lies here. first: the first edited block.
+        restored: bytes of copies of all but the last edited weight, while they are edited in order.
         networks: bytes of MEND's networks. edits: some of them.
         width, target: most tokens of their prompts with the target, and of the target.
     """
@@ -259,6 +261,7 @@ class _Estimate:
         self.itemsize = next(iter(parameters.values())).itemsize
         mine = [name for name in names if name in here.parameters]
         self.sizes = [parameters[name].numel() for name in mine]
+        self.restored = self.itemsize * sum(parameters[name].numel() for name in mine if name != names[-1])
         self.first = next(
             i for i, block in enumerate(self.a.blocks) if any(name.startswith(f"{block}.") for name in names)
         )
@@ -271,9 +274,14 @@ class _Estimate:
         self.target = max(len(target) for _, target in pairs)
 
     def needed(self) -> Needed:
-        moments, solving = self._moments()
-        if isinstance(self.hparams, SearchHyperParameters):
-            method = max(self._search(), solving)
+        read, factors, solving = self._moments()
+        moments = read + factors
+        if isinstance(self.hparams, MassEditHyperParameters):
+            # In a stream of one step, nothing is factored until all values are found.
+            one_step = self.n_edits <= self.batch
+            method = max(self._search(self.batch) - factors * one_step, self.restored + solving)
+        elif isinstance(self.hparams, SearchHyperParameters):
+            method = self.restored + max(self._search(1), solving)
         else:
             method = self._gradients()
         dense = 4 * sum(self.sizes) + TRIMMING * max(self.sizes, default=0)
@@ -281,9 +289,11 @@ class _Estimate:
         step = max(method, dense, self._measuring()) + self.here.moving
         here = [p for n, p in self.lm.model.named_parameters() if n in self.here.parameters]
         weights = sum(p.numel() * p.itemsize for p in here)
-        # The fingerprint of the model is taken before there are copies.
-        fingerprint = FINGERPRINT * min(CHUNK, max((p.numel() for p in here), default=0))
-        step = max(step, fingerprint - copies - self.networks - moments)
+        # Before there are copies, the fingerprint of the model is taken, and the usual norm for NAS measured.
+        first = FINGERPRINT * min(CHUNK, max((p.numel() for p in here), default=0))
+        if getattr(self.hparams, "nas", False) and self.hparams.nas_norm is None:
+            first = max(first, read + self._search(NAS_FACTS, read_in_contexts=False))
+        step = max(step, first - copies - self.networks - moments)
         return Needed(weights, copies + self.networks, moments, step)
 
     # -- parts, in bytes ----------------------------------------------------------------------------
@@ -316,8 +326,8 @@ class _Estimate:
         sequences = min(BATCH_SEQUENCES, prompts)
         return sequences * self.width * self._forward(fused=False) + self._logits(sequences * self.target)
 
-    def _search(self) -> int:
-        """Reading keys, and the search for the values of as many facts as are searched together."""
+    def _search(self, asked: int, read_in_contexts: bool = True) -> int:
+        """Reading keys, and the search for the values of as many of the facts as are searched together."""
         h: Any = self.hparams
         templates = _templates(h)
         context = max(len(self.lm.encoder.tokens(template.replace(BARE, ""))) for template in templates)
@@ -328,15 +338,18 @@ class _Estimate:
         )
         # A GPU takes as many facts at a time as fit in its free memory.
         limit = 0 if self.device.type == "cuda" else CPU_TOKENS
-        facts = max(1, min(self.batch, limit // (contexts * width)))
+        facts = max(1, min(asked, limit // (contexts * width)))
         rows, later = facts * contexts, self._blocks_from(layer)
         config = self.lm.model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         kept = 2 * heads * head * self.itemsize  # keys and values of a token in a block
-        first = rows * width * (len(self.here.blocks) * kept + self._forward())
+        # The next facts' first pass runs before what was kept of these is freed.
+        still = rows * width * later * kept if facts < asked else 0
+        first = still + rows * width * (len(self.here.blocks) * kept + self._forward())
         steps = rows * width * later * kept + rows * behind * later * self._backward()
-        reading = min(CHUNK_TOKENS, self.batch * contexts * width) * self._forward()
+        read = asked * width * (contexts if read_in_contexts else 1)
+        reading = min(CHUNK_TOKENS, read) * self._forward()
         return max(reading, max(first, steps) + self._logits(rows * self.target))
 
     def _gradients(self) -> int:
@@ -354,19 +367,21 @@ class _Estimate:
     def _blocks_from(self, layer: int) -> int:
         return sum(block >= layer for block in self.here.blocks)
 
-    def _moments(self) -> tuple[int, int]:
-        """(what stays from step to step, what factoring takes beside)."""
+    def _moments(self) -> tuple[int, int, int]:
+        """(sums that are read, factors and keys that stay from step to step, what factoring takes beside)."""
         if self.hparams is None:
-            return 0, 0
+            return 0, 0, 0
         layers = [n for n in self.method.needs_statistics(self.hparams) if n in self.here.blocks]
         matrix = 8 * self.a.d_mlp**2
         if not layers and len(self.here.blocks) < self.a.n_layers:
-            return 0, 0
+            return 0, 0, 0
         alphaedit = isinstance(self.hparams, AlphaEditHyperParameters)
         stays = len(layers) * matrix
         if alphaedit or getattr(self.hparams, "history", "none") == "keys":
             stays += 2 * 8 * self.a.d_mlp * min(self.n_edits, self.a.d_mlp)
-        return stays, (3 if alphaedit else 1) * matrix if layers else 0
+        read = len(layers) * matrix // 2 if self.device.type == "cpu" else 0  # in float32, in main memory
+        # C, and for its condition or its eigenvectors two more.
+        return read, stays, 3 * matrix if layers else 0
 
 
 def _templates(hparams: Any) -> list[str]:
