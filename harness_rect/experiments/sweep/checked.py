@@ -14,11 +14,13 @@ import torch
 from harness_rect.edits import EditStream, fingerprint
 from harness_rect.errors import UserError
 from harness_rect.experiments.sweep.evaluate import Evaluator, QuietHF, read_results
+from harness_rect.experiments.sweep.memory import device_of
 from harness_rect.experiments.sweep.networks import are_trained
 from harness_rect.experiments.sweep.plan import Evaluation, ModelEntry, Plan, SweepConfig, Trajectory
 from harness_rect.fingerprint import computation_digest, model_fingerprint
 from harness_rect.machine import computed_on
 from harness_rect.model_wrappers.edited_hf import EditedHF
+from harness_rect.models.load import check_device
 from harness_rect.moments.layout import layout_name
 from harness_rect.session import EditSession
 
@@ -113,9 +115,10 @@ def load_model(entry: ModelEntry, config: SweepConfig) -> QuietHF:
     Raises:
         UserError: it cannot be loaded.
     """
-    settings = {"batch_size": str(config.batch_size), "device": config.device}
+    check_device(device := device_of(entry, config), f"device={device}")  # lm-eval takes a CPU for cuda:0
+    settings = {"batch_size": str(config.batch_size), "device": str(device), "method": "none"}
     try:
-        return QuietHF.create_from_arg_obj(entry.arguments | {"method": "none"} | config.prompts, settings)
+        return QuietHF.create_from_arg_obj(entry.arguments | settings | config.prompts)
     except (AssertionError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, UserError | torch.OutOfMemoryError):
             raise

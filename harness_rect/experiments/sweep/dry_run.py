@@ -116,7 +116,9 @@ def _show_memory(plan: Plan, console: Console) -> dict[str, int]:
                     table.add_row(f"{entry.label} {label}", *map(_size, parts))
                 table.add_section()
     for device, table in tables.items():
-        table.add_row(f"free on {device}", "", "", "", "", _size(free_on(device)))
+        free = free_on(device)
+        told = ("", "", "", "", "not known" if free is None else _size(free))
+        table.add_row(f"free on {device}{', which is not here' if free is None else ''}", *told)
         console.print(table)
     return found
 
@@ -141,7 +143,7 @@ def _check_room(entry: ModelEntry, weights: int, device: torch.device) -> None:
     where, free = str(device), free_on(device)
     if {"parallelize", "device_map"} & entry.arguments.keys():
         where, free = "all devices", sum(get_max_memory().values())
-    if weights > free:
+    if free is not None and weights > free:
         raise UserError(f"{entry.pretrained} takes {_size(weights)}, and {_size(free)} are free on {where}")
 
 

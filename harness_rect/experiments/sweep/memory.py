@@ -35,7 +35,7 @@ from harness_rect.methods.nas import CHUNK as NAS_FACTS
 from harness_rect.methods.value_search import CPU_TOKENS, SearchHyperParameters, subject_position
 from harness_rect.models import EditableLM
 from harness_rect.models.architecture import refuse_config
-from harness_rect.models.load import load_errors
+from harness_rect.models.load import check_device, load_errors
 from harness_rect.models.prompt_format import PromptFormat
 
 #: Edits whose prompts are looked at.
@@ -106,13 +106,25 @@ def skeleton(
 
 
 def device_of(entry: ModelEntry, config: SweepConfig) -> torch.device:
-    """Where a sweep puts a model."""
+    """Where a sweep puts a model.
+
+    Raises:
+        UserError: torch knows no such device.
+    """
     usual = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(entry.arguments.get("device") or config.device or usual)
+    asked = entry.arguments.get("device") or config.device or usual
+    try:
+        return torch.device(asked)
+    except (RuntimeError, TypeError):
+        raise UserError(f"device: {asked}: expected cpu, cuda, cuda:1, mps") from None
 
 
-def free_on(device: torch.device) -> int:
-    """Bytes of memory that are free on a device."""
+def free_on(device: torch.device) -> int | None:
+    """Bytes of memory that are free on a device; None for one that is not here."""
+    try:
+        check_device(device, "device")
+    except UserError:
+        return None
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available

@@ -330,25 +330,32 @@ def test_a_training_step_is_timed_without_leaving_anything(trained) -> None:
     assert not trained and not list(Path().iterdir())
 
 
-@pytest.mark.parametrize("too_large", [False, True])
+@pytest.mark.parametrize("lacks", ["memory", "weights", "device"])
 def test_a_dry_run_of_a_model_that_cannot_be_loaded_says_what_it_needs(
-    too_large: bool, capsys, monkeypatch, place: Path
+    lacks: str, capsys, monkeypatch, place: Path
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    model = "rect-tiny"
-    if too_large:
+    model, device, reason = "rect-tiny", "cpu", "cannot be loaded"
+    if lacks == "memory":
         monkeypatch.setattr(dry_run, "free_on", lambda device: 1024)
         reason = "rect-tiny takes 5.7 MiB, and 0.0 MiB are free on cpu"
+    elif lacks == "device":
+        device, reason = "cuda:99", "device=cuda:99: cannot be used here: "
     else:
         model = str(place / "shape")
         folder = embedded.resolve_model("rect-tiny")
         transformers.AutoConfig.from_pretrained(folder).save_pretrained(model)
         transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(model)
-        reason = "cannot be loaded"
-    Path("rome.yaml").write_text(yaml.safe_dump(MEND | {"methods": ["rome"], "models": [model]}))
+    given = {"methods": ["rome"], "models": [model], "device": device}
+    Path("rome.yaml").write_text(yaml.safe_dump(MEND | given))
     assert cli.main(["sweep", "rome.yaml", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "requests and seconds need its weights in memory" in out and reason in out
     assert "5.7 MiB" in out  # the memory it needs is told all the same
     [row] = [line for line in out.splitlines() if "/rome/order0" in line]
     assert [cell.strip() for cell in row.split("│")[2:6]] == ["2", "2", "-", "-"]
+    assert (f"free on {device}, which is not here" in out) == (lacks == "device")
+    if lacks != "memory":  # and a run ends with the same line
+        assert cli.main(["sweep", "rome.yaml"]) == 2
+        [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert reason in line
