@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import get_max_memory
 from lm_eval.models.huggingface import HFLM
 from pydantic import BaseModel, Field
 from torch import Tensor
@@ -150,6 +151,8 @@ class EditedHF(CheckingPrompts, ComparingLM):
             _check_before_loading(pretrained, editing, arguments)
             if arguments.get("device") is None:  # HFLM's own default is a GPU, there or not
                 arguments["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+            if arguments.get("parallelize") and not torch.cuda.is_available():
+                arguments |= _without_gpus(arguments)
             beside = _reports_beside(pretrained, arguments)
             what, loading = _base_of(pretrained, beside["pretrained"], arguments)
             self._loaded_by = _loaded_by(pretrained, beside["pretrained"], arguments)
@@ -425,6 +428,12 @@ def _on_cpu(arguments: Mapping[str, Any]) -> bool:
     device = str(arguments["device"])
     without_gpu = device.startswith("cuda") and not torch.cuda.is_available()  # as the command's own default
     return arguments.get("tp_plan") is None and (device == "cpu" or without_gpu)
+
+
+def _without_gpus(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of ``parallelize`` where there is no GPU: HFLM would leave main memory out."""
+    room = arguments.get("max_cpu_memory") or get_max_memory()["cpu"]
+    return {"device": "cpu", "max_cpu_memory": room}
 
 
 def _is_floating(dtype: Any) -> bool:

@@ -479,6 +479,26 @@ def test_what_cannot_be_done_is_one_line_and_status_2(
     assert capsys.readouterr().err.splitlines()[-1] == f"error: {error.value}"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is about machines without a GPU")
+def test_parallelize_without_a_gpu_keeps_in_main_memory_what_fits(arguments, tmp_path: Path) -> None:
+    def edited(**more: Any) -> EditedHF:
+        given = {"edit_cache": str(tmp_path / str(len(more))), "offload_folder": str(tmp_path / "disk")}
+        return EditedHF(**arguments(**given, **more), device="cuda:0")  # lm_eval's own default
+
+    whole, spread = edited(), edited(parallelize=True)
+    blocks = dict(whole.model.transformer.h.named_children())
+    places = dict.fromkeys(("transformer.wte", "transformer.wpe", "transformer.ln_f", "lm_head"), "cpu")
+    places |= {f"transformer.h.{i}": "disk" if int(i) else "cpu" for i in blocks}
+    partly = edited(parallelize=True, device_map=places)
+    weights = [model.edit_report.weights for model in (whole, spread, partly)]
+    assert [model.device.type for model in (whole, spread, partly)] == ["cpu"] * 3
+    assert {p.device.type for p in spread.model.parameters()} == {"cpu"}
+    assert {p.device.type for p in partly.model.parameters()} == {"cpu", "meta"}
+    assert len({one.sha256 for of in weights for one in of.values()}) == 1
+    with pytest.raises(UserError, match=r"h\.0\.mlp.* is offloaded.*\(without a GPU max_cpu_memory\)"):
+        edited(parallelize=True, device_map=places | {"transformer.h.0": "disk"}, dtype="float32")
+
+
 def test_answers_in_lm_evals_cache_are_of_one_models_weights(make_model, tokenizer, tmp_path: Path) -> None:
     for name, seed in (("one", 0), ("other", 1)):
         make_model("gpt2", seed=seed).save_pretrained(tmp_path / name)

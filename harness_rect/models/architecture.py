@@ -193,10 +193,19 @@ def locate(model: PreTrainedModel) -> Architecture:
     )
 
 
+def offloaded(name: str) -> UserError:
+    """The error of a weight that lies on a disk, or in main memory while it is computed elsewhere."""
+    return UserError(
+        f"{name} is offloaded, and what is edited must stay in memory, as must the input embedding: raise"
+        " max_memory_per_gpu (without a GPU max_cpu_memory), leave parallelize out, or give in Python a"
+        " device_map that has a device for each of these modules"
+    )
+
+
 def check_floating(weight: torch.Tensor, name: str) -> None:
     """Refuse a weight that arithmetic cannot change in place (integer storage, or offloaded to meta)."""
     if weight.device.type == "meta":
-        raise UserError(f"{name} is offloaded and has no memory to edit; load the model without offloading")
+        raise offloaded(name)
     if not weight.dtype.is_floating_point or weight.dtype.itemsize < 2:
         raise UserError(
             f"{name} has dtype {weight.dtype}; editing needs float32, bfloat16 or float16 weights"

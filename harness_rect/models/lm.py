@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness_rect.errors import UserError
-from harness_rect.models.architecture import check_floating, is_transposed, locate
+from harness_rect.models.architecture import check_floating, is_transposed, locate, offloaded
 from harness_rect.models.prompt_format import ChatTemplate, PromptFormat
 from harness_rect.processes import ALONE, Processes
 
@@ -164,7 +164,7 @@ class EditableLM:
     def input_device(self) -> torch.device:
         device = next(self.model.get_input_embeddings().parameters()).device
         if device.type == "meta":
-            raise UserError("the input embedding is offloaded; load the model so that it stays in memory")
+            raise offloaded("the input embedding")
         return device
 
     def down_projection(self, layer: int) -> nn.Module:
