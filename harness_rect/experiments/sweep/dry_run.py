@@ -16,7 +16,15 @@ from harness_rect.experiments.sweep.checked import Checked, by_row, load_model, 
 from harness_rect.experiments.sweep.clock import Timing
 from harness_rect.experiments.sweep.display import duration
 from harness_rect.experiments.sweep.evaluate import Evaluator, prompt_format
-from harness_rect.experiments.sweep.memory import device_of, free_on, needed, parts_of, skeleton, weights_of
+from harness_rect.experiments.sweep.memory import (
+    device_of,
+    free_on,
+    needed,
+    parts_of,
+    scored_token,
+    skeleton,
+    weights_of,
+)
 from harness_rect.experiments.sweep.networks import are_trained, seconds_of_a_step
 from harness_rect.experiments.sweep.plan import Evaluation, ModelEntry, Plan, Trajectory
 from harness_rect.io.progress import logging_only
@@ -25,6 +33,8 @@ from harness_rect.models import EditableLM
 
 #: Documents of each task that a dry run evaluates to estimate the time, if there are no earlier runs.
 PROBE_DOCUMENTS = 8
+#: Tokens of each sequence of a batch for which the memory of evaluating is told.
+TOKENS = 100
 
 
 def show_dry_run(plan: Plan, timing: Timing, console: Console) -> None:
@@ -99,7 +109,7 @@ def show_dry_run(plan: Plan, timing: Timing, console: Console) -> None:
 
 
 def _show_memory(plan: Plan, console: Console) -> dict[str, int]:
-    """Print the memory that each series needs on each device; label of a model -> bytes of its weights."""
+    """Print the memory that each series, and evaluating, needs; label of a model -> bytes of its weights."""
     tables: dict[torch.device, Table] = {}
     found: dict[str, int] = {}
     for entry in plan.config.models:
@@ -114,6 +124,9 @@ def _show_memory(plan: Plan, console: Console) -> dict[str, int]:
                     need = needed(lm, trajectory, plan.config, device, part)
                     parts = (need.weights, need.copies, need.moments, need.step, need.total)
                     table.add_row(f"{entry.label} {label}", *map(_size, parts))
+                batch = int(size) if (size := str(plan.config.batch_size)).isdecimal() else 1
+                evaluating = _size(scored_token(lm, part) * TOKENS * batch)
+                table.add_row(f"{entry.label}, evaluating {batch} x {TOKENS} tokens", *"   ", evaluating, "")
                 table.add_section()
     for device, table in tables.items():
         free = free_on(device)
@@ -124,7 +137,7 @@ def _show_memory(plan: Plan, console: Console) -> dict[str, int]:
 
 
 def _memory_table(device: torch.device) -> Table:
-    table = Table(title=f"memory on {device}, without lm-eval's batches")
+    table = Table(title=f"memory on {device}; the totals are those of editing")
     headings = ("weights", "copies of edited weights", "second moments, keys", "largest step", "total")
     table.add_column("", overflow="fold")
     for heading in headings:

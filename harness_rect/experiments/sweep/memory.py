@@ -1,8 +1,8 @@
 """How much memory a trajectory needs on each of its devices, from the model's configuration alone.
 
 What one token takes in a forward pass, and what a block keeps of it for a backward pass, was measured on
-GPT-2's and Llama's blocks with torch's profiler; attention is taken to be fused. Allocators, libraries and
-the batches of lm-eval come on top.
+GPT-2's and Llama's blocks with torch's profiler; attention is taken to be fused. Allocators and libraries
+come on top.
 """
 
 from __future__ import annotations
@@ -234,7 +234,55 @@ def needed(
     return _Estimate(lm, trajectory, config, device, part or parts_in(lm, {"": device})[device]).needed()
 
 
-class _Estimate:
+def scored_token(lm: EditableLM, part: Part) -> int:
+    """Bytes that lm-eval takes on a device for each token of a batch that it scores, padding included.
+
+    While a batch is computed, the log-probabilities of the one before are kept. What is generated takes less.
+    """
+    passes = _Passes(lm, part)
+    row = passes.itemsize * lm.model.config.get_text_config().vocab_size if part.head else 0
+    return max(row + len(part.blocks) * passes.kept() + passes.forward(fused=False), 3 * row)
+
+
+class _Passes:
+    """Bytes of forward and backward passes of a model, or of the part of it that is here."""
+
+    def __init__(self, lm: EditableLM, here: Part) -> None:
+        self.lm, self.a, self.here = lm, lm.architecture, here
+        self.itemsize = next(iter(lm.model.parameters())).itemsize
+
+    def forward(self, fused: bool = True) -> int:
+        """Of a token in a pass without gradients."""
+        if not self.here.blocks:
+            return 0
+        return (4 * self.a.d_model + self._mlp(fused, 2) * self.a.d_mlp) * self.itemsize
+
+    def backward(self, fused: bool = True) -> int:
+        """Of a token, for each block, what is kept for a backward pass to an input."""
+        return (6 * self.a.d_model + self._mlp(fused, 1) * self.a.d_mlp) * self.itemsize
+
+    def kept(self) -> int:
+        """Keys and values of a token in a block."""
+        config = self.lm.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return 2 * heads * head * self.itemsize
+
+    def logits(self, places: int) -> int:
+        """The model's own and float32 copies of them."""
+        if not self.here.head:
+            return 0
+        return places * self.lm.model.config.get_text_config().vocab_size * (self.itemsize + 12)
+
+    def _mlp(self, fused: bool, plain: int) -> int:
+        """How many tensors of the MLP's width there are."""
+        if len(self.a.mlp_matrices[0]) > 2 or self.a.first_projections[0].endswith("gate_up_proj"):
+            return 3
+        stepwise = any(type(module) in STEPWISE_GELU for module in self.lm.model.modules())
+        return 4 if stepwise and not fused else plain
+
+
+class _Estimate(_Passes):
     """The numbers that decide it.
 
     Attributes:
@@ -252,7 +300,8 @@ class _Estimate:
         device: torch.device,
         here: Part,
     ) -> None:
-        self.lm, self.a, self.device, self.here = lm, lm.architecture, device, here
+        super().__init__(lm, here)
+        self.device = device
         self.n_edits = len(trajectory.edits)
         self.batch = min(trajectory.config.edit_batch_size, self.n_edits)
         self.method = METHODS[trajectory.config.method]
@@ -270,7 +319,6 @@ class _Estimate:
             else:
                 names = self.method.weights(lm, self.hparams)
         parameters = dict(lm.model.named_parameters())
-        self.itemsize = next(iter(parameters.values())).itemsize
         mine = [name for name in names if name in here.parameters]
         self.sizes = [parameters[name].numel() for name in mine]
         self.restored = self.itemsize * sum(parameters[name].numel() for name in mine if name != names[-1])
@@ -308,35 +356,10 @@ class _Estimate:
         step = max(step, first - copies - self.networks - moments)
         return Needed(weights, copies + self.networks, moments, step)
 
-    # -- parts, in bytes ----------------------------------------------------------------------------
-
-    def _forward(self, fused: bool = True) -> int:
-        """Of a token in a pass without gradients."""
-        if not self.here.blocks:
-            return 0
-        return (4 * self.a.d_model + self._mlp(fused, 2) * self.a.d_mlp) * self.itemsize
-
-    def _backward(self, fused: bool = True) -> int:
-        """Of a token, for each block, what is kept for a backward pass to an input."""
-        return (6 * self.a.d_model + self._mlp(fused, 1) * self.a.d_mlp) * self.itemsize
-
-    def _mlp(self, fused: bool, plain: int) -> int:
-        """How many tensors of the MLP's width there are."""
-        if len(self.a.mlp_matrices[0]) > 2 or self.a.first_projections[0].endswith("gate_up_proj"):
-            return 3
-        stepwise = any(type(module) in STEPWISE_GELU for module in self.lm.model.modules())
-        return 4 if stepwise and not fused else plain
-
-    def _logits(self, places: int) -> int:
-        """The model's own and float32 copies of them."""
-        if not self.here.head:
-            return 0
-        return places * self.lm.model.config.get_text_config().vocab_size * (self.itemsize + 12)
-
     def _measuring(self) -> int:
         prompts = sum(1 + len(edit.paraphrases) + len(edit.neighborhood) for edit in self.edits)
         sequences = min(BATCH_SEQUENCES, prompts)
-        return sequences * self.width * self._forward(fused=False) + self._logits(sequences * self.target)
+        return sequences * self.width * self.forward(fused=False) + self.logits(sequences * self.target)
 
     def _search(self, asked: int, read_in_contexts: bool = True) -> int:
         """Reading keys, and the search for the values of as many of the facts as are searched together."""
@@ -352,17 +375,14 @@ class _Estimate:
         limit = 0 if self.device.type == "cuda" else CPU_TOKENS
         facts = max(1, min(asked, limit // (contexts * width)))
         rows, later = facts * contexts, self._blocks_from(layer)
-        config = self.lm.model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        kept = 2 * heads * head * self.itemsize  # keys and values of a token in a block
+        kept = self.kept()
         # The next facts' first pass runs before what was kept of these is freed.
         still = rows * width * later * kept if facts < asked else 0
-        first = still + rows * width * (len(self.here.blocks) * kept + self._forward())
-        steps = rows * width * later * kept + rows * behind * later * self._backward()
+        first = still + rows * width * (len(self.here.blocks) * kept + self.forward())
+        steps = rows * width * later * kept + rows * behind * later * self.backward()
         read = asked * width * (contexts if read_in_contexts else 1)
-        reading = min(CHUNK_TOKENS, read) * self._forward()
-        return max(reading, max(first, steps) + self._logits(rows * self.target))
+        reading = min(CHUNK_TOKENS, read) * self.forward()
+        return max(reading, max(first, steps) + self.logits(rows * self.target))
 
     def _gradients(self) -> int:
         """Of the other methods: a backward pass through the blocks from the first edited one on."""
@@ -374,7 +394,7 @@ class _Estimate:
             beside = 5 * 4 * sum(self.sizes)  # gradients, Adam's two, and copies
         else:
             beside = 3 * 4 * tokens * len(self.sizes) * (self.a.d_model + self.a.d_mlp)  # x and g
-        return tokens * blocks * self._backward(fused=False) + beside
+        return tokens * blocks * self.backward(fused=False) + beside
 
     def _blocks_from(self, layer: int) -> int:
         return sum(block >= layer for block in self.here.blocks)

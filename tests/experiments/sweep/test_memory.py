@@ -14,8 +14,17 @@ from support.several_devices import Counted, SeveralDevices, over_devices
 
 from harness_rect import embedded
 from harness_rect.errors import UserError
-from harness_rect.experiments.sweep.memory import Part, needed, parts_in, parts_of, skeleton, weights_of
+from harness_rect.experiments.sweep.memory import (
+    Part,
+    needed,
+    parts_in,
+    parts_of,
+    scored_token,
+    skeleton,
+    weights_of,
+)
 from harness_rect.experiments.sweep.plan import ModelEntry, SweepConfig, make_plan
+from harness_rect.model_wrappers.edited_hf import EditedHF
 from harness_rect.session import EditSession
 
 sys.path.insert(0, str(Path(__file__).parents[3]))  # the benchmarks are not installed
@@ -128,6 +137,21 @@ def test_parallelize_puts_a_model_where_accelerate_does() -> None:
     assert (parts[first].blocks, parts[CPU].blocks) == (blocks, []) and parts[CPU].parameters
     on_disk = parts_in(lm, {"": 1, "transformer.h.5": "disk"})
     assert list(on_disk) == [second] and on_disk[second].blocks == blocks and on_disk[second].moving
+
+
+@pytest.mark.parametrize(("model", "dtype"), [("rect-tiny", "bfloat16"), ("rect-tiny-llama", "float32")])
+@pytest.mark.parametrize("size", [4, 16])
+def test_lm_evals_batches_are_within_15_percent_of_what_torch_counts(
+    model: str, dtype: str, size: int
+) -> None:
+    lm = EditedHF(model, method="none", device="cpu", batch_size=size, dtype=dtype)
+    length = 32  # of prompt and target, of which the last token is not read
+    ids = torch.randint(1, 1000, (3 * size, length), generator=torch.Generator().manual_seed(0)).tolist()
+    requests = [((str(row), ""), row[:-2], row[-2:]) for row in ids]
+    scored = peak_allocated(lambda: lm._loglikelihood_tokens(requests, disable_tqdm=True), "cpu")
+    meta = skeleton(entry(pretrained=model, dtype=dtype))
+    told = scored_token(meta, parts_in(meta, {"": CPU})[CPU]) * size * (length - 1)
+    assert told == pytest.approx(scored, rel=0.15)
 
 
 def test_it_follows_dtype_and_shape(tmp_path) -> None:

@@ -312,6 +312,7 @@ def test_a_dry_run_tells_memory_and_the_time_of_a_training(trained, capsys, monk
     out = capsys.readouterr().out
     assert not trained and not Path("out").exists()
     assert "memory on cpu" in out and "rect-tiny mend" in out and "free on cpu" in out
+    assert "rect-tiny, evaluating 8 x 100 tokens" in out
     [training] = [line for line in out.splitlines() if "training MEND, at most 3 steps" in line]
     assert training.split("│")[-2].strip() == "300"
     assert "rect-tiny-llama: without the time of edits with MEND" in out
