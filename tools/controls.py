@@ -354,7 +354,7 @@ def _single(single: Mapping[str, Sequence[Mapping[str, str]]]) -> list[str]:
             "Reliability of the edits `tiny[100:300]`, each on the unedited model (`batch10`: in batches of"
             " ten).",
             _across(single, lambda row: _with_half(row, "reliability")),
-            "### What a mask does that a scale does not",
+            "### What is left of single updates",
             "Of the same updates: norm of dW' / norm of dW; the share of the kept elements whose weight is"
             " smaller than the median; the overlap of dW' with the leading direction of dW; the share of the"
             " norm of dW' outside its own leading direction. `harness_rect.experiments.masks` defines them.",
