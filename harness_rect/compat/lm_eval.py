@@ -185,7 +185,7 @@ def request_fields(task: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parsed_arguments(text: str) -> dict[str, Any]:
-    """``NAME=VALUE,...`` with numbers, booleans and None, as lm-eval's command reads ``--model_args``."""
+    """``NAME=VALUE,...`` with numbers and booleans, as lm-eval's command reads ``--model_args``."""
     return dict(simple_parse_args_string(text))
 
 

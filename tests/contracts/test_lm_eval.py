@@ -351,9 +351,9 @@ def test_the_store_of_answers_is_a_sqlitedict_that_the_hook_holds(tmp_path: Path
 
 
 def test_arguments_of_a_model_are_read_as_by_the_command() -> None:
-    text = "subfolder=,revision='7',parallelize=True,tokenizer=a=b,token=None"
-    read: dict[str, Any] = {"subfolder": "", "revision": "7", "parallelize": True, "tokenizer": "a=b"}
-    assert compat.parsed_arguments(text) == read | {"token": None}
+    text = "subfolder=,revision=7,parallelize=True,tokenizer=a=b"
+    read: dict[str, Any] = {"subfolder": "", "revision": 7, "parallelize": True, "tokenizer": "a=b"}
+    assert compat.parsed_arguments(text) == read  # 0.5.0.dev1 reads neither quotes nor None
 
 
 def test_how_prompts_are_put_is_read_from_the_evaluation_that_runs(
