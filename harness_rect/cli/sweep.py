@@ -70,7 +70,5 @@ def run(arguments: argparse.Namespace) -> None:
             None if arguments.output is None else expanded(arguments.output),
             models,
             shard=None if arguments.shard is None else Shard.parse(arguments.shard),
-            ray=Resources(1 if arguments.cpus is None else arguments.cpus, arguments.gpus)
-            if arguments.backend == "ray"
-            else None,
+            ray=Resources(arguments.cpus or 1, arguments.gpus) if arguments.backend == "ray" else None,
         )

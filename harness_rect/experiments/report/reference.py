@@ -117,9 +117,10 @@ class Row:
             measured = "Manhattan distance"
         elif self.metric in self.published.weights:
             measured = f"delta > {self.metric}"
+        elif self.task:
+            measured = f"{task_title(self.task)}, {self.metric}"
         else:
-            of = task_title(self.task) if self.task else f"of {count(self.facts, 'fact')}"
-            measured = f"{of}, {self.metric}" if self.task else f"{self.metric} {of}"
+            measured = f"{self.metric} of {count(self.facts, 'fact')}"
         difference = self.ours.value - self.theirs
         return [
             setting,
